@@ -1,0 +1,1 @@
+"""The Latent Inpainting Transformer: the model, and how it runs on a stream."""

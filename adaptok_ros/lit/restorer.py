@@ -1,0 +1,97 @@
+"""LIT as it runs on a stream: the window of held grids, and the engine behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptok_ros.engines import create_engine
+from adaptok_ros.models import ModelError, find_model, read_description
+from adaptok_ros.receiver import AGE_LIMIT, Receiver
+
+
+class Restorer:
+    """Restores the positions that were not sent, frame by frame, at constant cost.
+
+    Its state is the window of the last T held grids, keep masks and ages, padded so that the
+    attention windows tile it.
+    """
+
+    def __init__(self, tokenizer: str, backend: str = 'auto', threads: int = 0) -> None:
+        """Load the LIT in a tokenizer's folder.
+
+        :raises ModelError: there is none, or it was made for another tokenizer
+        :raises EngineError: the backend cannot run it
+        """
+        folder = find_model(tokenizer)
+        description = self._describe(folder)
+        self.tokenizer = str(description['tokenizer'])
+        self._frames = int(description['frames'])
+        self._multiple = int(description['window'])
+        self.channels = int(description['channels'])
+        self._engine = create_engine(folder / 'lit.onnx', backend, threads)
+        self.backend = self._engine.backend
+        self.device = self._engine.device
+        self._held = np.empty((0, 0, 0, 0, 0), np.float32)
+        self._kept = np.empty((0, 0, 0, 0), np.float32)
+        self._age = np.empty((0, 0, 0, 0), np.float32)
+        self._tau = np.zeros(1, np.float32)
+        self._epoch: int | None = None
+
+    @staticmethod
+    def _describe(folder: Path) -> dict[str, Any]:
+        if not (folder / 'lit.json').is_file():
+            raise ModelError(f'{folder}: no lit.json, so no LIT for this tokenizer; use mode hold')
+        description = read_description(folder, 'lit.json')
+        missing = {'tokenizer', 'frames', 'window', 'channels'} - description.keys()
+        if missing:
+            raise ModelError(f"{folder}/lit.json: no field {', '.join(sorted(missing))}")
+        return description
+
+    def observe(self, receiver: Receiver) -> None:
+        """Append what the receiver holds after its last packet to the window.
+
+        The receiver accepts only :attr:`tokenizer` and :attr:`channels`. A new epoch or
+        another grid begins a new window, filled with that one state.
+        """
+        packet = receiver.last
+        assert packet is not None
+        rows, columns = packet.grid_height, packet.grid_width
+        padded = (-(-rows // self._multiple), -(-columns // self._multiple))
+        shape = (1, self._frames, padded[0] * self._multiple, padded[1] * self._multiple)
+        fresh = self._kept.shape != shape
+        if fresh:
+            self._held = np.zeros((*shape, packet.channels), np.float32)
+            self._kept = np.zeros(shape, np.float32)
+            self._age = np.full(shape, AGE_LIMIT, np.float32)
+        if fresh or packet.epoch != self._epoch:
+            self._epoch = packet.epoch
+            slots = slice(None)
+            self._kept.fill(0.0)
+        else:
+            for window in (self._held, self._kept, self._age):
+                window[0, :-1] = window[0, 1:]
+            slots = slice(-1, None)
+        self._held[0, slots, :rows, :columns] = receiver.held
+        self._age[0, slots, :rows, :columns] = receiver.age
+        self._kept[0, -1, :rows, :columns] = receiver.kept
+        self._tau[0] = packet.tau
+
+    def restore(self) -> NDArray[np.float32]:
+        """Latents after the last observation, ``[H, W, C]`` of the padded grid, a view.
+
+        Sent positions are bit for bit what was sent; elsewhere
+        ``mean_c |restored - held| <= tau`` up to float rounding.
+        """
+        outputs = self._engine.run(
+            {'held': self._held, 'kept': self._kept, 'age': self._age, 'tau': self._tau}
+        )
+        latents: NDArray[np.float32] = outputs['latents'][0]
+        return latents
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()

@@ -1,0 +1,191 @@
+"""One frame of the token stream: its fields, payload encodings and checks.
+
+The fields are those of ``msg/SparseTokens.msg``, with the header as ``stamp`` and
+``frame_id``. Packets from a network or a file are untrusted: :func:`check` before use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_VALUES = 1 << 26
+"""Largest grid (H * W * C values, 256 MiB as float32) that a packet may announce."""
+
+
+class Payload(enum.IntEnum):
+    """Encoding of token values; the numbers are those of the message."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    INT8 = 2
+
+
+VALUE_TYPES = {
+    Payload.FLOAT32: np.dtype('<f4'),
+    Payload.FLOAT16: np.dtype('<f2'),
+    Payload.INT8: np.dtype('i1'),
+}
+
+
+class PacketError(ValueError):
+    """A packet that must not be used: names the field, its value and what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f'packet field {field} is {value}; allowed: {allowed}')
+        self.field = field
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packet:
+    """The tokens of one frame.
+
+    :ivar stamp: time of the image in nanoseconds
+    :ivar scale: ``[C]`` float32 with :attr:`Payload.INT8`, else ``[0]``
+    :ivar mask: ``[ceil(H*W/8)]`` uint8, least significant bit first; ``[0]`` if keyframe
+    :ivar data: ``[kept * C * bytes per value]`` uint8, token after token in position order
+    """
+
+    stamp: int
+    frame_id: str
+    tokenizer: str
+    epoch: int
+    sequence: int
+    keyframe: bool
+    grid_height: int
+    grid_width: int
+    channels: int
+    image_height: int
+    image_width: int
+    tau: float
+    kept: int
+    deferred: int
+    payload: int
+    scale: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    data: NDArray[np.uint8]
+
+    @property
+    def positions(self) -> int:
+        """Number of cells of the grid, H * W."""
+        return self.grid_height * self.grid_width
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of scale, mask and data: what grows with the content of a packet."""
+        return self.scale.nbytes + self.mask.nbytes + self.data.nbytes
+
+
+def check(packet: Packet) -> None:
+    """Verify every size and index of a packet against the others.
+
+    :raises PacketError: the first field that does not fit
+    """
+    if packet.grid_height < 1:
+        raise PacketError('grid_height', packet.grid_height, 'at least 1')
+    if packet.grid_width < 1:
+        raise PacketError('grid_width', packet.grid_width, 'at least 1')
+    if packet.channels < 1:
+        raise PacketError('channels', packet.channels, 'at least 1')
+    positions = packet.positions
+    values = positions * packet.channels
+    if values > MAX_VALUES:
+        raise PacketError(
+            'grid_height, grid_width, channels',
+            (packet.grid_height, packet.grid_width, packet.channels),
+            f'at most {MAX_VALUES} values in the grid',
+        )
+    if packet.image_height < 1 or packet.image_width < 1:
+        raise PacketError(
+            'image_height, image_width', (packet.image_height, packet.image_width), 'at least 1'
+        )
+    if not (math.isfinite(packet.tau) and packet.tau >= 0):
+        raise PacketError('tau', packet.tau, 'finite, at least 0')
+    if packet.kept > positions:
+        raise PacketError('kept', packet.kept, f'at most {positions} (the positions of the grid)')
+    if packet.keyframe and packet.kept != positions:
+        raise PacketError('kept', packet.kept, f'{positions} (all positions) in a keyframe')
+    if packet.deferred > positions - packet.kept:
+        raise PacketError('deferred', packet.deferred, f'at most {positions - packet.kept}')
+    if packet.payload not in VALUE_TYPES:
+        names = ', '.join(f'{p.value} ({p.name.lower()})' for p in Payload)
+        raise PacketError('payload', packet.payload, names)
+    _check_mask(packet, positions)
+    _check_values(packet)
+
+
+def _check_mask(packet: Packet, positions: int) -> None:
+    expected = 0 if packet.keyframe else (positions + 7) // 8
+    if packet.mask.size != expected:
+        raise PacketError('mask', f'{packet.mask.size} bytes long', f'{expected} bytes')
+    if packet.keyframe:
+        return
+    if positions % 8 and int(packet.mask[-1]) >> (positions % 8):
+        raise PacketError('mask', f'set beyond position {positions - 1}', 'zero padding bits')
+    marked = int(np.unpackbits(packet.mask).sum(dtype=np.int64))
+    if marked != packet.kept:
+        raise PacketError('mask', f'{marked} bits set', f'{packet.kept} (the field kept)')
+
+
+def _check_values(packet: Packet) -> None:
+    itemsize = VALUE_TYPES[Payload(packet.payload)].itemsize
+    expected = packet.kept * packet.channels * itemsize
+    if packet.data.size != expected:
+        raise PacketError('data', f'{packet.data.size} bytes long', f'{expected} bytes')
+    scales = packet.channels if packet.payload == Payload.INT8 else 0
+    if packet.scale.size != scales:
+        raise PacketError('scale', f'{packet.scale.size} numbers', f'{scales} numbers')
+    if not np.all(np.isfinite(packet.scale) & (packet.scale > 0)):
+        raise PacketError('scale', packet.scale.tolist(), 'finite, above 0')
+    if packet.payload != Payload.INT8 and not np.isfinite(
+        packet.data.view(VALUE_TYPES[Payload(packet.payload)])
+    ).all():
+        raise PacketError('data', 'holding NaN or infinity', 'finite values')
+
+
+def pack_mask(keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """``[P]`` bool -> ``[ceil(P/8)]`` uint8, least significant bit first."""
+    return np.packbits(keep, bitorder='little')
+
+
+def unpack_mask(packet: Packet) -> NDArray[np.bool_]:
+    """``[P]`` bool: which positions a checked packet carries."""
+    if packet.keyframe:
+        return np.ones(packet.positions, np.bool_)
+    bits = np.unpackbits(packet.mask, count=packet.positions, bitorder='little')
+    return bits.view(np.bool_)
+
+
+def encode_values(
+    values: NDArray[np.float32], payload: Payload
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Round ``[kept, C]`` finite tokens to a payload: its bytes, and the int8 steps.
+
+    int8 steps are chosen per packet and channel so that the largest value is just
+    expressible: nothing saturates, and no value moves by more than half a step. float16
+    saturates at its largest finite value.
+    """
+    if payload == Payload.INT8:
+        peak = np.abs(values).max(axis=0, initial=0.0)
+        scale = np.maximum(peak / np.float32(127), np.float32(1e-12)).astype(np.float32)
+        steps = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
+        return steps.reshape(-1).view(np.uint8), scale
+    if payload == Payload.FLOAT16:
+        limit = np.finfo(np.float16).max
+        values = np.clip(values, -limit, limit)
+    data = np.ascontiguousarray(values, VALUE_TYPES[payload])
+    return data.reshape(-1).view(np.uint8), np.empty(0, np.float32)
+
+
+def decode_values(
+    data: NDArray[np.uint8], scale: NDArray[np.float32], payload: Payload, channels: int
+) -> NDArray[np.float32]:
+    """Bytes of a payload -> ``[kept, C]`` float32; the same arithmetic on both sides."""
+    values = data.view(VALUE_TYPES[payload]).reshape(-1, channels).astype(np.float32)
+    if payload == Payload.INT8:
+        values *= scale
+    return values

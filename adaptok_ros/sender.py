@@ -1,0 +1,149 @@
+"""The sending side without any middleware: images in, packets out."""
+
+from __future__ import annotations
+
+import secrets
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptok_ros.packet import Packet, pack_mask
+from adaptok_ros.selection import SelectionConfig, Selector
+from adaptok_ros.tokenizers import Tokenizer
+
+SMALLEST_SIDE = 8
+LARGEST_SIDE = 8192
+
+
+class Sender:
+    """Tokenizes the images of one camera and sends what changed.
+
+    Every packet belongs to an epoch; a new one begins with the first image, when the size of
+    the images changes and after :meth:`reset`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: SelectionConfig,
+        input_height: int = 0,
+        input_width: int = 0,
+    ) -> None:
+        """Prepare to send.
+
+        :param input_height: images are resized to this many rows first, 0 = as they come
+        :param input_width: likewise; both or neither
+        :raises ValueError: only one of the two is set, or one is out of range
+        """
+        for name, side in (('input_height', input_height), ('input_width', input_width)):
+            if side and not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+                raise ValueError(
+                    f'{name} is {side}; allowed: 0 or {SMALLEST_SIDE} to {LARGEST_SIDE}'
+                )
+        if bool(input_height) != bool(input_width):
+            raise ValueError(
+                f'input_height is {input_height} and input_width is {input_width}; allowed: '
+                'both 0 or both set'
+            )
+        self.tokenizer = tokenizer
+        self._config = config
+        self._input_size = (input_height, input_width)
+        self._resized = np.empty((input_height, input_width, 3), np.uint8)
+        self._image_size = (0, 0)
+        self._selector: Selector | None = None
+        self._epoch = 0
+        self._sequence = 0
+
+    @property
+    def config(self) -> SelectionConfig:
+        """The selection in force; may be replaced at any time, for the next image."""
+        return self._config
+
+    @config.setter
+    def config(self, config: SelectionConfig) -> None:
+        self._config = config
+        if self._selector is not None:
+            self._selector.config = config
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images as encoded; (0, 0) before the first."""
+        return self._image_size
+
+    def reset(self) -> None:
+        """Begin a new epoch with the next image: forget what the receiver holds."""
+        self._selector = None
+
+    def request_keyframe(self) -> None:
+        """Send every position with the next image."""
+        if self._selector is not None:
+            self._selector.request_keyframe()
+
+    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents; begins an epoch if due.
+
+        :raises ValueError: not such an array, or a side is out of range
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f'image is {image.dtype} of shape {image.shape}; allowed: uint8 [h, w, 3]'
+            )
+        if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in image.shape[:2]):
+            raise ValueError(
+                f'image is {image.shape[1]}x{image.shape[0]} pixels; allowed: '
+                f'{SMALLEST_SIDE} to {LARGEST_SIDE} a side'
+            )
+        if self._input_size != (0, 0) and image.shape[:2] != self._input_size:
+            cv2.resize(
+                image, self._input_size[::-1], dst=self._resized, interpolation=cv2.INTER_AREA
+            )
+            image = self._resized
+        latents = self.tokenizer.encode(image)
+        size = (image.shape[0], image.shape[1])
+        if self._selector is None or size != self._image_size:
+            self._image_size = size
+            self._selector = Selector(
+                latents.shape[0] * latents.shape[1], latents.shape[2], self._config
+            )
+            self._epoch = secrets.randbits(32)
+            self._sequence = 0
+        return latents
+
+    def select(self, latents: NDArray[np.float32], stamp: int, frame_id: str) -> Packet:
+        """Turn the latents of the image just encoded into its packet."""
+        assert self._selector is not None
+        rows, columns, channels = latents.shape
+        selection = self._selector.step(latents.reshape(-1, channels))
+        keyframe = selection.keyframe
+        packet = Packet(
+            stamp=stamp,
+            frame_id=frame_id,
+            tokenizer=self.tokenizer.description.id,
+            epoch=self._epoch,
+            sequence=self._sequence,
+            keyframe=keyframe,
+            grid_height=rows,
+            grid_width=columns,
+            channels=channels,
+            image_height=self._image_size[0],
+            image_width=self._image_size[1],
+            tau=float(np.float32(self._config.tau)),
+            kept=selection.kept,
+            deferred=selection.deferred,
+            payload=selection.payload,
+            scale=selection.scale,
+            mask=np.empty(0, np.uint8) if keyframe else pack_mask(selection.keep),
+            data=selection.data,
+        )
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        return packet
+
+    def send(self, image: NDArray[np.uint8], stamp: int, frame_id: str) -> Packet:
+        """Encode, select and pack one image.
+
+        :param image: ``[h, w, 3]`` uint8 RGB
+        :param stamp: time of the image in nanoseconds
+        :raises ValueError: see :meth:`encode`
+        """
+        return self.select(self.encode(image), stamp, frame_id)

@@ -1,0 +1,5 @@
+"""Frozen tokenizers: an image to a grid of normalised latents, and back where possible."""
+
+from adaptok_ros.tokenizers.tokenizer import Tokenizer, TokenizerDescription
+
+__all__ = ['Tokenizer', 'TokenizerDescription']

@@ -1,0 +1,80 @@
+"""Frames from a video file, a folder of images or a V4L2 device, as RGB arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+IMAGE_SUFFIXES = frozenset({'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
+
+
+class VideoError(ValueError):
+    """A source of frames that cannot be opened or holds no frame."""
+
+
+def _folder_images(folder: Path) -> list[Path]:
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise VideoError(
+            f"{folder}: no image in this folder; allowed: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return paths
+
+
+def _open(source: str | Path) -> cv2.VideoCapture:
+    name = str(source)
+    if not Path(name).exists():
+        raise VideoError(f'{name}: no such file, folder or device')
+    capture = cv2.VideoCapture(name)
+    if not capture.isOpened():
+        raise VideoError(f'{name}: not a video that OpenCV can decode')
+    return capture
+
+
+def frame_rate(source: str | Path, default: float = 30.0) -> float:
+    """Nominal frames per second of a video or device; ``default`` where it states none.
+
+    :raises VideoError: the source cannot be opened
+    """
+    if Path(source).is_dir():
+        return default
+    capture = _open(source)
+    try:
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+    finally:
+        capture.release()
+    return rate if 0.0 < rate <= 1000.0 else default
+
+
+def read_frames(source: str | Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield every frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
+
+    A folder yields its images in the order of their names. An image that does not decode is
+    an error rather than a gap.
+
+    :raises VideoError: the source cannot be opened, or no frame can be decoded
+    """
+    if Path(source).is_dir():
+        for path in _folder_images(Path(source)):
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            if image is None:
+                raise VideoError(f'{path}: not an image that OpenCV can decode')
+            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        return
+    capture = _open(source)
+    try:
+        count = 0
+        while True:
+            ok, image = capture.read()
+            if not ok:
+                break
+            count += 1
+            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        if not count:
+            raise VideoError(f'{source}: no frame could be decoded')
+    finally:
+        capture.release()
