@@ -1,8 +1,10 @@
 """For policies: packets in, the current dense latents out; no ROS, no torch needed.
 
+Push every packet in order; ask for latents whenever the policy wants them::
+
     stream = LatentStream('adaptok-tiny')
-    stream.push(packet)                 # every packet, in order
-    latents = stream.latents()          # whenever the policy wants them
+    stream.push(packet)
+    latents = stream.latents()
     latents.values, latents.age, latents.status
 """
 
@@ -37,8 +39,6 @@ class DenseLatents:
     tokenizer: str
     epoch: int
     sequence: int
-    image_height: int
-    image_width: int
     status: Status
     values: NDArray[np.float32]
     age: NDArray[np.uint8]
@@ -100,8 +100,6 @@ class LatentStream:
             tokenizer=packet.tokenizer,
             epoch=packet.epoch,
             sequence=packet.sequence,
-            image_height=packet.image_height,
-            image_width=packet.image_width,
             status=self.receiver.status,
             values=values.copy(),
             age=self.receiver.age.copy(),

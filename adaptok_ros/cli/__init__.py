@@ -1,0 +1,36 @@
+"""The ``adaptok`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from adaptok_ros.bags import BagError
+from adaptok_ros.cli import bag, demo, train
+from adaptok_ros.engines import EngineError
+from adaptok_ros.models import ModelError
+from adaptok_ros.packet import PacketError
+from adaptok_ros.video import VideoError
+
+COMMANDS = {'demo': demo, 'bag': bag, 'train': train}
+EXPECTED = (BagError, EngineError, ModelError, PacketError, VideoError, FileNotFoundError)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 1 with one line on an error, 2 on wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog='adaptok', description="A robot's cameras as a stream of the tokens that changed."
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or '').splitlines()[0]
+        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    arguments = parser.parse_args(args)
+    try:
+        return COMMANDS[arguments.command].run(arguments)
+    except EXPECTED as error:
+        print(f'adaptok: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

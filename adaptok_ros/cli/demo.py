@@ -1,0 +1,304 @@
+"""Camera, tokenizer, LIT and a policy-side subscriber over real DDS, with pictures at the end."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from adaptok_ros.bags import TokenBagWriter, read_packets
+from adaptok_ros.latents import LatentStream
+from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
+from adaptok_ros.metrics import Percentiles, Rate
+from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.overlay import draw_kept
+from adaptok_ros.packet import Packet, unpack_mask
+from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.video import VideoError, frame_rate, read_frames
+
+NAMESPACE = '/demo'
+SCENE_SIZE = (360, 480)
+LONGEST_SIDE = 480
+SHEET_COLUMNS = 5
+REFRESH_LINE = 0.5
+START_TIMEOUT = 30.0
+KEPT_IMAGES_PERIOD = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``adaptok demo``."""
+    parser.add_argument('--video', help='video file or folder of images; default: rendered scene')
+    parser.add_argument('--seconds', type=float, help='how long; default: the video, at most 20')
+    parser.add_argument('--tau', type=float, default=0.2, help='threshold (default %(default)s)')
+    parser.add_argument(
+        '--full-size', action='store_true',
+        help=f'do not scale the images down to {LONGEST_SIDE} pixels',
+    )  # fmt: skip
+    parser.add_argument(
+        '--output', type=Path, default=Path('demo'), help='folder for pictures and the bag'
+    )
+
+
+@dataclasses.dataclass
+class Record:
+    """What the policy side saw."""
+
+    images: dict[int, np.ndarray[Any, Any]] = dataclasses.field(default_factory=dict)
+    times: list[float] = dataclasses.field(default_factory=list)
+    kept: list[float] = dataclasses.field(default_factory=list)
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    latency_times: list[float] = dataclasses.field(default_factory=list)
+    latency: list[float] = dataclasses.field(default_factory=list)
+    image_bytes: int = 0
+
+
+def choose_size(video: str | None, full: bool) -> tuple[int, int, float, int]:
+    """Height and width to publish, frames per second, and frames (0 = endless)."""
+    if not video:
+        return *SCENE_SIZE, 30.0, 0
+    rate = frame_rate(video)
+    count = 0
+    height, width = 0, 0
+    for frame in read_frames(video):
+        height, width = frame.shape[:2]
+        count += 1
+        if count >= 20 * rate:
+            break
+    scale = 1.0 if full else min(1.0, LONGEST_SIDE / max(height, width))
+    return round(height * scale), round(width * scale), rate, count
+
+
+def environment() -> dict[str, str]:
+    """Environment for the nodes: the transport profile, unless the user has set their own."""
+    from adaptok_ros.nodes.transport import PROFILE_VARIABLES, profile_path
+
+    result = dict(os.environ)
+    if not any(result.get(name) for name in PROFILE_VARIABLES):
+        path = profile_path()
+        if path is not None:
+            result['FASTDDS_DEFAULT_PROFILES_FILE'] = str(path)
+            result['FASTRTPS_DEFAULT_PROFILES_FILE'] = str(path)
+    return result
+
+
+def start_node(module: str, log: Any, parameters: dict[str, Any], remaps: dict[str, str]) -> Any:
+    """Start one node as a process of its own."""
+    command = [sys.executable, '-m', f'adaptok_ros.nodes.{module}', '--ros-args']
+    command += ['-r', f'__ns:={NAMESPACE}']
+    for name, value in parameters.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        command += ['-p', f'{name}:={text}']
+    for name, value in remaps.items():
+        command += ['-r', f'{name}:={value}']
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo and write its pictures."""
+    try:
+        import rclpy
+    except ImportError as error:
+        raise VideoError('the demo needs ROS 2 (rclpy): run `make demo`') from error
+    os.environ.update(environment())
+    height, width, rate, count = choose_size(arguments.video, arguments.full_size)
+    seconds = arguments.seconds or (min(20.0, count / rate) if count else 20.0)
+    output = arguments.output / time.strftime('%Y%m%d-%H%M%S')
+    output.mkdir(parents=True)
+    log_path = output / 'nodes.log'
+    print(f'{width}x{height} at {rate:g} frames/s for {seconds:.0f} s, tau {arguments.tau:g}')
+    processes = []
+    rclpy.init()
+    try:
+        with log_path.open('w') as log, TokenBagWriter(
+            output / 'tokens', f'{NAMESPACE}/tokenizer/tokens'
+        ) as bag:
+            policy = _Policy(bag)
+            processes.append(start_node(
+                'tokenizer_node', log, {'tau': float(arguments.tau)}, {}
+            ))
+            processes.append(start_node('lit_node', log, {}, {'tokens': 'tokenizer/tokens'}))
+            policy.wait_for(lambda: policy.node.count_publishers(policy.latents_topic) > 0)
+            processes.append(start_node(
+                'camera_node', log,
+                {'source': f"'{arguments.video or ''}'", 'width': width, 'height': height},
+                {},
+            ))
+            policy.wait_for(lambda: bool(policy.record.latency))
+            policy.spin(seconds)
+            policy.close()
+    except TimeoutError:
+        print(f'adaptok: no latents within {START_TIMEOUT:.0f} s; the nodes said:')
+        print(log_path.read_text())
+        return 1
+    finally:
+        for process in reversed(processes):
+            process.send_signal(signal.SIGINT)
+        for process in processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        rclpy.try_shutdown()
+    _summarize(policy.record, output)
+    return 0
+
+
+class _Policy:
+    """The downstream end: subscribes as a policy would, and keeps what the report needs."""
+
+    def __init__(self, bag: TokenBagWriter) -> None:
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+        from sensor_msgs.msg import Image
+
+        from adaptok_ros.msg import DenseLatents, SparseTokens
+        from adaptok_ros.nodes import qos
+
+        self.node = rclpy.create_node('policy', namespace=NAMESPACE)
+        self.record = Record()
+        self.latents_topic = f'{NAMESPACE}/lit/latents'
+        self._bag = bag
+        self._token_type = SparseTokens
+        self._started = time.monotonic()
+        self._next_image = 0.0
+        self._rate, self._latency = Rate(), Percentiles()
+        self._status = ''
+        create = self.node.create_subscription
+        create(SparseTokens, 'tokenizer/tokens', self._on_tokens, qos.tokens(0), raw=True)
+        create(DenseLatents, 'lit/latents', self._on_latents, qos.newest_image())
+        create(Image, 'image', self._on_image, qos.newest_image())
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+
+    def _on_tokens(self, data: bytes) -> None:
+        from rclpy.serialization import deserialize_message
+
+        packet = packet_from_message(deserialize_message(data, self._token_type))
+        self._bag.write_serialized(packet.stamp, data)
+        self.record.times.append(packet.stamp * 1e-9)
+        self.record.kept.append(100.0 * packet.kept / packet.positions)
+        self.record.sizes.append(packet.nbytes)
+
+    def _on_latents(self, message: Any) -> None:
+        latents = latents_from_message(message)
+        latency = (self.node.get_clock().now().nanoseconds - latents.stamp) * 1e-6
+        self._rate.tick()
+        self._latency.add(latency)
+        self._status = latents.status.name
+        self.record.latency_times.append(latents.stamp * 1e-9)
+        self.record.latency.append(latency)
+
+    def _on_image(self, message: Any) -> None:
+        self.record.image_bytes = len(message.data)
+        if time.monotonic() < self._next_image:
+            return
+        self._next_image = time.monotonic() + KEPT_IMAGES_PERIOD
+        pixels = np.frombuffer(message.data, np.uint8)
+        self.record.images[stamp_of(message.header)] = pixels.reshape(
+            message.height, message.width, 3
+        )
+
+    def wait_for(self, condition: Any) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def spin(self, seconds: float) -> None:
+        started = time.monotonic()
+        line_due = started
+        while time.monotonic() - started < seconds:
+            self._executor.spin_once(timeout_sec=0.05)
+            if time.monotonic() >= line_due:
+                line_due += REFRESH_LINE if sys.stdout.isatty() else 10 * REFRESH_LINE
+                self._print_line(time.monotonic() - started, seconds)
+        print()
+
+    def _print_line(self, elapsed: float, seconds: float) -> None:
+        recent = slice(-30, None)
+        p50, p99 = self._latency.value(50, 99)
+        line = (
+            f'{elapsed:5.1f}/{seconds:.0f} s  latents {self._rate.value():5.1f} fps  '
+            f'kept {np.mean(self.record.kept[recent]):5.1f} %  '
+            f'{np.mean(self.record.sizes[recent]) / 1e3:6.1f} kB/frame  '
+            f'latency p50 {p50:5.1f} ms p99 {p99:5.1f} ms  {self._status}'
+        )
+        print(line, end='\r' if sys.stdout.isatty() else '\n', flush=True)
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self.node.destroy_node()
+
+
+def _summarize(record: Record, output: Path) -> None:
+    packets = list(read_packets(output / 'tokens'))
+    sheet = _draw_sheet(record, packets, output / 'sheet.png')
+    _draw_plot(record, output / 'plot.png')
+    later = record.sizes[1:] or record.sizes
+    mean = float(np.mean(later))
+    print(
+        f'{len(packets)} packets: kept {np.mean(record.kept[1:] or record.kept):.1f} % of the '
+        f'positions, {mean / 1e3:.1f} kB a frame, 1/{record.image_bytes / mean:.0f} of the raw '
+        f'image; latency from camera to policy p50 {np.median(record.latency):.0f} ms'
+    )
+    print(f'pictures    {sheet}\nplot        {output / "plot.png"}')
+    print(f'bag (mcap)  {output / "tokens"}   look inside: adaptok bag {output / "tokens"}')
+
+
+def _draw_sheet(record: Record, packets: list[Packet], path: Path) -> Path:
+    """Columns of frames; rows: camera, kept positions, reconstruction from the bag."""
+    available = [p.stamp for p in packets[1:] if p.stamp in record.images]
+    picks = {
+        available[i]
+        for i in np.linspace(0, len(available) - 1, min(SHEET_COLUMNS, len(available))).astype(int)
+    }
+    stream, tokenizer = LatentStream(DEFAULT_TOKENIZER), Tokenizer(DEFAULT_TOKENIZER)
+    columns = []
+    for packet in packets:
+        stream.push(packet)
+        if packet.stamp not in picks:
+            continue
+        image = record.images[packet.stamp]
+        size = (packet.image_height, packet.image_width)
+        keep = unpack_mask(packet).reshape(packet.grid_height, packet.grid_width)
+        kept = draw_kept(image, keep, tokenizer.description.stride, *size)
+        share = f'{100 * packet.kept / packet.positions:.1f} % sent'
+        cv2.putText(
+            kept, share, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 2, cv2.LINE_AA
+        )
+        columns.append(np.vstack([image, kept, tokenizer.decode(stream.latents().values, *size)]))
+    if columns:
+        cv2.imwrite(str(path), cv2.cvtColor(np.hstack(columns), cv2.COLOR_RGB2BGR))
+    return path
+
+
+def _draw_plot(record: Record, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 5))
+    start = record.times[0]
+    upper.plot(np.array(record.times) - start, record.kept, linewidth=0.9)
+    upper.set_ylabel('positions sent (%)')
+    upper.set_ylim(bottom=0)
+    lower.plot(np.array(record.latency_times) - start, record.latency, linewidth=0.9)
+    lower.set_ylabel('camera to policy (ms)')
+    lower.set_xlabel('time (s)')
+    lower.set_ylim(bottom=0)
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

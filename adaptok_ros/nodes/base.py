@@ -1,0 +1,299 @@
+"""What the tokenizer and LIT nodes share: lifecycle, worker, diagnostics, parameters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.utilities import remove_ros_args
+
+from adaptok_ros.nodes import qos
+from adaptok_ros.nodes.parameters import NodeParameter, check_choice, declare, read, usage
+
+DIAGNOSTICS_PERIOD = 1.0
+THROTTLE = 5.0
+"""Seconds between repetitions of one message in the log."""
+
+STATE_OK = DiagnosticStatus.OK
+STATE_WARN = DiagnosticStatus.WARN
+STATE_ERROR = DiagnosticStatus.ERROR
+
+
+class Worker:
+    """One thread that runs ``work`` whenever it was notified since it last began.
+
+    The executor's thread only stores what arrived, so that services and parameters are
+    answered while a frame is computed.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name='worker', daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Something arrived."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Finish the frame at hand and end."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stopping:
+                return
+            self._work()
+
+
+class StreamNode(LifecycleNode):
+    """A lifecycle node that computes on a worker and reports on ``/diagnostics``.
+
+    Subclasses implement :meth:`allocate`, :meth:`start`, :meth:`stop`, :meth:`release`,
+    :meth:`process` and :meth:`report`.
+    """
+
+    def __init__(self, name: str, table: Sequence[NodeParameter]) -> None:
+        super().__init__(name)
+        self._table = {parameter.name: parameter for parameter in table}
+        declare(self, table)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self._configured = False
+        self._active = False
+        self._worker: Worker | None = None
+        self._timer: Any = None
+        self._diagnostics: Any = None
+        self.errors = 0
+        self._last_error = ''
+
+    # What a subclass provides.
+
+    def allocate(self, values: dict[str, Any]) -> None:
+        """Create publishers, services and engines. Raises on bad parameters or models."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Create the subscriptions."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Destroy the subscriptions and drop what was pending."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Destroy everything that :meth:`allocate` created, also after it failed half-way."""
+        raise NotImplementedError
+
+    def process(self) -> None:
+        """Handle everything pending, on the worker."""
+        raise NotImplementedError
+
+    def report(self) -> tuple[list[str], dict[str, str]]:
+        """Warnings and figures for diagnostics, once a second on the executor's thread."""
+        raise NotImplementedError
+
+    def apply(self, changes: dict[str, Any]) -> None:
+        """Take runtime parameters. Raises ValueError where they do not fit together."""
+        raise NotImplementedError
+
+    # Lifecycle.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read parameters and allocate; stays unconfigured, with one message, where it can't."""
+        try:
+            self.allocate(read(self, self._table.values()))
+        except Exception as error:  # whatever is wrong, the node lives and can be mended
+            self.get_logger().error(f'not configured: {error}')
+            self._release_all()
+            return TransitionCallbackReturn.FAILURE
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._timer = self.create_timer(
+            DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=Clock(
+                clock_type=ClockType.STEADY_TIME
+            )
+        )
+        self._configured = True
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to work."""
+        result = super().on_activate(state)
+        self._worker = Worker(self._guarded)
+        self._active = True
+        self.start()
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop all work; what is configured stays allocated."""
+        self._halt()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything."""
+        self._release_all()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything, from any state."""
+        self._halt()
+        self._release_all()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Fall back to unconfigured."""
+        self._halt()
+        self._release_all()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _halt(self) -> None:
+        if not self._active:
+            return
+        self._active = False
+        self.stop()
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def _release_all(self) -> None:
+        self._configured = False
+        self.release()
+        if self._timer is not None:
+            self.destroy_timer(self._timer)
+            self._timer = None
+        if self._diagnostics is not None:
+            self.destroy_publisher(self._diagnostics)
+            self._diagnostics = None
+
+    # Work and errors.
+
+    @property
+    def is_active(self) -> bool:
+        """Between activation and deactivation."""
+        return self._active
+
+    def notify(self) -> None:
+        """Wake the worker."""
+        if self._worker is not None:
+            self._worker.notify()
+
+    def fail(self, error: Exception | str) -> None:
+        """Count an error, and say it in the log, but not over and over."""
+        self.errors += 1
+        self._last_error = str(error)
+        self.get_logger().error(str(error), throttle_duration_sec=THROTTLE)
+
+    def _guarded(self) -> None:
+        try:
+            self.process()
+        except Exception as error:  # one bad frame must not end the worker
+            self.fail(f'{type(error).__name__}: {error}')
+
+    # Parameters.
+
+    def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        changes = {p.name: p.value for p in parameters if p.name in self._table}
+        try:
+            for name, value in changes.items():
+                check_choice(self._table[name], value)
+                if self._configured and not self._table[name].runtime:
+                    raise ValueError(
+                        f'{name} cannot change while the node is configured; clean it up, set '
+                        'it and configure it again'
+                    )
+            if changes and self._configured:
+                self.apply(changes)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    # Diagnostics.
+
+    def _publish_diagnostics(self) -> None:
+        warnings, values = self.report()
+        status = DiagnosticStatus(
+            level=STATE_OK, name=self.get_fully_qualified_name(), message='running'
+        )
+        if not self._active:
+            status.message = 'inactive'
+        elif warnings:
+            status.level, status.message = STATE_WARN, '; '.join(warnings)
+        values['errors'] = str(self.errors)
+        values['last error'] = self._last_error
+        status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    def create_output(self, message_type: Any, topic: str, profile: Any) -> Any:
+        """A lifecycle publisher whose QoS can be overridden."""
+        return self.create_lifecycle_publisher(
+            message_type, topic, profile, qos_overriding_options=qos.overridable()
+        )
+
+    def create_input(
+        self, message_type: Any, topic: str, callback: Any, profile: Any, **options: Any
+    ) -> Any:
+        """A subscription whose QoS can be overridden."""
+        return self.create_subscription(
+            message_type, topic, callback, profile,
+            qos_overriding_options=qos.overridable(), **options,
+        )  # fmt: skip
+
+
+def create_executor() -> Executor:
+    """The events executor where rclpy has it (half the CPU time), else the classic one."""
+    try:
+        from rclpy.experimental import EventsExecutor
+    except ImportError:
+        return SingleThreadedExecutor()
+    return EventsExecutor()
+
+
+def run(
+    executable: str, create: Callable[[], Node], args: Sequence[str] | None, description: str
+) -> int:
+    """Run one node until it is told to stop: the body of every executable."""
+    arguments = list(sys.argv if args is None else args)
+    parser = argparse.ArgumentParser(
+        prog=executable,
+        description=description,
+        epilog=usage(executable) + '\n\nROS arguments follow --ros-args: -p name:=value, '
+        '-r topic:=other, -r __ns:=/name, --params-file FILE.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(remove_ros_args(arguments)[1:])
+    rclpy.init(args=arguments)
+    executor = create_executor()
+    node = create()
+    try:
+        if isinstance(node, StreamNode) and node.get_parameter('autostart').value:
+            if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+                node.trigger_activate()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        if isinstance(node, StreamNode):
+            node.on_shutdown(LifecycleState(state_id=0, label='exit'))
+        node.destroy_node()
+        if rclpy.ok():
+            rclpy.shutdown()
+    return 0

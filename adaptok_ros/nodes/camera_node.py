@@ -1,0 +1,98 @@
+"""``camera_node``: a video, a folder of images, a V4L2 device or a rendered scene as a camera."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, Image
+
+from adaptok_ros.messages import byte_array
+from adaptok_ros.nodes import qos
+from adaptok_ros.nodes.base import run
+from adaptok_ros.nodes.parameters import CAMERA_NODE, declare, read
+from adaptok_ros.scene import Scene
+from adaptok_ros.video import VideoError, frame_rate, read_frames
+
+SCENE_SIZE = (480, 640)
+SCENE_RATE = 30.0
+
+
+class CameraNode(Node):
+    """Publishes ``image`` and ``camera_info`` at a steady rate from a thread of its own."""
+
+    def __init__(self) -> None:
+        super().__init__('camera')
+        declare(self, CAMERA_NODE)
+        values = read(self, CAMERA_NODE)
+        self._source = values['source']
+        self._loop = values['loop']
+        self._size = (values['height'], values['width'])
+        self._frame_id = values['frame_id']
+        self._image = self.create_publisher(
+            Image, 'image', qos.image_output(), qos_overriding_options=qos.overridable()
+        )
+        self._info = self.create_publisher(CameraInfo, 'camera_info', qos.image_output())
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(values['rate'],), name='camera', daemon=True
+        )
+        self._thread.start()
+
+    def _frames(self) -> Iterator[NDArray[np.uint8]]:
+        if not self._source:
+            scene = Scene(self._size[1] or SCENE_SIZE[1], self._size[0] or SCENE_SIZE[0])
+            yield from (scene.frame(index) for index in itertools.count())
+        while True:
+            yield from read_frames(self._source)
+            if not self._loop:
+                return
+
+    def _run(self, rate: float) -> None:
+        try:
+            native = frame_rate(self._source) if self._source else SCENE_RATE
+            period = 1.0 / (rate or native)
+            due = time.monotonic()
+            for frame in self._frames():
+                if self._stopping.wait(max(0.0, due - time.monotonic())):
+                    return
+                due = max(due + period, time.monotonic())
+                self._publish(frame)
+            self.get_logger().info(f'{self._source}: played to its end')
+        except VideoError as error:
+            self.get_logger().error(str(error))
+
+    def _publish(self, frame: NDArray[np.uint8]) -> None:
+        if all(self._size) and frame.shape[:2] != self._size:
+            frame = np.asarray(
+                cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_AREA), np.uint8
+            )
+        height, width = frame.shape[:2]
+        image = Image(height=height, width=width, encoding='rgb8', step=3 * width)
+        image.header.stamp = self.get_clock().now().to_msg()
+        image.header.frame_id = self._frame_id
+        image.data = byte_array(frame)
+        self._image.publish(image)
+        self._info.publish(CameraInfo(header=image.header, height=height, width=width))
+
+    def destroy_node(self) -> None:
+        """Stop the thread, then destroy the node."""
+        self._stopping.set()
+        self._thread.join()
+        super().destroy_node()
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node."""
+    return run('camera_node', CameraNode, args, __doc__ or '')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Every parameter of every node in one table; the README's table is checked against it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from adaptok_ros.engines import BACKENDS
+from adaptok_ros.latents import MODES
+from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.packet import Payload
+from adaptok_ros.selection import PERIOD_LIMIT, TAU_LIMIT, TOKEN_LIMIT, Reference
+from adaptok_ros.sender import LARGEST_SIDE
+
+TRANSPORTS = ('raw', 'compressed')
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeParameter:
+    """One parameter.
+
+    :ivar low: smallest number allowed, or None
+    :ivar high: largest number allowed, or None
+    :ivar choices: values allowed, or empty for any
+    :ivar runtime: may change while the node is configured
+    """
+
+    name: str
+    default: bool | int | float | str
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    runtime: bool = False
+
+    def descriptor(self) -> ParameterDescriptor:
+        """What ``ros2 param describe`` shows and rclpy enforces."""
+        descriptor = ParameterDescriptor(description=self.description)
+        if self.choices:
+            descriptor.additional_constraints = 'one of: ' + ', '.join(self.choices)
+        elif not self.runtime:
+            descriptor.additional_constraints = 'takes effect when the node is configured'
+        if self.low is not None and self.high is not None:
+            if isinstance(self.default, float):
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=self.low, to_value=self.high)
+                ]
+            else:
+                descriptor.integer_range = [
+                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)
+                ]
+        return descriptor
+
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            return ', '.join(self.choices)
+        if isinstance(self.default, bool):
+            return 'true, false'
+        if self.low is not None:
+            return f'{self.low:g} to {self.high:g}'
+        return 'text'
+
+
+AUTOSTART = NodeParameter(
+    'autostart', True, 'configure and activate at start; false leaves that to a lifecycle manager'
+)
+
+TOKENIZER_NODE = (
+    NodeParameter(
+        'tau', 0.2, 'threshold on the mean absolute change of a normalised latent; lower keeps '
+        'more, 0 sends everything', 0.0, TAU_LIMIT, runtime=True,
+    ),
+    NodeParameter(
+        'max_tokens', 0, 'ceiling on tokens a frame, largest and longest waiting change first; '
+        '0 = none', 0, TOKEN_LIMIT, runtime=True,
+    ),
+    NodeParameter(
+        'keyframe_interval', 0, 'frames from one keyframe to the next; 0 = only the first and '
+        'those asked for', 0, PERIOD_LIMIT, runtime=True,
+    ),
+    NodeParameter(
+        'refresh_period', 150, 'frames within which every position is renewed; 0 = never',
+        0, PERIOD_LIMIT, runtime=True,
+    ),
+    NodeParameter(
+        'payload', 'float16', 'encoding of token values',
+        choices=tuple(payload.name.lower() for payload in Payload),
+    ),
+    NodeParameter(
+        'reference', 'held', 'what a frame is compared with: what the receiver holds (bounded '
+        'error), or the previous frame (for comparison only)',
+        choices=tuple(reference.value for reference in Reference),
+    ),
+    NodeParameter(
+        'tokenizer', DEFAULT_TOKENIZER, 'name of a shipped tokenizer, or the path of its folder'
+    ),
+    NodeParameter('backend', 'auto', 'engine that runs the encoder', choices=BACKENDS),
+    NodeParameter(
+        'input_height', 0, 'resize images to this height first; 0 = as they come', 0, LARGEST_SIDE
+    ),
+    NodeParameter(
+        'input_width', 0, 'resize images to this width first; 0 = as they come', 0, LARGEST_SIDE
+    ),
+    NodeParameter(
+        'transport', 'raw', 'subscribe to image (raw) or to image/compressed (compressed)',
+        choices=TRANSPORTS,
+    ),
+    AUTOSTART,
+)  # fmt: skip
+
+LIT_NODE = (
+    NodeParameter(
+        'mode', 'lit', 'restore unsent positions with LIT, or hold their last values',
+        choices=MODES,
+    ),
+    NodeParameter(
+        'tokenizer', DEFAULT_TOKENIZER, 'name or folder of the tokenizer whose tokens to expect; '
+        'its folder also holds the LIT and the decoder'
+    ),
+    NodeParameter('backend', 'auto', 'engine that runs LIT and the decoder', choices=BACKENDS),
+    NodeParameter(
+        'keyframe_service', 'tokenizer/request_keyframe', 'service (std_srvs/Trigger) to ask for '
+        'a keyframe after a loss or a late start; empty = never ask'
+    ),
+    NodeParameter(
+        'payload', 'float32', 'encoding of the published latents; float16 halves the bytes and '
+        'rounds what was not sent as float16', choices=('float32', 'float16'),
+    ),
+    AUTOSTART,
+)  # fmt: skip
+
+CAMERA_NODE = (
+    NodeParameter(
+        'source', '', 'video file, folder of images or V4L2 device; empty = a rendered scene'
+    ),
+    NodeParameter('rate', 0.0, 'frames per second; 0 = those of the source', 0.0, 1000.0),
+    NodeParameter('loop', True, 'start over at the end of a file or folder'),
+    NodeParameter(
+        'height', 0, 'height to publish; 0 = that of the source (rendered scene: 480)',
+        0, LARGEST_SIDE,
+    ),
+    NodeParameter(
+        'width', 0, 'width to publish; 0 = that of the source (rendered scene: 640)',
+        0, LARGEST_SIDE,
+    ),
+    NodeParameter('frame_id', 'camera', 'frame of the images'),
+)  # fmt: skip
+
+NODES = {'tokenizer_node': TOKENIZER_NODE, 'lit_node': LIT_NODE, 'camera_node': CAMERA_NODE}
+
+
+def declare(node: Node, table: Iterable[NodeParameter]) -> None:
+    """Declare a table of parameters."""
+    for parameter in table:
+        node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+
+
+def read(node: Node, table: Iterable[NodeParameter]) -> dict[str, Any]:
+    """Current values by name.
+
+    :raises ValueError: a value that is none of the choices
+    """
+    values = {parameter.name: node.get_parameter(parameter.name).value for parameter in table}
+    for parameter in table:
+        check_choice(parameter, values[parameter.name])
+    return values
+
+
+def check_choice(parameter: NodeParameter, value: object) -> None:
+    """Verify what ROS's own descriptors cannot express.
+
+    :raises ValueError: a value that is none of the choices
+    """
+    if parameter.choices and value not in parameter.choices:
+        raise ValueError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
+
+
+def usage(node: str) -> str:
+    """The parameters of a node as text for ``--help``."""
+    lines = ['parameters (-p name:=value):']
+    for parameter in NODES[node]:
+        default = str(parameter.default).lower() if isinstance(
+            parameter.default, bool
+        ) else repr(parameter.default)
+        lines += [
+            f'  {parameter.name} (default {default}; allowed: {parameter.allowed()})',
+            f'      {parameter.description}',
+        ]
+    return '\n'.join(lines)

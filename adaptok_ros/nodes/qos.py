@@ -1,0 +1,59 @@
+"""Quality of service of every topic; all of it can be overridden by ``qos_overrides``."""
+
+from __future__ import annotations
+
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+SHORTEST_TOKEN_QUEUE = 30
+
+
+def newest_image() -> QoSProfile:
+    """Subscription to a camera: only the newest counts, and any publisher matches."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+    )
+
+
+def image_output() -> QoSProfile:
+    """Published images: reliable, so that viewers of either kind match."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE
+    )
+
+
+def tokens(keyframe_interval: int) -> QoSProfile:
+    """Tokens build on each other: reliable, with room for two keyframe intervals."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=max(SHORTEST_TOKEN_QUEUE, 2 * min(keyframe_interval, 500)),
+        reliability=ReliabilityPolicy.RELIABLE,
+    )
+
+
+def latched() -> QoSProfile:
+    """The last message reaches whoever subscribes later."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def overridable() -> QoSOverridingOptions:
+    """Parameters ``qos_overrides.<topic>.<publisher|subscription>.<policy>``."""
+    return QoSOverridingOptions(
+        (
+            QoSPolicyKind.HISTORY,
+            QoSPolicyKind.DEPTH,
+            QoSPolicyKind.RELIABILITY,
+            QoSPolicyKind.DURABILITY,
+        )
+    )
