@@ -33,6 +33,7 @@ Buffer: TypeAlias = 'bytes | bytearray | memoryview | array.array[int] | NDArray
 
 _TO_EIGHT_BITS = 255 / 65535
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+_PNG_END = b'IEND\xaeB`\x82'
 _JPEG_SIGNATURE = b'\xff\xd8\xff'
 _CONVERSION_OF_DECODED = {
     1: cv2.COLOR_GRAY2RGB,
@@ -239,7 +240,7 @@ def _decode(encoded: bytes) -> NDArray[np.uint8] | None:
 
 def _png_size(encoded: bytes) -> tuple[int, int] | None:
     """Height and width; None if the beginning or the end is missing."""
-    if encoded[12:16] != b'IHDR' or encoded.rfind(b'IEND', 24) < 0:
+    if encoded[12:16] != b'IHDR' or encoded.rfind(_PNG_END, 24) < 0:
         return None
     return int.from_bytes(encoded[20:24], 'big'), int.from_bytes(encoded[16:20], 'big')
 

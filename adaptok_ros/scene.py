@@ -12,6 +12,8 @@ z up. Colours are RGB, 0 to 255.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -26,17 +28,18 @@ CYCLE = 300
 """Frames after which the scene repeats, apart from its noise: 10 s."""
 
 SIZE_MIN = 16
-SIZE_MAX = 8192
+SIZE_MAX = 4096
 NOISE_LIMIT = 40.0
 
 Points = NDArray[np.float64]
 Image = NDArray[np.uint8]
+Texture = NDArray[np.float32]
 Colour = tuple[float, float, float]
 
 # -- the world ---------------------------------------------------------------------------------
 _EYE = np.array([0.05, -1.22, 1.16])
 _TARGET = np.array([0.05, 0.20, 0.135])
-_FOCAL = 1.34
+_FOCAL = 1.50
 """Focal length over the shorter of height and 3/4 of the width."""
 
 _LIGHT = np.array([-0.36, -0.34, 0.87])
@@ -49,6 +52,8 @@ _TABLE = (-2.0, 2.0, -1.3, 0.86)
 """x from, x to, y from, y to; beyond, the table is its own mirror image."""
 _WALL = (-2.4, 2.4, 0.0, 1.5)
 """x from, x to, z from, z to; it stands on the far edge of the table."""
+_PEGS = (-0.62, 1.05, 0.12, 0.62)
+"""The board with tools on the wall, in the same order."""
 
 _WHITE: Colour = (226, 227, 224)
 _STEEL: Colour = (150, 156, 162)
@@ -57,6 +62,7 @@ _BLUE: Colour = (92, 141, 172)
 _AMBER: Colour = (214, 160, 84)
 _CLAY: Colour = (196, 98, 72)
 _CREAM: Colour = (238, 226, 200)
+_PEGBOARD: Colour = (112, 124, 128)
 
 # -- the robot and its errand ------------------------------------------------------------------
 _BASE = np.array([-0.33, 0.34, 0.0])
@@ -75,9 +81,9 @@ _PLACES = (np.array([-0.07, -0.10]), np.array([0.33, 0.13]))
 """Where the block is picked up, and where it is put; back again in the second half."""
 
 _START = (20, 164)
-"""First frames of the two errands; each takes as many frames as its steps add up to."""
+"""First frames of the two errands."""
 _STEPS = (
-    # (frames, where to: rest, or above (False) or at (True) one of the places, opening)
+    # (frames, where to, at which of the places, 1 open or 0 closed at the end)
     (20, 'above', 0, 1.0),
     (10, 'at', 0, 1.0),
     (6, 'at', 0, 0.0),
@@ -90,7 +96,6 @@ _STEPS = (
 )
 _GRASPED, _RELEASED = 36, 76
 """Frames of an errand between which the block moves with the gripper."""
-_ERRAND = sum(step[0] for step in _STEPS)
 
 _DIM_FROM, _DIM_TO = 136, 160
 _LIT_FROM, _LIT_TO = 244, 274
@@ -109,9 +114,11 @@ def _cross(a: Points, b: Points) -> Points:
 
 def _shade(colour: Colour, normal: Points, gloss: float = 0.0) -> Colour:
     """Colour of a surface with that unit normal; ``gloss`` is added at the highlight."""
-    towards = float(normal @ _LIGHT)
-    level = _AMBIENT + _DIFFUSE * max(0.0, towards) + 0.07 * float(normal[2])
-    shine = gloss * max(0.0, float(normal @ _HALF)) ** 24
+    x, y, z = normal.tolist()
+    lx, ly, lz = _LIGHT.tolist()
+    hx, hy, hz = _HALF.tolist()
+    level = _AMBIENT + _DIFFUSE * max(0.0, x * lx + y * ly + z * lz) + 0.07 * z
+    shine = gloss * max(0.0, x * hx + y * hy + z * hz) ** 24 if gloss else 0.0
     r, g, b = colour
     return (
         min(255.0, r * level + shine),
@@ -164,12 +171,17 @@ class _Camera:
 
 
 class _Drawing:
-    """Polygons in the world, painted in the order in which they were added."""
+    """Polygons in the world, painted in the order in which they were added.
+
+    :param strips: of even colour, side by side, that make the side of a cylinder
+    """
 
     _SHIFT = 4
     """Fractional bits of a coordinate: edges move smoothly, by 1/16 pixel."""
 
-    def __init__(self) -> None:
+    def __init__(self, strips: int = 24) -> None:
+        angles = np.linspace(-0.5 * np.pi, 0.5 * np.pi, 2 * strips + 1)
+        self._across = np.stack([np.sin(angles), np.cos(angles)], axis=1)
         self._points: list[Points] = []
         self._colours: list[Colour] = []
 
@@ -179,7 +191,7 @@ class _Drawing:
         self._colours.append(colour)
 
     def disc(self, centre: Points, normal: Points, radius: float, colour: Colour) -> None:
-        """Add a flat disc; nothing to see if it faces away from the camera."""
+        """Add a flat disc, painted even if it faces away from the camera."""
         self.polygon(_ring(centre, normal, radius), colour)
 
     def tube(
@@ -189,24 +201,21 @@ class _Drawing:
         radii: tuple[float, float],
         colour: Colour,
         gloss: float = 34.0,
-        strips: int = 9,
     ) -> None:
         """Add the side of a cylinder or cone, shaded across."""
         axis = _unit(end - start)
         side = _unit(_cross(axis, _EYE - 0.5 * (start + end)))
         towards = _cross(side, axis)
-        angles = np.linspace(-0.5 * np.pi, 0.5 * np.pi, strips + 1)
-        normals = np.outer(np.sin(angles), side) + np.outer(np.cos(angles), towards)
-        first, last = start + radii[0] * normals, end + radii[1] * normals
+        normals = self._across @ np.stack([side, towards])
+        first, last = start + radii[0] * normals[::2], end + radii[1] * normals[::2]
         # An end whose cap is seen is left straight: the cap covers it. The other bulges.
         straight_first = float(axis @ (_EYE - start)) < 0
         straight_last = float(axis @ (_EYE - end)) > 0
-        middle = 0.5 * (angles[:-1] + angles[1:])
-        for k in range(strips):
-            a = first[[k, -1]] if straight_first else first[k:]
-            b = last[[-1, k]] if straight_last else last[k:][::-1]
-            normal = math.sin(middle[k]) * side + math.cos(middle[k]) * towards
-            # Each strip reaches to the far side, and the next is painted over it: no seams.
+        for k, normal in enumerate(normals[1::2]):
+            # Each strip reaches under the next, so that no seam shows between them.
+            a, b = first[k : k + 3], last[k : k + 3][::-1]
+            a = a[[0, -1]] if straight_first else a
+            b = b[[0, -1]] if straight_last else b
             self.polygon(np.concatenate([a, b]), _shade(colour, normal, gloss))
 
     def cylinder(
@@ -389,8 +398,8 @@ def _joint(
     drawing.cylinder(centre - half * lateral, front, radius, _WHITE)
     drawing.disc(front, lateral, 0.86 * radius, _shade(_SLATE, lateral))
     drawing.disc(front, lateral, 0.70 * radius, _shade(_BLUE, lateral, 20.0))
-    drawing.disc(front + 0.08 * radius * _UP, lateral, 0.46 * radius, _shade(
-        (118, 166, 194), lateral, 20.0))
+    middle = front + 0.08 * radius * _UP
+    drawing.disc(middle, lateral, 0.46 * radius, _shade((118, 166, 194), lateral, 20.0))
     along = _unit(link)
     across = _cross(lateral, along)
     for a, b in ((0.57, 0.0), (-0.57, 0.0), (0.0, 0.57), (0.0, -0.57)):
@@ -418,24 +427,24 @@ def _draw_finger(drawing: _Drawing, arm: _Arm, axes: Points, pose: _Pose, sign: 
     drawing.box(middle - 0.019 * _UP, axes, (0.0115, 0.0072, 0.006), _AMBER)
 
 
-def _draw_moving(pose: _Pose) -> _Drawing:
+def _draw_moving(pose: _Pose, strips: int) -> _Drawing:
     """Everything that moves, from far to near."""
     arm = _arm(pose)
-    drawing = _Drawing()
+    drawing = _Drawing(strips)
     drawing.cylinder(arm.turret, arm.turret + 0.045 * _UP, 0.066, _SLATE)
     drawing.tube(arm.turret + 0.045 * _UP, arm.shoulder, (0.058, 0.05), _WHITE)
     axes = np.stack([arm.radial, np.array([-arm.radial[1], arm.radial[0], 0.0]), _UP])
 
     upper, fore = arm.elbow - arm.shoulder, arm.wrist - arm.elbow
     drawing.tube(arm.shoulder, arm.elbow, (0.047, 0.040), _WHITE)
-    for share in (0.24, 0.74):
+    for share in (0.30, 0.74):
         middle, radius = arm.shoulder + share * upper, 0.0485 - 0.007 * share
-        drawing.tube(middle, middle + 0.07 * upper, (radius, radius), _SLATE, strips=7)
-    _joint(drawing, arm.shoulder, arm, 0.062, 0.062, upper)
+        drawing.tube(middle, middle + 0.07 * upper, (radius, radius), _SLATE)
+    _joint(drawing, arm.shoulder, arm, 0.054, 0.060, upper)
     drawing.tube(arm.elbow, arm.wrist, (0.038, 0.029), _WHITE)
     middle = arm.elbow + 0.62 * fore
-    drawing.tube(middle, middle + 0.10 * fore, (0.0345, 0.0335), _AMBER, strips=7)
-    _joint(drawing, arm.elbow, arm, 0.052, 0.051, fore)
+    drawing.tube(middle, middle + 0.10 * fore, (0.0345, 0.0335), _AMBER)
+    _joint(drawing, arm.elbow, arm, 0.048, 0.051, fore)
 
     parts = [
         (float(np.linalg.norm(_EYE - pose.block)), 0.0),
@@ -452,7 +461,7 @@ def _draw_moving(pose: _Pose) -> _Drawing:
     palm = arm.wrist - 0.088 * _UP
     drawing.box(palm, axes, (0.022, 0.066, 0.014), _SLATE)
     drawing.tube(arm.flange, arm.wrist, (0.027, 0.029), _STEEL)
-    _joint(drawing, arm.wrist, arm, 0.040, 0.037, fore)
+    _joint(drawing, arm.wrist, arm, 0.037, 0.037, fore)
     return drawing
 
 
@@ -501,14 +510,19 @@ _TEXELS = 520.0
 """Texels a metre of the table's and the wall's textures."""
 
 
-def _grain(rng: np.random.Generator, shape: tuple[int, int], size: tuple[int, int]) -> Points:
+def _grain(rng: np.random.Generator, shape: tuple[int, int], size: tuple[int, int]) -> Texture:
     """Smooth noise of unit variance, ``shape``; its features are ``size`` texels big."""
     coarse = (shape[0] // size[0] + 3, shape[1] // size[1] + 3)
     noise = rng.standard_normal(coarse, np.float32)
     full = cv2.resize(noise, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(full / full.std(), np.float64)
+    return np.asarray(full * (1.0 / float(full.std())), np.float32)
 
 
+def _bytes(texture: Texture) -> Image:
+    return np.clip(texture, 0, 255).astype(np.uint8)
+
+
+@functools.cache
 def _wood() -> Image:
     """Texture of the table: boards side by side, their grain running away from the camera."""
     rng = np.random.default_rng(20240611)
@@ -518,49 +532,81 @@ def _wood() -> Image:
     board = 0.168
     number = (x / board).astype(int)
     count = int(number[-1]) + 1
-    tone = rng.normal(0.0, 0.055, count)[number]
+    tone = rng.normal(1.0, 0.055, count)[number]
     warmth = rng.normal(0.0, 0.012, count)[number]
-    # Each board is cut from another part of the tree: shift its grain.
-    wave = _grain(rng, (rows, columns), (420, 90))
-    for k in range(count):
-        wave[:, number == k] = np.roll(wave[:, number == k], int(rng.integers(rows)), axis=0)
-    rings = np.sin(2 * np.pi * (x[None] * 34.0 + 1.1 * wave + 5.0 * rng.random(count)[number]))
-    fine = _grain(rng, (rows, columns), (70, 2))
-    pores = np.clip(_grain(rng, (rows, columns), (36, 2)) - 1.5, 0.0, 2.0)
-    cloud = _grain(rng, (rows, columns), (160, 40))
-    level = 1.0 + tone + 0.045 * rings + 0.030 * fine - 0.075 * pores + 0.025 * cloud
+    phase = 5.0 * rng.random(count)[number]
+    # Each board is cut from another part of the tree.
+    tree = _grain(rng, (2 * rows, columns), (420, 90))
+    wave = np.empty((rows, columns), np.float32)
+    for k, start in enumerate(rng.integers(rows, size=count)):
+        wave[:, number == k] = tree[start : start + rows, number == k]
+    level = np.sin(2 * np.pi * ((34.0 * x + phase).astype(np.float32) + 1.1 * wave))
+    level *= np.float32(0.045)
+    level += tone.astype(np.float32)
+    level += 0.030 * _grain(rng, (rows, columns), (70, 2))
+    level -= 0.075 * np.clip(_grain(rng, (rows, columns), (36, 2)) - 1.5, 0.0, 2.0)
+    level += 0.025 * _grain(rng, (rows, columns), (160, 40))
     gap = np.abs(x / board - np.rint(x / board)) * board
-    level *= 1.0 - 0.55 * np.clip(1.6 - gap / 0.0011, 0.0, 1.0)
-    rgb = np.stack(
-        [level * 190.0 * (1.0 + warmth), level**1.06 * 153.0, level**1.12 * 114.0], axis=2
-    )
-    return np.clip(rgb[::-1], 0, 255).astype(np.uint8)
+    level *= (1.0 - 0.55 * np.clip(1.6 - gap / 0.0011, 0.0, 1.0)).astype(np.float32)
+    red = 190.0 * (1.0 + warmth).astype(np.float32)
+    channels = [level * red, level * 153.0, level * (level * 28.0 + 86.0)]
+    return np.stack([_bytes(channel[::-1]) for channel in channels], axis=2)
 
 
+_TOOLS: tuple[tuple[tuple[float, float], tuple[float, float], float, Colour], ...] = (
+    # (from, to, thickness, colour) of strokes with round ends; metres from the board's corner
+    ((0.68, 0.360), (0.68, 0.250), 0.009, _STEEL),
+    ((0.68, 0.258), (0.68, 0.170), 0.028, _CLAY),
+    ((0.76, 0.360), (0.76, 0.270), 0.008, _STEEL),
+    ((0.76, 0.275), (0.76, 0.195), 0.025, _AMBER),
+    ((0.84, 0.360), (0.84, 0.290), 0.007, _STEEL),
+    ((0.84, 0.290), (0.84, 0.220), 0.022, _BLUE),
+    ((0.95, 0.340), (0.95, 0.180), 0.020, _STEEL),
+    ((0.95, 0.345), (0.95, 0.345), 0.050, _STEEL),
+    ((0.95, 0.350), (0.95, 0.375), 0.020, _PEGBOARD),
+    ((0.95, 0.178), (0.95, 0.178), 0.046, _STEEL),
+    ((0.95, 0.178), (0.95, 0.178), 0.024, _PEGBOARD),
+    ((1.10, 0.290), (1.10, 0.290), 0.120, (200, 176, 130)),
+    ((1.10, 0.290), (1.10, 0.290), 0.076, (128, 112, 86)),
+    ((1.10, 0.290), (1.10, 0.290), 0.066, _PEGBOARD),
+)
+
+
+@functools.cache
 def _plaster() -> Image:
-    """Texture of the wall: a painted wall, a pegboard, a strip of wood along the table."""
+    """Texture of the wall: paint, a board with tools, a strip of wood along the table."""
     rng = np.random.default_rng(7)
     x0, x1, z0, z1 = _WALL
     rows, columns = round((z1 - z0) * _TEXELS), round((x1 - x0) * _TEXELS)
     level = 1.0 + 0.012 * _grain(rng, (rows, columns), (60, 60))
     level += 0.010 * _grain(rng, (rows, columns), (6, 6))
-    image = np.clip(level[..., None] * np.array([150.0, 160.0, 163.0]), 0, 255)
-    texture = image.astype(np.uint8)
+    texture = np.stack([_bytes(level * c) for c in (158.0, 165.0, 164.0)], axis=2)
 
     def at(x: float, z: float) -> tuple[int, int]:
         return round((x - x0) * _TEXELS), round((z1 - z) * _TEXELS)
 
-    left, right, low, high = -0.62, 1.30, 0.13, 0.62
-    cv2.rectangle(texture, at(left - 0.012, high + 0.006), at(right + 0.018, low - 0.02),
-                  (112, 120, 123), -1)
-    cv2.rectangle(texture, at(left, high), at(right, low), (181, 182, 174), -1)
-    z = low + 0.03
-    while z < high:
-        x = left + 0.03
-        while x < right:
-            cv2.circle(texture, at(x, z), 4, (112, 112, 106), -1, cv2.LINE_AA)
-            x += 0.05
-        z += 0.05
+    def shadow(mask: Image, blur: float) -> None:
+        soft = cv2.GaussianBlur(mask, (0, 0), blur * _TEXELS)
+        light = cv2.convertScaleAbs(soft, alpha=-0.42, beta=255.0)
+        cv2.multiply(texture, cv2.merge([light, light, light]), dst=texture, scale=1 / 255)
+
+    left, right, low, high = _PEGS
+    mask = np.zeros((rows, columns), np.uint8)
+    cv2.rectangle(mask, at(left + 0.012, high - 0.012), at(right + 0.016, low - 0.018), 255, -1)
+    shadow(mask, 0.008)
+    cv2.rectangle(texture, at(left, high), at(right, low), _PEGBOARD, -1)
+    for z in np.arange(low + 0.03, high, 0.05):
+        for x in np.arange(left + 0.03, right, 0.05):
+            cv2.circle(texture, at(float(x), float(z)), 4, (72, 80, 84), -1, cv2.LINE_AA)
+    mask[:] = 0
+    for start, end, thickness, colour in _TOOLS:
+        a, b = (at(left + x + 0.013, low + z - 0.015) for x, z in (start, end))
+        if colour is not _PEGBOARD:
+            cv2.line(mask, a, b, 255, round(thickness * _TEXELS), cv2.LINE_AA)
+    shadow(mask, 0.006)
+    for start, end, thickness, colour in _TOOLS:
+        a, b = (at(left + x, low + z) for x, z in (start, end))
+        cv2.line(texture, a, b, colour, round(thickness * _TEXELS), cv2.LINE_AA)
     cv2.rectangle(texture, at(x0, 0.05), at(x1, 0.0), (112, 104, 96), -1)
     cv2.rectangle(texture, at(x0, 0.056), at(x1, 0.05), (138, 130, 120), -1)
     return texture
@@ -580,7 +626,7 @@ def _label(width: int, height: int, ground: Colour, seed: int) -> Image:
     """Face of a carton: board, a paper label with lines of print and a bar code, tape."""
     rng = np.random.default_rng(seed)
     level = 1.0 + 0.02 * _grain(rng, (height, width), (2, 40))
-    image = np.clip(level[..., None] * np.array(ground), 0, 255).astype(np.uint8)
+    image = np.stack([_bytes(level * c) for c in ground], axis=2)
     left, top = round(0.12 * width), round(0.22 * height)
     right, bottom = round(0.62 * width), round(0.82 * height)
     cv2.rectangle(image, (left, top), (right, bottom), (226, 222, 210), -1)
@@ -593,14 +639,15 @@ def _label(width: int, height: int, ground: Colour, seed: int) -> Image:
     x = left + line
     while x < right - line:
         bar = int(rng.integers(1, 1 + line))
-        cv2.rectangle(image, (x, bottom - 4 * line), (x + bar - 1, bottom - line), (48, 48, 48), -1)
+        ends = (x, bottom - 4 * line), (x + bar - 1, bottom - line)
+        cv2.rectangle(image, *ends, (48, 48, 48), -1)
         x += bar + int(rng.integers(1, 2 + line))
     return image
 
 
 def _tinted(texture: Image, normal: Points) -> Image:
-    r, g, b = _shade((255.0, 255.0, 255.0), normal)
-    return np.clip(texture * (np.array([r, g, b]) / 255.0), 0, 255).astype(np.uint8)
+    tint = np.array(_shade((255.0, 255.0, 255.0), normal), np.float32)
+    return _bytes(texture * (tint / 255.0))
 
 
 def _paste(image: Image, camera: _Camera, texture: Image, corners: tuple[Points, ...]) -> None:
@@ -633,12 +680,12 @@ class _Carton:
 _CARTONS = (
     _Carton((0.30, 0.66, 0.085), (0.15, 0.085, 0.085), 0.10, (178, 140, 100), 3),
     _Carton((0.34, 0.665, 0.205), (0.085, 0.06, 0.035), -0.22, (122, 142, 130), 5),
-    _Carton((-0.50, -0.12, 0.018), (0.135, 0.095, 0.018), 0.30, (74, 96, 122)),
-    _Carton((-0.515, -0.11, 0.049), (0.115, 0.080, 0.013), 0.16, (160, 82, 72)),
+    _Carton((-0.46, -0.13, 0.018), (0.135, 0.095, 0.018), 0.30, (74, 96, 122)),
+    _Carton((-0.475, -0.12, 0.049), (0.115, 0.080, 0.013), 0.16, (160, 82, 72)),
 )
-_MUG = np.array([0.60, 0.06, 0.0])
+_MUG = np.array([0.58, 0.03, 0.0])
 _MUG_RADIUS, _MUG_HEIGHT = 0.052, 0.115
-_BOARD = (np.array([0.72, 0.42, 0.0]), 0.16, 0.12, -0.28)
+_BOARD = (np.array([0.66, 0.43, 0.0]), 0.16, 0.12, -0.28)
 """Centre, half width, half depth and yaw of the checkerboard."""
 
 
@@ -664,20 +711,16 @@ def _draw_mug(drawing: _Drawing) -> None:
     angles = np.linspace(-0.5 * np.pi, 0.5 * np.pi, 15)
     centre = _MUG + 0.5 * _MUG_HEIGHT * _UP + 0.9 * _MUG_RADIUS * handle
     path = [centre + 0.042 * math.cos(a) * handle + 0.036 * math.sin(a) * _UP for a in angles]
-    for start, end in zip(path[:-1], path[1:], strict=True):
-        drawing.tube(start, end + 0.2 * (end - start), (0.0085, 0.0085), (216, 220, 214), strips=6)
-    drawing.tube(_MUG, top, (0.92 * _MUG_RADIUS, _MUG_RADIUS), (222, 225, 218), strips=24)
+    for start, end in itertools.pairwise(path):
+        drawing.tube(start, end + 0.2 * (end - start), (0.0085, 0.0085), (216, 220, 214))
+    drawing.tube(_MUG, top, (0.92 * _MUG_RADIUS, _MUG_RADIUS), (222, 225, 218))
     for low, high, colour in (
         (0.030, 0.044, (86, 124, 118)),
         (0.050, 0.062, (190, 142, 92)),
         (0.068, 0.082, (86, 124, 118)),
     ):
-        radii = tuple(
-            _MUG_RADIUS * (0.924 + 0.08 * z / _MUG_HEIGHT) for z in (low, high)
-        )
-        drawing.tube(
-            _MUG + low * _UP, _MUG + high * _UP, (radii[0], radii[1]), colour, strips=24
-        )
+        lower, upper = (_MUG_RADIUS * (0.924 + 0.08 * z / _MUG_HEIGHT) for z in (low, high))
+        drawing.tube(_MUG + low * _UP, _MUG + high * _UP, (lower, upper), colour)
     drawing.disc(top, _UP, _MUG_RADIUS, _shade((232, 234, 228), _UP))
     drawing.disc(top - 0.004 * _UP, _UP, 0.88 * _MUG_RADIUS, (126, 126, 120))
     drawing.disc(top - 0.028 * _UP, _UP, 0.80 * _MUG_RADIUS, (74, 52, 40))
@@ -725,11 +768,11 @@ def _still(width: int, height: int) -> tuple[Image, Image, Image]:
     :return: ``[h, w, 3]`` the picture; ``[h, w]`` 255 where a shadow on the table is seen;
         ``[h, w, 3]`` part of the light that dimming the lamp takes away, in 1/255
     """
-    scale = max(2, math.ceil(1100 / min(height, 0.75 * width)))
+    scale = max(2, math.ceil(900 / min(height, 0.75 * width)))
     scale = max(1, min(scale, math.isqrt(16_000_000 // (width * height))))
     camera = _Camera(width, height, scale)
     size = (camera.width, camera.height)
-    x0, x1, y0, y1 = _TABLE
+    x0, _, _, y1 = _TABLE
     step = 1.0 / _TEXELS
     east = np.array([step, 0.0, 0.0])
     table = camera.plane(np.array([x0, y1, 0.0]), east, np.array([0.0, -step, 0.0]))
@@ -751,16 +794,17 @@ def _still(width: int, height: int) -> tuple[Image, Image, Image]:
     rim.paint(image, camera)
     _paste(image, camera, _checkerboard(), (centre - u + v, centre + u + v, centre - u - v))
 
-    shade = np.zeros((camera.height, camera.width), np.uint8)
-    _shadows_still().paint(shade, camera, 255)
-    unit = min(camera.height, 0.75 * camera.width)
-    soft = cv2.GaussianBlur(shade, (0, 0), 0.007 * unit)
-    wide = cv2.GaussianBlur(shade, (0, 0), 0.025 * unit)
-    dark = 1.0 - _SHADOW * (0.7 * soft + 0.3 * wide) / 255.0
+    plain = _Camera(width, height)
+    unit = min(height, 0.75 * width)
+    shade = np.zeros((height, width), np.uint8)
+    _shadows_still().paint(shade, plain, 255)
+    soft = cv2.GaussianBlur(shade, (0, 0), 0.007 * unit).astype(np.float32)
+    soft = 0.7 * soft + 0.3 * cv2.GaussianBlur(shade, (0, 0), 0.025 * unit)
     # The foot of the wall lies in its own shade.
-    rows = (np.arange(camera.height) - edge) / (0.05 * unit)
-    dark *= (1.0 - 0.25 * np.exp(-np.maximum(rows, 0.0)))[:, None]
-    image = (image * dark[..., None]).astype(np.uint8)
+    rows = (np.arange(height, dtype=np.float32) - edge / scale) / (0.05 * unit)
+    light = (255.0 - _SHADOW * soft) * (1.0 - 0.25 * np.exp(-np.maximum(rows, 0.0)))[:, None]
+    light = cv2.resize(_bytes(light), size, interpolation=cv2.INTER_LINEAR)
+    cv2.multiply(image, cv2.merge([light, light, light]), dst=image, scale=1.0 / 255.0)
     image[:edge] = upper[:edge]
 
     receiver = np.full((camera.height, camera.width), 255, np.uint8)
@@ -772,44 +816,36 @@ def _still(width: int, height: int) -> tuple[Image, Image, Image]:
             body.paint(image, camera)
             body.paint(receiver, camera, 0)
             continue
-        faces = body.box(
-            np.array(carton.centre), _turned(carton.yaw), carton.half, carton.colour
-        )
+        faces = body.box(np.array(carton.centre), _turned(carton.yaw), carton.half, carton.colour)
         body.paint(image, camera)
         body.paint(receiver, camera, 0)
         for middle, u, v, normal in faces:
             texels = [max(8, round(2600 * float(np.linalg.norm(d)))) for d in (u, v)]
             texture = _label(texels[0], texels[1], carton.colour, carton.seed)
             if normal[2] > 0.5:
-                texture[:] = np.array(carton.colour, np.uint8)
-                texels_high = texture.shape[0]
-                texture[round(0.44 * texels_high) : round(0.56 * texels_high)] = (206, 184, 146)
-            _paste(
-                image,
-                camera,
-                _tinted(texture, normal),
-                (middle - u + v, middle + u + v, middle - u - v),
-            )
+                texture[:] = carton.colour
+                texture[round(0.44 * texels[1]) : round(0.56 * texels[1])] = (206, 184, 146)
+            corners = (middle - u + v, middle + u + v, middle - u - v)
+            _paste(image, camera, _tinted(texture, normal), corners)
     for draw in (_draw_mug, _draw_base):
         body = _Drawing()
         draw(body)
         body.paint(image, camera)
         body.paint(receiver, camera, 0)
 
-    # A lamp over the table: bright in the middle of the picture, less towards its corners.
-    ys, xs = np.mgrid[0 : camera.height, 0 : camera.width].astype(np.float32)
-    spot = camera.project(np.array([[0.08, 0.18, 0.0]]))[0]
-    away = ((xs - spot[0]) ** 2 + 1.5 * (ys - spot[1]) ** 2) / unit**2
-    pool = np.exp(-1.3 * away)
-    image = np.clip(image * (0.80 + 0.24 * pool)[..., None], 0, 255).astype(np.uint8)
-    loss = (0.14 + 0.20 * pool)[..., None] * np.array([1.0, 1.04, 1.12], np.float32)
-
     def small(array: Image) -> Image:
         return np.asarray(
             cv2.resize(array, (width, height), interpolation=cv2.INTER_AREA), np.uint8
         )
 
-    return small(image), small(receiver), small((loss * 255).astype(np.uint8))
+    # A lamp over the table: bright in the middle of the picture, less towards its corners.
+    x, y = plain.project(np.array([[0.08, 0.18, 0.0]]))[0].tolist()
+    down = (np.arange(height, dtype=np.float32)[:, None] - np.float32(y)) / np.float32(unit)
+    across = (np.arange(width, dtype=np.float32) - np.float32(x)) / np.float32(unit)
+    pool = np.exp(-1.3 * (across**2 + 1.5 * down**2))
+    lit = small(image) * (0.80 + 0.24 * pool)[..., None]
+    loss = [_bytes((0.14 + 0.20 * pool) * part) for part in (255.0, 265.0, 286.0)]
+    return _bytes(lit), small(receiver), np.stack(loss, axis=2)
 
 
 class Scene:
@@ -842,6 +878,7 @@ class Scene:
         self.width, self.height = width, height
         self.noise, self.seed = noise, seed
         self._camera = _Camera(width, height)
+        self._strips = max(6, min(24, int(min(height, 0.75 * width)) // 32))
         self._background, self._receiver, self._loss = _still(width, height)
         self._brighter: Image | None = None
         self._darker: Image | None = None
@@ -871,9 +908,9 @@ class Scene:
     def clean(self, index: int) -> Image:
         """``[h, w, 3]`` uint8 RGB without noise; the caller's own to change."""
         pose = _pose(index % CYCLE)
-        image = self._background.copy()
+        image: Image = self._background.copy()
         self._cast_shadows(image, pose)
-        _draw_moving(pose).paint(image, self._camera)
+        _draw_moving(pose, self._strips).paint(image, self._camera)
         if pose.lamp < 1.0:
             light = cv2.convertScaleAbs(self._loss, alpha=pose.lamp - 1.0, beta=255.0)
             cv2.multiply(image, light, dst=image, scale=1.0 / 255.0)

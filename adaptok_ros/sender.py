@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.selection import SelectionConfig, Selector
 from adaptok_ros.tokenizers import Tokenizer
 
 SMALLEST_SIDE = 8
-LARGEST_SIDE = 8192
 
 
 class Sender:

@@ -77,19 +77,6 @@ def choose_size(video: str | None, full: bool) -> tuple[int, int, float, int]:
     return round(height * scale), round(width * scale), rate, count
 
 
-def environment() -> dict[str, str]:
-    """Environment for the nodes: the transport profile, unless the user has set their own."""
-    from adaptok_ros.nodes.transport import PROFILE_VARIABLES, profile_path
-
-    result = dict(os.environ)
-    if not any(result.get(name) for name in PROFILE_VARIABLES):
-        path = profile_path()
-        if path is not None:
-            result['FASTDDS_DEFAULT_PROFILES_FILE'] = str(path)
-            result['FASTRTPS_DEFAULT_PROFILES_FILE'] = str(path)
-    return result
-
-
 def start_node(module: str, log: Any, parameters: dict[str, Any], remaps: dict[str, str]) -> Any:
     """Start one node as a process of its own."""
     command = [sys.executable, '-m', f'adaptok_ros.nodes.{module}', '--ros-args']
@@ -108,7 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
         import rclpy
     except ImportError as error:
         raise VideoError('the demo needs ROS 2 (rclpy): run `make demo`') from error
-    os.environ.update(environment())
+    from adaptok_ros.nodes.transport import profile_environment
+
+    os.environ.update(profile_environment())
     height, width, rate, count = choose_size(arguments.video, arguments.full_size)
     seconds = arguments.seconds or (min(20.0, count / rate) if count else 20.0)
     output = arguments.output / time.strftime('%Y%m%d-%H%M%S')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from adaptok_ros.nodes import qos
@@ -24,6 +26,8 @@ from adaptok_ros.nodes.parameters import NodeParameter, check_choice, declare, r
 DIAGNOSTICS_PERIOD = 1.0
 THROTTLE = 5.0
 """Seconds between repetitions of one message in the log."""
+SIGNAL_PERIOD = 0.2
+"""Seconds within which a signal to stop is noticed."""
 
 STATE_OK = DiagnosticStatus.OK
 STATE_WARN = DiagnosticStatus.WARN
@@ -152,14 +156,17 @@ class StreamNode(LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything, from any state."""
+        self.shut_down()
+        return super().on_shutdown(state)
+
+    def shut_down(self) -> None:
+        """Finish the frame at hand and free everything."""
         self._halt()
         self._release_all()
-        return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Fall back to unconfigured."""
-        self._halt()
-        self._release_all()
+        self.shut_down()
         return TransitionCallbackReturn.SUCCESS
 
     def _halt(self) -> None:
@@ -257,15 +264,6 @@ class StreamNode(LifecycleNode):
         )  # fmt: skip
 
 
-def create_executor() -> Executor:
-    """The events executor where rclpy has it (half the CPU time), else the classic one."""
-    try:
-        from rclpy.experimental import EventsExecutor
-    except ImportError:
-        return SingleThreadedExecutor()
-    return EventsExecutor()
-
-
 def run(
     executable: str, create: Callable[[], Node], args: Sequence[str] | None, description: str
 ) -> int:
@@ -279,21 +277,22 @@ def run(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(remove_ros_args(arguments)[1:])
-    rclpy.init(args=arguments)
-    executor = create_executor()
+    # rclpy's own handlers would invalidate the context under the worker's hands.
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    executor = SingleThreadedExecutor()
     node = create()
-    try:
-        if isinstance(node, StreamNode) and node.get_parameter('autostart').value:
-            if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-                node.trigger_activate()
-        executor.add_node(node)
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        if isinstance(node, StreamNode):
-            node.on_shutdown(LifecycleState(state_id=0, label='exit'))
-        node.destroy_node()
-        if rclpy.ok():
-            rclpy.shutdown()
+    executor.add_node(node)
+    if isinstance(node, StreamNode) and node.get_parameter('autostart').value:
+        if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            node.trigger_activate()
+    while not stopping.is_set():
+        executor.spin_once(timeout_sec=SIGNAL_PERIOD)
+    if isinstance(node, StreamNode):
+        node.shut_down()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.shutdown()
     return 0

@@ -10,11 +10,11 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from adaptok_ros.engines import BACKENDS
+from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.latents import MODES
 from adaptok_ros.models import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
 from adaptok_ros.selection import PERIOD_LIMIT, TAU_LIMIT, TOKEN_LIMIT, Reference
-from adaptok_ros.sender import LARGEST_SIDE
 
 TRANSPORTS = ('raw', 'compressed')
 

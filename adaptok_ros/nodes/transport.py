@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
@@ -10,6 +11,8 @@ from rclpy.utilities import get_rmw_implementation_identifier
 
 FAST_DDS_SEGMENT = 512 * 1024
 """Default shared-memory segment of Fast DDS; larger messages leave as UDP fragments."""
+
+FIRST_RCLPY_WITH_FAST_DDS_3 = 9
 
 PROFILE_VARIABLES = (
     'FASTDDS_DEFAULT_PROFILES_FILE',
@@ -30,15 +33,22 @@ def fragmentation_hint(message_bytes: int) -> str:
         f'images of {message_bytes / 1e6:.2f} MB exceed the shared-memory segment of Fast DDS '
         f'as it comes ({FAST_DDS_SEGMENT / 1e6:.2f} MB): between processes they travel as UDP '
         'fragments, and most are lost. Start camera and tokenizer with '
-        'FASTRTPS_DEFAULT_PROFILES_FILE=<share/adaptok_ros>/config/fastdds.xml (the launch file '
-        'does), or FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA on Jazzy and later'
+        'the profile config/fastdds.xml of this package (the launch file does), or on Jazzy and '
+        'later with FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA; see Troubleshooting in the README'
     )
 
 
-def profile_path() -> Path | None:
-    """The Fast DDS profile of this package; None where it is not installed."""
+def profile_environment() -> dict[str, str]:
+    """Variables that give Fast DDS this package's profile; empty where the user chose one.
+
+    Fast DDS 3 (Kilted and later) renamed the variable and warns of the old name.
+    """
+    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
+        return {}
     try:
-        path = Path(get_package_share_directory('adaptok_ros')) / 'config' / 'fastdds.xml'
+        share = Path(get_package_share_directory('adaptok_ros'))
     except PackageNotFoundError:
-        return None
-    return path if path.is_file() else None
+        return {}
+    old = int(version('rclpy').split('.')[0]) < FIRST_RCLPY_WITH_FAST_DDS_3
+    variable = 'FASTRTPS_DEFAULT_PROFILES_FILE' if old else 'FASTDDS_DEFAULT_PROFILES_FILE'
+    return {variable: str(share / 'config' / 'fastdds.xml')}

@@ -25,9 +25,9 @@ Encode = Callable[[Image], NDArray[np.float32]]
 class LITTraining:
     """Hyperparameters, as read from ``config/train_lit.yaml``."""
 
-    steps: int = 5000
+    steps: int = 4000
     batch: int = 8
-    crop: int = 24
+    crop: int = 16
     learning_rate: float = 1.5e-3
     warmup: int = 200
     tau_low: float = 0.05

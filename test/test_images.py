@@ -1,0 +1,520 @@
+"""Images: every encoding against pictures packed here by hand, and against cv_bridge."""
+
+import array
+import importlib.util
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptok_ros.images import (
+    ENCODINGS,
+    LARGEST_SIDE,
+    ImageConverter,
+    ImageError,
+    decode_compressed,
+    to_rgb,
+)
+
+PACKED_YUV = {'uyvy': 'UYVY', 'yuv422': 'UYVY', 'yuyv': 'YUYV', 'yuv422_yuy2': 'YUYV'}
+PLANAR_YUV = {'nv12': 'UV', 'nv21': 'VU'}
+BAYER = ['bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8']
+GREY_8 = ['mono8', '8UC1']
+GREY_16 = ['mono16', '16UC1']
+COLOUR_ORDER = {'rgb8': 'RGB', 'bgr8': 'BGR', '8UC3': 'BGR', 'rgba8': 'RGBA', 'bgra8': 'BGRA'}
+
+CV_BRIDGE_CONVERTS = [
+    *('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'mono16', 'yuv422', 'yuv422_yuy2'),
+    *BAYER,
+]
+MISSING = [name for name in ('cv_bridge', 'sensor_msgs') if importlib.util.find_spec(name) is None]
+needs_cv_bridge = pytest.mark.skipif(
+    bool(MISSING), reason=f'not importable: {", ".join(MISSING)} (source a ROS 2 workspace)'
+)
+
+
+def smooth_picture(height=24, width=32):
+    """Red grows to the right, green downwards, blue in both; nothing clips in YUV."""
+    rows = np.linspace(40, 200, height)[:, None]
+    columns = np.linspace(40, 200, width)[None, :]
+    planes = np.broadcast_arrays(columns, rows, (rows + columns) / 2)
+    return np.stack(planes, axis=2).round().astype(np.uint8)
+
+
+def noise(height, width, *channels, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+
+
+def to_yuv(rgb):
+    """BT.601 with the range of video (16 to 235), as the codes of OpenCV have it."""
+    red, green, blue = np.moveaxis(rgb.astype(float) / 255, 2, 0)
+    y = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+    u = 128 - 37.797 * red - 74.203 * green + 112 * blue
+    v = 128 + 112 * red - 93.786 * green - 18.214 * blue
+    return tuple(plane.round().astype(np.uint8) for plane in (y, u, v))
+
+
+def pack(encoding, rgb):
+    """``[h, w, 3]`` RGB -> ``[rows, bytes]`` uint8 without padding, little-endian."""
+    height, width = rgb.shape[:2]
+    if encoding in COLOUR_ORDER:
+        planes = dict(zip('RGB', np.moveaxis(rgb, 2, 0), strict=True))
+        planes['A'] = noise(height, width)
+        ordered = [planes[letter] for letter in COLOUR_ORDER[encoding]]
+        return np.stack(ordered, axis=2).reshape(height, -1)
+    if encoding in GREY_8:
+        return rgb[:, :, 0].copy()
+    if encoding in GREY_16:
+        return (rgb[:, :, 0].astype('<u2') * 257).view(np.uint8)
+    if encoding in BAYER:
+        mosaic = np.empty((height, width), np.uint8)
+        for index, letter in enumerate(encoding[len('bayer_') : -1]):
+            cells = np.s_[index // 2 :: 2, index % 2 :: 2]
+            mosaic[cells] = rgb[..., 'rgb'.index(letter)][cells]
+        return mosaic
+    y, u, v = to_yuv(rgb)
+    if encoding in PACKED_YUV:
+        packed = np.empty((height, width * 2), np.uint8)
+        order = PACKED_YUV[encoding]
+        packed[:, order.index('Y') :: 2] = y
+        packed[:, order.index('U') :: 4] = u[:, ::2]
+        packed[:, order.index('V') :: 4] = v[:, ::2]
+        return packed
+    colour = np.empty((height // 2, width), np.uint8)
+    colour[:, PLANAR_YUV[encoding].index('U') :: 2] = u[::2, ::2]
+    colour[:, PLANAR_YUV[encoding].index('V') :: 2] = v[::2, ::2]
+    return np.concatenate([y, colour])
+
+
+def pad(packed, padding):
+    """Rows with bytes behind them that belong to no pixel."""
+    return np.concatenate([packed, noise(packed.shape[0], padding, seed=1)], axis=1)
+
+
+def swapped_bytes(packed):
+    return packed.reshape(packed.shape[0], -1, 2)[:, :, ::-1].reshape(packed.shape)
+
+
+def is_grey(encoding):
+    return encoding in GREY_8 + GREY_16
+
+
+def assert_image(result, height, width):
+    assert result.shape == (height, width, 3)
+    assert result.dtype == np.uint8
+    assert result.flags.c_contiguous
+
+
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_every_encoding_gives_the_picture_back(encoding):
+    rgb = smooth_picture()
+    packed = pack(encoding, rgb)
+    result = to_rgb(encoding, 24, 32, packed.shape[1], False, packed.tobytes())
+    assert_image(result, 24, 32)
+    expected = rgb[:, :, :1].repeat(3, axis=2) if is_grey(encoding) else rgb
+    # Where colour is shared by neighbours or interpolated, it is off by the slope of the picture.
+    exact = is_grey(encoding) or encoding in COLOUR_ORDER
+    inner = np.s_[:, :] if exact else np.s_[2:-2, 2:-2]
+    error = np.abs(result[inner].astype(int) - expected[inner])
+    assert error.max() <= (0 if exact else 12)
+    assert error.mean() <= (0 if exact else 3)
+
+
+@pytest.mark.parametrize('padding', [1, 2, 3, 4, 5, 31])
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_padding_of_rows_is_skipped(encoding, padding):
+    packed = pack(encoding, noise(6, 10, 3))
+    step = packed.shape[1]
+    plain = to_rgb(encoding, 6, 10, step, False, packed.tobytes())
+    padded = to_rgb(encoding, 6, 10, step + padding, False, pad(packed, padding).tobytes())
+    assert_image(padded, 6, 10)
+    np.testing.assert_array_equal(padded, plain)
+
+
+@pytest.mark.parametrize('encoding', sorted(set(ENCODINGS) - set(PACKED_YUV) - set(PLANAR_YUV)))
+@pytest.mark.parametrize(('height', 'width'), [(1, 1), (1, 7), (7, 1), (3, 5), (9, 7)])
+def test_odd_sizes(encoding, height, width):
+    packed = pack(encoding, np.full((height, width, 3), 90, np.uint8))
+    result = to_rgb(encoding, height, width, packed.shape[1], False, packed.tobytes())
+    assert_image(result, height, width)
+    # OpenCV cannot interpolate a mosaic of fewer than 3 rows or columns, and leaves it black.
+    interpolable = encoding not in BAYER or min(height, width) >= 3
+    assert (result == (90 if interpolable else 0)).all()
+
+
+@pytest.mark.parametrize('encoding', sorted(PACKED_YUV))
+def test_packed_yuv_may_have_an_odd_height(encoding):
+    packed = pack(encoding, np.full((3, 4, 3), 90, np.uint8))
+    result = to_rgb(encoding, 3, 4, 8, False, packed.tobytes())
+    assert np.abs(result.astype(int) - 90).max() <= 2
+
+
+@pytest.mark.parametrize('encoding', GREY_16)
+def test_big_endian(encoding):
+    packed = pad(np.arange(6 * 10, dtype='<u2').reshape(6, 10).view(np.uint8) * 7, 2)
+    little = to_rgb(encoding, 6, 10, 22, False, packed.tobytes())
+    big = to_rgb(encoding, 6, 10, 22, True, swapped_bytes(packed).tobytes())
+    np.testing.assert_array_equal(big, little)
+
+
+@pytest.mark.parametrize('encoding', sorted(set(ENCODINGS) - set(GREY_16)))
+def test_byte_order_means_nothing_to_bytes(encoding):
+    packed = pack(encoding, noise(4, 6, 3))
+    arguments = (encoding, 4, 6, packed.shape[1])
+    np.testing.assert_array_equal(
+        to_rgb(*arguments, True, packed.tobytes()), to_rgb(*arguments, False, packed.tobytes())
+    )
+
+
+def test_sixteen_bits_are_rounded():
+    values = np.arange(65536, dtype='<u2').reshape(256, 256)
+    result = to_rgb('mono16', 256, 256, 512, False, values.tobytes())
+    expected = (np.arange(65536).reshape(256, 256) + 128) // 257
+    for channel in range(3):
+        np.testing.assert_array_equal(result[:, :, channel], expected)
+
+
+@pytest.mark.parametrize('kind', [bytes, bytearray, memoryview, lambda b: array.array('B', b)])
+def test_rgb8_is_a_view(kind):
+    rgb = noise(5, 7, 3)
+    data = kind(rgb.tobytes())
+    result = to_rgb('rgb8', 5, 7, 21, False, data)
+    np.testing.assert_array_equal(result, rgb)
+    assert_image(result, 5, 7)
+    assert np.shares_memory(result, np.frombuffer(data, np.uint8))
+
+
+def test_rgb8_of_an_array_is_a_view():
+    rgb = noise(5, 7, 3)
+    assert np.shares_memory(to_rgb('rgb8', 5, 7, 21, False, rgb), rgb)
+
+
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_a_converter_keeps_its_memory(encoding):
+    converter = ImageConverter()
+    results, copies = [], []
+    for seed in range(2):
+        packed = pad(pack(encoding, noise(4, 6, 3, seed=seed)), 3)
+        results.append(converter.to_rgb(encoding, 4, 6, packed.shape[1], False, packed))
+        copies.append(results[-1].copy())
+        assert not np.shares_memory(results[-1], packed)
+    assert np.shares_memory(*results)
+    assert not np.array_equal(*copies)
+
+
+def test_a_converter_follows_changes_of_size_and_encoding():
+    converter = ImageConverter()
+    for height, width in ((4, 6), (6, 4), (2, 12), (4, 6)):
+        for encoding in ENCODINGS:
+            packed = pack(encoding, noise(height, width, 3))
+            arguments = (encoding, height, width, packed.shape[1], False, packed)
+            np.testing.assert_array_equal(converter.to_rgb(*arguments), to_rgb(*arguments))
+
+
+def test_a_message_is_never_written_to():
+    converter = ImageConverter()
+    rgb = noise(4, 6, 3)
+    kept = rgb.copy()
+    converter.to_rgb('rgb8', 4, 6, 18, False, rgb)
+    converter.to_rgb('bgr8', 4, 6, 18, False, noise(4, 6, 3, seed=1))
+    np.testing.assert_array_equal(rgb, kept)
+
+
+def test_more_data_than_needed_is_accepted():
+    rgb = noise(4, 6, 3)
+    result = to_rgb('rgb8', 4, 6, 18, False, rgb.tobytes() + b'more')
+    np.testing.assert_array_equal(result, rgb)
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'height', 'width', 'step', 'size', 'field', 'value', 'allowed'),
+    [
+        ('rgb', 4, 4, 12, 48, 'encoding', "'rgb'", ', '.join(ENCODINGS)),
+        ('', 4, 4, 12, 48, 'encoding', "''", 'rgb8'),
+        ('a\nb' * 99, 4, 4, 12, 48, 'encoding', repr(('a\nb' * 99)[:64]), 'rgb8'),
+        ('32FC1', 4, 4, 16, 64, 'encoding', "'32FC1'", 'no fixed range: convert to mono8 or'),
+        ('64FC3', 4, 4, 96, 384, 'encoding', "'64FC3'", 'no fixed range'),
+        ('rgb8', 0, 4, 12, 48, 'height', '0', '1 to 8192'),
+        ('rgb8', 4, 0, 12, 48, 'width', '0', '1 to 8192'),
+        ('rgb8', 8193, 1, 3, 8193 * 3, 'height', '8193', '1 to 8192'),
+        ('mono8', 1, 8193, 8193, 8193, 'width', '8193', '1 to 8192'),
+        ('rgb8', 4, 4, 11, 48, 'step', '11', 'at least 12'),
+        ('mono16', 4, 4, 7, 48, 'step', '7', 'at least 8'),
+        ('nv12', 4, 4, 3, 48, 'step', '3', 'at least 4'),
+        ('rgb8', 4, 4, 12, 47, 'data', '47 bytes', 'at least 48 (4 rows)'),
+        ('rgb8', 4, 4, 12, 0, 'data', '0 bytes', 'at least 48'),
+        ('rgb8', 4, 4, 2**32 - 1, 48, 'data', '48 bytes', f'at least {4 * (2**32 - 1)}'),
+        ('nv12', 4, 4, 4, 23, 'data', '23 bytes', 'at least 24 (6 rows)'),
+        ('uyvy', 4, 5, 12, 48, 'width', '5', 'multiples of 2'),
+        ('yuv422_yuy2', 4, 5, 12, 48, 'width', '5', 'multiples of 2'),
+        ('nv12', 5, 4, 4, 48, 'height', '5', 'multiples of 2'),
+        ('nv21', 4, 5, 5, 48, 'width', '5', 'multiples of 2'),
+    ],
+)
+def test_errors_name_field_value_and_what_is_allowed(
+    encoding, height, width, step, size, field, value, allowed
+):
+    with pytest.raises(ImageError) as raised:
+        to_rgb(encoding, height, width, step, False, bytes(size))
+    message = str(raised.value)
+    assert raised.value.field == field
+    assert message.startswith(f'image field {field} is {value}')
+    assert allowed in message.partition('; allowed: ')[2]
+    assert '\n' not in message
+
+
+uint32 = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    encoding=st.sampled_from(ENCODINGS) | st.text(),
+    height=st.integers(0, 12) | uint32,
+    width=st.integers(0, 12) | uint32,
+    step=st.integers(0, 60) | uint32,
+    is_bigendian=st.booleans(),
+    data=st.integers(0, 1000).map(bytes) | st.binary(max_size=300),
+)
+def test_whatever_a_message_holds_gives_an_image_or_an_image_error(
+    encoding, height, width, step, is_bigendian, data
+):
+    try:
+        result = to_rgb(encoding, height, width, step, is_bigendian, data)
+    except ImageError:
+        return
+    assert_image(result, height, width)
+
+
+def encode(extension, picture, *parameters):
+    return cv2.imencode(extension, picture, parameters)[1].tobytes()
+
+
+def png(height, width, rows=b'', depth=8, colour=0):
+    """Write a png file by hand: whatever header, whatever rows."""
+
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
+
+    header = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', header)
+        + chunk(b'IDAT', zlib.compress(rows))
+        + chunk(b'IEND', b'')
+    )
+
+
+JPEG = encode('.jpg', smooth_picture()[:, :, ::-1])
+PNG = encode('.png', smooth_picture()[:, :, ::-1])
+
+
+@pytest.mark.parametrize('format', ['png', '', 'rgb8; png compressed bgr8', 'jpeg', 'rubbish; ;'])
+def test_png(format):
+    result = decode_compressed(PNG, format)
+    assert_image(result, 24, 32)
+    np.testing.assert_array_equal(result, smooth_picture())
+
+
+@pytest.mark.parametrize('format', ['jpeg', 'jpg', '', 'rgb8; jpeg compressed bgr8'])
+def test_jpeg(format):
+    result = decode_compressed(JPEG, format)
+    assert_image(result, 24, 32)
+    assert np.abs(result.astype(int) - smooth_picture()).max() <= 12
+
+
+def test_progressive_jpeg_and_trailing_bytes():
+    data = encode('.jpg', smooth_picture()[:, :, ::-1], cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    result = decode_compressed(data + bytes(100), 'jpeg')
+    assert np.abs(result.astype(int) - smooth_picture()).max() <= 12
+
+
+def test_a_thumbnail_inside_a_jpeg_is_not_its_picture():
+    thumbnail = encode('.jpg', noise(8, 8, 3))
+    comment = b'\xff\xfe' + struct.pack('>H', len(thumbnail) + 2) + thumbnail
+    data = JPEG[:2] + comment + JPEG[2:]
+    assert_image(decode_compressed(data, 'jpeg'), 24, 32)
+    with pytest.raises(ImageError, match='cut off'):
+        decode_compressed(data[:-100], 'jpeg')
+
+
+@pytest.mark.parametrize('kind', [bytes, bytearray, memoryview, lambda b: array.array('B', b)])
+def test_compressed_data_of_any_kind(kind):
+    np.testing.assert_array_equal(decode_compressed(kind(PNG), 'png'), smooth_picture())
+
+
+@pytest.mark.parametrize('format', ['rgb8; jpeg compressed rgb8', 'bgr8; png compressed rgb8'])
+def test_a_file_compressed_as_rgb_has_red_and_blue_swapped(format):
+    file = encode('.png', smooth_picture())
+    result = decode_compressed(file, format)
+    assert_image(result, 24, 32)
+    np.testing.assert_array_equal(result, smooth_picture())
+
+
+@pytest.mark.parametrize(
+    ('channels', 'dtype'),
+    [(c, t) for c in (1, 3, 4) for t in (np.uint8, np.uint16)],
+)
+def test_png_grey_colour_alpha_8_and_16_bits(channels, dtype):
+    picture = noise(9, 7, channels)
+    values = picture.astype(dtype) * dtype(1 if dtype == np.uint8 else 257)
+    result = decode_compressed(encode('.png', values), 'png')
+    expected = picture.repeat(3, axis=2) if channels == 1 else picture[:, :, 2::-1]
+    assert_image(result, 9, 7)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_sixteen_bits_of_a_png_are_rounded():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    result = decode_compressed(encode('.png', values), 'mono16; png compressed ')
+    expected = to_rgb('mono16', 256, 256, 512, False, values.astype('<u2').tobytes())
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_rare_kinds_of_png():
+    grey_with_alpha = png(1, 2, b'\0\x10\x20\x30\x40', colour=4)
+    np.testing.assert_array_equal(
+        decode_compressed(grey_with_alpha, 'png'), [[[0x10] * 3, [0x30] * 3]]
+    )
+    one_bit = png(1, 8, b'\0\xaa', depth=1)
+    np.testing.assert_array_equal(decode_compressed(one_bit, 'png')[0, :, 0], [255, 0] * 4)
+
+
+@pytest.mark.parametrize('encoding', BAYER)
+def test_a_mosaic_in_a_png_is_interpolated(encoding):
+    mosaic = pack(encoding, smooth_picture())
+    expected = to_rgb(encoding, 24, 32, 32, False, mosaic)
+    file = encode('.png', mosaic)
+    result = decode_compressed(file, f'{encoding}; png compressed ')
+    np.testing.assert_array_equal(result, expected)
+    # compressed_image_transport has made it grey before it wrote a jpeg.
+    grey = decode_compressed(file, f'{encoding}; jpeg compressed mono8')
+    np.testing.assert_array_equal(grey, mosaic[:, :, None].repeat(3, axis=2))
+
+
+def test_exif_does_not_turn_the_picture():
+    orientation = struct.pack('<2sHIHHHIHHI', b'II', 42, 8, 1, 0x112, 3, 1, 6, 0, 0)
+    content = b'Exif\0\0' + orientation
+    segment = b'\xff\xe1' + struct.pack('>H', len(content) + 2) + content
+    assert_image(decode_compressed(JPEG[:2] + segment + JPEG[2:], 'jpeg'), 24, 32)
+
+
+@pytest.mark.parametrize(
+    ('data', 'format', 'field', 'value', 'allowed'),
+    [
+        (b'', 'jpeg', 'data', '0 bytes that begin with nothing', 'jpeg and png'),
+        (b'GIF89a', 'gif', 'data', "6 bytes that begin with 474946383961 (format 'gif')", 'jpeg'),
+        (b'\xff\xd8\xff', 'jpeg', 'data', '3 bytes, cut off', 'whole files'),
+        (b'\xff\xd8\xff\xd9', 'jpeg', 'data', '4 bytes, cut off', 'whole files'),
+        (b'\x89PNG\r\n\x1a\n', 'png', 'data', '8 bytes, cut off', 'whole files'),
+        (PNG, '16UC1; compressedDepth png', 'format', "'16UC1; compressedDepth png'", 'raw image'),
+        (PNG, '32FC1; compressedDepth rvl', 'format', "'32FC1; compressedDepth rvl'", 'raw image'),
+        (png(0, 4), 'png', 'height', '0', f'1 to {LARGEST_SIDE}'),
+        (png(60000, 60000), 'png', 'height', '60000', f'1 to {LARGEST_SIDE}'),
+        (png(4, 2**31 - 1), 'png', 'width', str(2**31 - 1), f'1 to {LARGEST_SIDE}'),
+        (png(16, 16, b'\0' * 8), 'png', 'data', '', 'whole files'),
+    ],
+)
+def test_compressed_errors_name_field_value_and_what_is_allowed(
+    data, format, field, value, allowed
+):
+    with pytest.raises(ImageError) as raised:
+        decode_compressed(data, format)
+    message = str(raised.value)
+    assert raised.value.field == field
+    assert message.startswith(f'image field {field} is {value}')
+    assert allowed in message.partition('; allowed: ')[2]
+    assert '\n' not in message
+
+
+def test_a_mosaic_of_16_bits_is_refused_and_not_taken_for_grey():
+    file = encode('.png', noise(8, 8).astype(np.uint16))
+    with pytest.raises(ImageError, match=r"encoding is 'bayer_rggb16'; allowed: .*bayer_rggb8"):
+        decode_compressed(file, 'bayer_rggb16; png compressed ')
+
+
+def test_a_jpeg_that_announces_too_much_is_not_decoded():
+    header = JPEG.index(b'\xff\xc0')
+    huge = JPEG[: header + 5] + b'\xff\xff\xff\xff' + JPEG[header + 9 :]
+    with pytest.raises(ImageError, match='height is 65535; allowed: 1 to 8192'):
+        decode_compressed(huge, 'jpeg')
+
+
+@pytest.mark.parametrize('file', [JPEG, PNG], ids=['jpeg', 'png'])
+def test_a_file_cut_off_anywhere_is_refused(file):
+    for length in [*range(0, len(file), 7), *range(len(file) - 12, len(file))]:
+        with pytest.raises(ImageError):
+            decode_compressed(file[:length], 'jpeg')
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    file=st.sampled_from([JPEG, PNG]),
+    places=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 1500),
+    tail=st.binary(max_size=20),
+    format=st.text(max_size=30) | st.sampled_from(['bayer_rggb8; png compressed ', 'jpeg']),
+)
+def test_whatever_a_file_holds_gives_an_image_or_an_image_error(file, places, cut, tail, format):
+    damaged = bytearray(file)
+    for place, value in places:
+        damaged[place % len(damaged)] = value
+    try:
+        result = decode_compressed(bytes(damaged[:cut]) + tail, format)
+    except ImageError:
+        return
+    assert_image(result, *result.shape[:2])
+    assert max(result.shape[:2]) <= LARGEST_SIDE
+
+
+def assert_equal_to_cv_bridge(encoding, height, width, rows):
+    from cv_bridge import CvBridge
+    from sensor_msgs.msg import Image
+
+    message = Image(
+        encoding=encoding,
+        height=height,
+        width=width,
+        step=rows.shape[1],
+        data=array.array('B', rows.tobytes()),
+    )
+    result = to_rgb(encoding, height, width, message.step, message.is_bigendian, message.data)
+    np.testing.assert_array_equal(result, CvBridge().imgmsg_to_cv2(message, 'rgb8'))
+
+
+@needs_cv_bridge
+@pytest.mark.parametrize('padded_pixels', [0, 1, 2])
+@pytest.mark.parametrize(('height', 'width'), [(46, 62), (3, 4), (480, 640)])
+@pytest.mark.parametrize('encoding', CV_BRIDGE_CONVERTS)
+def test_equal_to_cv_bridge(encoding, height, width, padded_pixels):
+    row_bytes = pack(encoding, noise(height, width, 3)).shape[1]
+    # cv_bridge only understands padding by whole pixels.
+    rows = noise(height, row_bytes // width * (width + padded_pixels))
+    assert_equal_to_cv_bridge(encoding, height, width, rows)
+
+
+@needs_cv_bridge
+@pytest.mark.parametrize('encoding', BAYER)
+def test_odd_mosaics_are_equal_to_cv_bridge(encoding):
+    assert_equal_to_cv_bridge(encoding, 45, 61, noise(45, 61))
+
+
+@needs_cv_bridge
+def test_every_value_of_16_bits_is_equal_to_cv_bridge():
+    values = np.arange(65536, dtype='<u2').reshape(256, 256)
+    assert_equal_to_cv_bridge('mono16', 256, 256, values.view(np.uint8))
+
+
+@needs_cv_bridge
+@pytest.mark.parametrize('file', [JPEG, PNG], ids=['jpeg', 'png'])
+def test_compressed_is_equal_to_cv_bridge(file):
+    from cv_bridge import CvBridge
+    from sensor_msgs.msg import CompressedImage
+
+    message = CompressedImage(format='jpeg', data=array.array('B', file))
+    result = decode_compressed(message.data, message.format)
+    np.testing.assert_array_equal(result, CvBridge().compressed_imgmsg_to_cv2(message, 'rgb8'))

