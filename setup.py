@@ -23,8 +23,9 @@ setup(
     description="A robot's cameras as a stream of only the visual tokens that changed",
     license='Apache-2.0',
     python_requires='>=3.10',
-    packages=find_packages(include=['adaptok_ros', 'adaptok_ros.*']),
-    package_data={'adaptok_ros': ['models/**/*']},
+    packages=[*find_packages(include=['adaptok_ros', 'adaptok_ros.*']), 'adaptok_ros.interfaces'],
+    package_dir={'adaptok_ros.interfaces': 'msg'},  # bags are read from the definitions
+    package_data={'adaptok_ros': ['models/**/*'], 'adaptok_ros.interfaces': ['*.msg']},
     zip_safe=False,
     install_requires=requirements('runtime'),
     extras_require={

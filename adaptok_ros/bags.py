@@ -89,14 +89,14 @@ def write_packets(path: Path, packets: Iterable[Packet], topic: str, storage: st
             writer.write(packet)
 
 
-def read_packets(path: Path, topic: str = '') -> Iterator[Packet]:
+def read_packets(path: str | Path, topic: str = '') -> Iterator[Packet]:
     """Packets of one token topic in the order of recording, not checked.
 
     :param topic: which one, where the bag holds several
     :raises BagError: not a bag, no token topic, or several and none named
     """
     try:
-        reader = AnyReader([path], default_typestore=typestore())
+        reader = AnyReader([Path(path)], default_typestore=typestore())
         reader.open()
     except (AnyReaderError, OSError, ValueError) as error:
         raise BagError(f'{path}: not a bag: {error}') from error

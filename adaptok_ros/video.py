@@ -17,7 +17,13 @@ class VideoError(ValueError):
 
 
 def _folder_images(folder: Path) -> list[Path]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not path.name.startswith('.')
+    )
     if not paths:
         raise VideoError(
             f"{folder}: no image in this folder; allowed: {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -27,8 +33,8 @@ def _folder_images(folder: Path) -> list[Path]:
 
 def _open(source: str | Path) -> cv2.VideoCapture:
     name = str(source)
-    if not Path(name).exists():
-        raise VideoError(f'{name}: no such file, folder or device')
+    if not name or not Path(name).exists():
+        raise VideoError(f'{name!r}: no such file, folder or device')
     capture = cv2.VideoCapture(name)
     if not capture.isOpened():
         raise VideoError(f'{name}: not a video that OpenCV can decode')
@@ -40,7 +46,8 @@ def frame_rate(source: str | Path, default: float = 30.0) -> float:
 
     :raises VideoError: the source cannot be opened
     """
-    if Path(source).is_dir():
+    if str(source) and Path(source).is_dir():
+        _folder_images(Path(source))
         return default
     capture = _open(source)
     try:
@@ -53,12 +60,13 @@ def frame_rate(source: str | Path, default: float = 30.0) -> float:
 def read_frames(source: str | Path) -> Iterator[NDArray[np.uint8]]:
     """Yield every frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
 
-    A folder yields its images in the order of their names. An image that does not decode is
-    an error rather than a gap.
+    A folder yields its images in the order of their names, and one that does not decode is an
+    error. A damaged video ends at the damage, as OpenCV does not tell it from the end.
 
-    :raises VideoError: the source cannot be opened, or no frame can be decoded
+    :raises VideoError: at the first frame asked for: the source cannot be opened, or none of
+        it can be decoded
     """
-    if Path(source).is_dir():
+    if str(source) and Path(source).is_dir():
         for path in _folder_images(Path(source)):
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:

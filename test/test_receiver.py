@@ -280,13 +280,27 @@ def test_recording_played_again_from_anywhere(recorded, end, start):
     assert grid_of(receiver) == expected[-1]
 
 
-@settings(deadline=None, max_examples=80)
-@given(recordings(24, max_tokens=0), st.sets(st.integers(0, 23), max_size=16))
-def test_recording_looped_over_a_lossy_link_recovers(recorded, dropped):
+@pytest.mark.parametrize('start', [0, 40])
+def test_long_recording_loops_too(start):
+    recorded = record(9, 300, tau=0.3, refresh_period=7)[start:]
     references = by_number(recorded)
     receiver = Receiver()
-    play(receiver, recorded, references)
-    play(receiver, [s for n, s in enumerate(recorded) if n not in dropped], references)
+    first = play(receiver, recorded, references)
+    assert play(receiver, recorded, references)[1:] == first[1:]
+    assert receiver.counters.rewinds == 1
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    recordings(24, max_tokens=0),
+    st.lists(st.sets(st.integers(0, 23), max_size=20), min_size=1, max_size=3),
+)
+def test_recording_looped_over_a_lossy_link_recovers(recorded, dropped):
+    """One whole round is enough, whatever arrived of the rounds before."""
+    references = by_number(recorded)
+    receiver = Receiver()
+    for lost in dropped:
+        play(receiver, [s for n, s in enumerate(recorded) if n not in lost], references)
     play(receiver, recorded, references)
     assert receiver.status is Status.OK
     assert receiver.held.tobytes() == recorded[-1].reference

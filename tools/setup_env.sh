@@ -96,7 +96,8 @@ make_venv() {
 }
 
 pip_install() {
-  "$env/bin/python" -m pip install -qq --disable-pip-version-check --no-input "$@"
+  "$env/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
+    -c "$root/requirements/build.txt" "$@"
 }
 
 # --- what the machine must have --------------------------------------------------------------
@@ -314,21 +315,21 @@ step_test() {
 }
 
 step_core() {
-  local hash copy
+  local hash sources=(setup.py package.xml pyproject.toml MANIFEST.in LICENSE requirements msg
+    adaptok_ros)
   env=''
   check_machine core
   env=$root/.env-core-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-  hash=$(hash_of "$revision" -- setup.py package.xml pyproject.toml MANIFEST.in requirements \
-    adaptok_ros)
+  hash=$(hash_of "$revision" -- "${sources[@]}")
   is_done core "$hash" && env_is_of "$python" && return
   say "the ROS-free part into ${env##*/}, with $("$python" --version)"
   make_venv
-  copy=$(mktemp -d)  # setuptools leaves its build folder beside the sources
-  trap 'rm -rf "$copy"' EXIT
-  (cd "$root" && cp -R setup.py package.xml pyproject.toml MANIFEST.in LICENSE requirements \
-    adaptok_ros "$copy")
-  pip_install "${copy}[test]"
-  pip_install --force-reinstall --no-deps "$copy"
+  # From a copy: setuptools leaves its build folder beside the sources.
+  mkdir -p "$env/src"
+  (cd "$root" && cp -a "${sources[@]}" "$env/src")
+  pip_install "$env/src[test]"
+  pip_install --force-reinstall --no-deps "$env/src"
+  rm -rf "$env/src"
   printf '%s\n' "$hash" > "$env/.core.stamp"
 }
 

@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--name', default='adaptok-tiny', help='name of the tokenizer')
 
 
-def _read_config(path: Path | None, kind: Any) -> Any:
+def read_config(path: Path | None, kind: Any) -> Any:
+    """Hyperparameters of a dataclass from YAML; what the file leaves out keeps its default.
+
+    :raises ModelError: the file names something else
+    """
     if path is None:
         return kind()
     values = yaml.safe_load(path.read_text()) or {}
@@ -51,12 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     print(f'torch {torch.__version__}, {torch.get_num_threads()} threads')
     if arguments.what == 'tokenizer':
-        config = _read_config(arguments.config, tokenizer.TokenizerTraining)
+        config = read_config(arguments.config, tokenizer.TokenizerTraining)
         model, images = tokenizer.train(arguments.data, config)
         mean, std = tokenizer.channel_statistics(model, images, config)
         export.export_tokenizer(model, mean, std, arguments.name, arguments.model)
     else:
-        config = _read_config(arguments.config, lit.LITTraining)
+        config = read_config(arguments.config, lit.LITTraining)
         frozen = Tokenizer(str(arguments.model))
         description = frozen.description
         transformer = lit.train(arguments.data, frozen.encode, description.channels, config)

@@ -55,6 +55,12 @@ class NodeParameter:
                 ]
         return descriptor
 
+    def default_text(self) -> str:
+        """The default as one would write it on a command line."""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return str(self.default)
+
     def allowed(self) -> str:
         """The allowed values in words."""
         if self.choices:
@@ -62,7 +68,7 @@ class NodeParameter:
         if isinstance(self.default, bool):
             return 'true, false'
         if self.low is not None:
-            return f'{self.low:g} to {self.high:g}'
+            return f'{self.low:.10g} to {self.high:.10g}'
         return 'text'
 
 
@@ -180,13 +186,23 @@ def check_choice(parameter: NodeParameter, value: object) -> None:
         raise ValueError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
 
 
+def readme_table(table: Iterable[NodeParameter]) -> str:
+    """The parameters of a node as the Markdown table that stands in the README."""
+    lines = ['| parameter | default | allowed | runtime | meaning |', '|---|---|---|---|---|']
+    for parameter in table:
+        lines.append(
+            f'| `{parameter.name}` | {parameter.default_text() or "(empty)"} | '
+            f'{parameter.allowed()} | {"yes" if parameter.runtime else ""} | '
+            f'{parameter.description} |'
+        )
+    return '\n'.join(lines)
+
+
 def usage(node: str) -> str:
     """The parameters of a node as text for ``--help``."""
     lines = ['parameters (-p name:=value):']
     for parameter in NODES[node]:
-        default = str(parameter.default).lower() if isinstance(
-            parameter.default, bool
-        ) else repr(parameter.default)
+        default = parameter.default_text() or 'empty'
         lines += [
             f'  {parameter.name} (default {default}; allowed: {parameter.allowed()})',
             f'      {parameter.description}',

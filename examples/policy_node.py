@@ -1,0 +1,60 @@
+"""A policy that acts on dense latents: subscribe, trust the status, look at the ages.
+
+    python3 examples/policy_node.py --ros-args -r latents:=/front/lit/latents
+"""
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+
+from adaptok_ros.messages import latents_from_message
+from adaptok_ros.msg import DenseLatents
+from adaptok_ros.receiver import Status
+
+OLD = 30
+"""Frames after which this policy no longer relies on a position that was not renewed."""
+
+
+class Policy(Node):
+    """Stands in for a real policy: prints what it would be given."""
+
+    def __init__(self) -> None:
+        super().__init__('policy')
+        # Depth 1, best effort: a policy wants the newest latents, not all of them.
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self.create_subscription(DenseLatents, 'latents', self.on_latents, qos)
+
+    def on_latents(self, message: DenseLatents) -> None:
+        """Turn a message into what a network takes."""
+        latents = latents_from_message(message)
+        if latents.status is not Status.OK:
+            self.get_logger().warning(
+                f'latents are {latents.status.name}', throttle_duration_sec=1.0
+            )
+            return
+        observation = latents.values  # [H, W, C] float32; torch.from_numpy takes it as it is
+        fresh = float(np.mean(latents.age < OLD))
+        self.get_logger().info(
+            f'observation {observation.shape}, mean {observation.mean():+.3f}, '
+            f'{100 * fresh:.0f} % renewed within {OLD} frames',
+            throttle_duration_sec=1.0,
+        )
+
+
+def main() -> None:
+    """Run the policy."""
+    rclpy.init()
+    node = Policy()
+    try:
+        rclpy.spin(node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == '__main__':
+    main()
