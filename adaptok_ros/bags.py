@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -20,7 +20,7 @@ from adaptok_ros.messages import NANOSECONDS, packet_from_message, token_fields
 from adaptok_ros.packet import Packet
 
 SPARSE_TOKENS = 'adaptok_ros/msg/SparseTokens'
-BAG_VERSION = 8
+BAG_VERSION: Final = 8
 
 
 class BagError(ValueError):

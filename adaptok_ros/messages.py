@@ -25,7 +25,7 @@ def byte_array(data: NDArray[Any]) -> array.array[int]:
     Assigning an ndarray or bytes costs a Python object per byte.
     """
     result = array.array('B')
-    result.frombytes(memoryview(np.ascontiguousarray(data)).cast('B'))
+    result.frombytes(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     return result
 
 

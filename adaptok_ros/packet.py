@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Payload(enum.IntEnum):
     INT8 = 2
 
 
-VALUE_TYPES = {
+VALUE_TYPES: dict[Payload, np.dtype[Any]] = {
     Payload.FLOAT32: np.dtype('<f4'),
     Payload.FLOAT16: np.dtype('<f2'),
     Payload.INT8: np.dtype('i1'),
@@ -177,7 +178,7 @@ def encode_values(
     if payload == Payload.FLOAT16:
         limit = np.finfo(np.float16).max
         values = np.clip(values, -limit, limit)
-    data = np.ascontiguousarray(values, VALUE_TYPES[payload])
+    data: NDArray[Any] = np.ascontiguousarray(values, VALUE_TYPES[payload])
     return data.reshape(-1).view(np.uint8), np.empty(0, np.float32)
 
 
@@ -185,7 +186,8 @@ def decode_values(
     data: NDArray[np.uint8], scale: NDArray[np.float32], payload: Payload, channels: int
 ) -> NDArray[np.float32]:
     """Bytes of a payload -> ``[kept, C]`` float32; the same arithmetic on both sides."""
-    values = data.view(VALUE_TYPES[payload]).reshape(-1, channels).astype(np.float32)
+    stored: NDArray[Any] = data.view(VALUE_TYPES[payload]).reshape(-1, channels)
+    values = stored.astype(np.float32)
     if payload == Payload.INT8:
         values *= scale
     return values

@@ -6,7 +6,6 @@ import dataclasses
 import enum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adaptok_ros.packet import Packet, PacketError, Payload, check, decode_values, unpack_mask
 

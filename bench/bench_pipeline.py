@@ -48,9 +48,9 @@ def measure_stages(width: int, height: int, frames: int, tau: float) -> dict[str
     times: dict[str, list[float]] = {}
     kept, sizes, jpeg_sizes = [], [], []
 
-    def timed(stage: str, work: Callable[[], Any]) -> Any:
+    def timed(stage: str, work: Callable[..., Any], *arguments: Any) -> Any:
         started = time.perf_counter()
-        result = work()
+        result = work(*arguments)
         if index >= WARM_UP:
             times.setdefault(stage, []).append((time.perf_counter() - started) * 1e3)
         return result
@@ -58,19 +58,18 @@ def measure_stages(width: int, height: int, frames: int, tau: float) -> dict[str
     for index in range(frames + WARM_UP):
         pixels = scene.frame(index + 20)
         data = pixels.reshape(-1)
-        image = timed('message to array', lambda: converter.to_rgb(
-            'rgb8', height, width, 3 * width, False, data
-        ))
-        latents = timed('encode', lambda: sender.encode(image))
-        packet = timed('select and pack', lambda: sender.select(latents, index, 'camera'))
-        timed('check', lambda: check(packet))
-        timed('receive', lambda: hold.push(packet))
-        timed('receive and observe', lambda: stream.push(packet))
+        image = timed(
+            'message to array', converter.to_rgb, 'rgb8', height, width, 3 * width, False, data
+        )
+        latents = timed('encode', sender.encode, image)
+        packet = timed('select and pack', sender.select, latents, index, 'camera')
+        timed('check', check, packet)
+        timed('receive', hold.push, packet)
+        timed('receive and observe', stream.push, packet)
         timed('restore (LIT)', stream.latents)
-        jpeg = timed('alternative: JPEG encode', lambda: cv2.imencode(
-            '.jpg', pixels, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
-        )[1])
-        timed('alternative: JPEG decode', lambda: cv2.imdecode(jpeg, cv2.IMREAD_COLOR))
+        quality = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+        jpeg = timed('alternative: JPEG encode', cv2.imencode, '.jpg', pixels, quality)[1]
+        timed('alternative: JPEG decode', cv2.imdecode, jpeg, cv2.IMREAD_COLOR)
         if index >= WARM_UP:
             kept.append(packet.kept / packet.positions)
             sizes.append(packet.nbytes)

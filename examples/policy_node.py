@@ -1,5 +1,7 @@
 """A policy that acts on dense latents: subscribe, trust the status, look at the ages.
 
+Run it with::
+
     python3 examples/policy_node.py --ros-args -r latents:=/front/lit/latents
 """
 

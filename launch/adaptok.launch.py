@@ -1,8 +1,6 @@
 """Start a tokenizer and a LIT node for each camera; ``ros2 launch adaptok_ros … -s`` lists all."""
 
-from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, TOKENIZER_NODE
-from adaptok_ros.nodes.transport import profile_environment
-from launch import LaunchContext, LaunchDescription
+import yaml
 from launch.actions import (
     DeclareLaunchArgument,
     GroupAction,
@@ -11,7 +9,10 @@ from launch.actions import (
 )
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-import yaml
+
+from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, TOKENIZER_NODE
+from adaptok_ros.nodes.transport import profile_environment
+from launch import LaunchContext, LaunchDescription
 
 # Arguments that both nodes take have one name; what only one takes keeps its own.
 LIT_ARGUMENTS = ('mode', 'tokenizer', 'backend', 'autostart')

@@ -15,7 +15,7 @@ KINDS = ('constant', 'drift', 'noise', 'jumps', 'mixed')
 def latent_frames(seed, count, shape, kind='mixed', step=0.3):
     """``[count, *shape]`` float32 latents that change in one way, or in all ways at once."""
     generator = np.random.default_rng(seed)
-    rows, columns, channels = shape
+    rows, columns, _ = shape
     start = generator.normal(size=shape)
     time = np.arange(count).reshape(-1, 1, 1, 1)
     moved = generator.random((count, rows, columns, 1)) < 0.3

@@ -103,7 +103,7 @@ CHANNEL = st.lists(
 def through(channel, packets):
     """What comes out of a channel that drops, repeats and delays."""
     out, delayed = [], []
-    for number, (packet, event) in enumerate(zip(packets, channel)):
+    for number, (packet, event) in enumerate(zip(packets, channel, strict=True)):
         due = [late for when, late in delayed if when == number]
         if event == 'swap':
             delayed.append((number + 1, packet))
@@ -211,7 +211,7 @@ def test_late_packets_never_damage_the_grid(recorded, delays):
 @given(recordings(20), st.lists(st.integers(1, 3), min_size=20, max_size=20))
 def test_repeated_packets_change_nothing(recorded, times):
     receiver, once = Receiver(), Receiver()
-    for sent, count in zip(recorded, times):
+    for sent, count in zip(recorded, times, strict=True):
         assert once.apply(sent.packet)
         assert receiver.apply(sent.packet)
         for _ in range(count - 1):
@@ -263,7 +263,7 @@ def test_looped_recording_gives_the_same_grids_again(recorded, start, length, ro
         again = play(receiver, loop, references)
         # A packet from the past may be a late one; its successor tells.
         assert again[1:].count(None) == 0 or length <= 2
-        assert all(grid in (None, expected) for grid, expected in zip(again, first))
+        assert all(grid in (None, expected) for grid, expected in zip(again, first, strict=True))
         assert grid_of(receiver) == first[-1]
 
 

@@ -325,10 +325,10 @@ step_core() {
   say "the ROS-free part into ${env##*/}, with $("$python" --version)"
   make_venv
   # From a copy: setuptools leaves its build folder beside the sources.
-  mkdir -p "$env/src"
+  rm -rf "$env/src"
+  mkdir "$env/src"
   (cd "$root" && cp -a "${sources[@]}" "$env/src")
   pip_install "$env/src[test]"
-  pip_install --force-reinstall --no-deps "$env/src"
   rm -rf "$env/src"
   printf '%s\n' "$hash" > "$env/.core.stamp"
 }

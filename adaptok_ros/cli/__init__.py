@@ -28,7 +28,7 @@ def main(args: Sequence[str] | None = None) -> int:
         module.add_arguments(commands.add_parser(name, help=summary, description=summary))
     arguments = parser.parse_args(args)
     try:
-        return COMMANDS[arguments.command].run(arguments)
+        return int(COMMANDS[arguments.command].run(arguments))
     except EXPECTED as error:
         print(f'adaptok: {error}', file=sys.stderr)
         return 1

@@ -22,6 +22,7 @@ class ResidualBlock(nn.Module):
         self.mix = nn.Conv2d(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[B, width, H, W]`` -> the same shape."""
         return cast(Tensor, x + self.mix(torch.relu(self.spatial(x))))
 
 

@@ -101,7 +101,7 @@ def export_tokenizer(
 ) -> None:
     """Write ``tokenizer.json`` and what it describes."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = model.eval().to(memory_format=torch.contiguous_format)
+    model = model.eval()
     save_file(model.state_dict(), folder / 'tokenizer.safetensors')
     statistics = torch.tensor(mean), torch.tensor(std)
     generator = torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def encode_still_scenes(
     photos: list[Image], encode: Encode, crop: int, rng: np.random.Generator
 ) -> list[Latents]:
     """Clips in which nothing moves: photos under sensor noise of sigma 0 to 5 / 255."""
-    result = []
+    result: list[Latents] = []
     for index in rng.permutation(len(photos)):
         if min(photos[index].shape[:2]) < 8 * crop or len(result) == 48:
             continue
@@ -131,7 +132,7 @@ def relative_error(model: LatentInpaintingTransformer, samples: list[Sample]) ->
     error = ((model(held, kept, age, tau) - truth).square() * missing).sum(dim=(1, 2, 3))
     holding = ((held[:, -1] - truth).square() * missing).sum(dim=(1, 2, 3))
     floor = 1e-4 * tau.square() * missing.sum(dim=(1, 2, 3)) * held.shape[-1]
-    return error / (holding + floor + 1e-6)
+    return cast(Tensor, error / (holding + floor + 1e-6))
 
 
 def train(

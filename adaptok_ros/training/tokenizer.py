@@ -44,7 +44,9 @@ def load_images(data: Path, config: TokenizerTraining) -> list[Image]:
     return [image for image in images if min(image.shape[:2]) >= config.crop]
 
 
-def sample_batch(images: list[Image], config: TokenizerTraining, rng: np.random.Generator) -> Tensor:
+def sample_batch(
+    images: list[Image], config: TokenizerTraining, rng: np.random.Generator
+) -> Tensor:
     """Random crops, mirrored half the time: ``[B, 3, crop, crop]`` in [-1, 1]."""
     size = config.crop
     batch = np.empty((config.batch, size, size, 3), np.uint8)
@@ -95,7 +97,7 @@ def train(data: Path, config: TokenizerTraining) -> tuple[TinyAutoencoder, list[
     generator = torch.Generator().manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     images = load_images(data, config)
-    model = TinyAutoencoder().to(memory_format=torch.channels_last)
+    model = TinyAutoencoder()
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-3)
     progress = tqdm(range(config.steps), unit='step', mininterval=5.0)
     started = time.monotonic()
@@ -104,7 +106,7 @@ def train(data: Path, config: TokenizerTraining) -> tuple[TinyAutoencoder, list[
         rate = config.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
             group['lr'] = rate
-        clean = sample_batch(images, config, rng).contiguous(memory_format=torch.channels_last)
+        clean = sample_batch(images, config, rng)
         with torch.autocast('cpu', torch.bfloat16):
             reconstruction, stability = losses(model, clean, config.max_noise, generator)
         loss = reconstruction + config.noise_weight * stability
