@@ -103,7 +103,7 @@ CHANNEL = st.lists(
 def through(channel, packets):
     """What comes out of a channel that drops, repeats and delays."""
     out, delayed = [], []
-    for number, (packet, event) in enumerate(zip(packets, channel, strict=True)):
+    for number, (packet, event) in enumerate(zip(packets, channel)):
         due = [late for when, late in delayed if when == number]
         if event == 'swap':
             delayed.append((number + 1, packet))

@@ -152,10 +152,12 @@ class LatentInpaintingTransformer(nn.Module):
         # Silence is evidence: how much of each frame was sent tells a still scene from a
         # moving one wherever nothing arrived nearby.
         activity = kept.mean(dim=(2, 3), keepdim=True).expand_as(kept)
+        # How each past frame differs from the current one, and the current from the last.
+        change = current.unsqueeze(1) - torch.cat([held[:, :-1], held[:, -2:-1]], dim=1)
         features = torch.cat(
             [
                 held,
-                ((current.unsqueeze(1) - held) / scale).clamp(-8.0, 8.0),
+                (change / scale).clamp(-8.0, 8.0),
                 torch.stack(
                     [
                         kept,

@@ -1,7 +1,7 @@
-"""Training footage: the rows of a ``MANIFEST.csv`` that may be trained on, held in memory.
+"""Footage listed in a ``MANIFEST.csv``, held in memory.
 
 The folder is laid out as ``MANIFEST.csv``, ``clips/<name>/`` (one video or frames in order)
-and ``images/<name>/``; a row is used only where its ``use`` column says ``train``.
+and ``images/<name>/``; the column ``use`` of a row says ``train`` or ``evaluate``.
 """
 
 from __future__ import annotations
