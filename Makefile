@@ -41,10 +41,10 @@ demo: build
 	@$(RUN) adaptok demo $(if $(VIDEO),--video "$(VIDEO)") $(ARGS)
 
 test: lint
-	@$(RUN) tools/test.sh $(ARGS)
+	@$(RUN) python tools/test.py $(ARGS)
 
 test-core:
-	@$(SETUP) core tools/test.sh $(ARGS)
+	@$(SETUP) core python tools/test.py $(ARGS)
 
 bench: build
 	@$(RUN) python bench/bench_pipeline.py $(ARGS)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.latents import DenseLatents
-from adaptok_ros.packet import VALUE_TYPES, Packet, PacketError, Payload
+from adaptok_ros.packet import VALUE_TYPES, Packet, PacketError, Payload, encode_values
 from adaptok_ros.receiver import Status
 
 NANOSECONDS = 1_000_000_000
@@ -94,7 +94,7 @@ def fill_latents(message: Any, latents: DenseLatents, payload: Payload) -> None:
     message.status = int(latents.status)
     message.payload = int(payload)
     message.age = byte_array(latents.age)
-    message.data = byte_array(latents.values.astype(VALUE_TYPES[payload], copy=False))
+    message.data = byte_array(encode_values(latents.values, payload)[0])
 
 
 def latents_from_message(message: Any) -> DenseLatents:

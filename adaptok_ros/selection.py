@@ -25,6 +25,7 @@ WAITING_GAIN = 0.1
 PERIOD_LIMIT = 1_000_000
 TOKEN_LIMIT = 16_777_216
 TAU_LIMIT = 100.0
+DEFAULT_TAU = 0.1
 
 
 class Reference(enum.Enum):
@@ -47,7 +48,7 @@ class SelectionConfig:
     :raises ValueError: a value out of range
     """
 
-    tau: float = 0.2
+    tau: float = DEFAULT_TAU
     max_tokens: int = 0
     keyframe_interval: int = 0
     refresh_period: int = 150

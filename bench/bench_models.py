@@ -91,7 +91,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--data', type=Path, required=True)
-    parser.add_argument('--taus', default='0.1,0.2,0.4')
+    parser.add_argument('--taus', default='0.05,0.1,0.2')
     parser.add_argument('--frames', type=int, default=40)
     parser.add_argument('--longest-side', type=int, default=640)
     parser.add_argument('--json', type=Path, help='write all figures to this file')

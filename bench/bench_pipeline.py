@@ -31,7 +31,7 @@ from adaptok_ros.latents import LatentStream
 from adaptok_ros.models import DEFAULT_TOKENIZER
 from adaptok_ros.packet import check
 from adaptok_ros.scene import Scene
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.selection import DEFAULT_TAU, SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
@@ -202,7 +202,7 @@ def main() -> int:
     parser.add_argument('--sizes', default='320x240,640x480,1280x720')
     parser.add_argument('--frames', type=int, default=100, help='counted frames a size')
     parser.add_argument('--seconds', type=float, default=10.0, help='of the nodes, a size')
-    parser.add_argument('--tau', type=float, default=0.2)
+    parser.add_argument('--tau', type=float, default=DEFAULT_TAU)
     parser.add_argument('--no-nodes', action='store_true', help='stages only; needs no ROS')
     parser.add_argument('--json', type=Path, help='write all figures to this file')
     arguments = parser.parse_args()

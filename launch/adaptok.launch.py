@@ -1,6 +1,5 @@
 """Start a tokenizer and a LIT node for each camera; ``ros2 launch adaptok_ros … -s`` lists all."""
 
-import yaml
 from launch.actions import (
     DeclareLaunchArgument,
     GroupAction,
@@ -9,12 +8,14 @@ from launch.actions import (
 )
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, TOKENIZER_NODE
 from adaptok_ros.nodes.transport import profile_environment
 from launch import LaunchContext, LaunchDescription
 
 # Arguments that both nodes take have one name; what only one takes keeps its own.
+TOKENIZER_ARGUMENTS = tuple(parameter.name for parameter in TOKENIZER_NODE)
 LIT_ARGUMENTS = ('mode', 'tokenizer', 'backend', 'autostart')
 CAMERA_ARGUMENTS = ('source', 'rate')
 
@@ -29,13 +30,14 @@ def argument(parameter):
     )
 
 
-def node_parameters(context, names, common):
+def node_parameters(context, table, names, common):
     """Parameters of a node: the file first, then the arguments that were given."""
     values = {}
-    for name in names:
-        text = LaunchConfiguration(name).perform(context)
-        if text != '':
-            values[name] = yaml.safe_load(text)
+    for parameter in table:
+        value = LaunchConfiguration(parameter.name)
+        if parameter.name in names and value.perform(context) != '':
+            # Typed, for YAML would make an integer of tau:=1 and ROS refuse it.
+            values[parameter.name] = ParameterValue(value, value_type=type(parameter.default))
     return [*common, values]
 
 
@@ -55,7 +57,8 @@ def start_cameras(context: LaunchContext):
     params_file = LaunchConfiguration('params_file').perform(context)
     if params_file:
         common.append(params_file)
-    common.append({'use_sim_time': truth(context, 'use_sim_time')})
+    if LaunchConfiguration('use_sim_time').perform(context) != '':
+        common.append({'use_sim_time': truth(context, 'use_sim_time')})
     image = LaunchConfiguration('image').perform(context)
     remap_image = [('image', image)] if image != 'image' else []
     nodes = []
@@ -71,7 +74,9 @@ def start_cameras(context: LaunchContext):
         nodes.append(Node(
             executable='tokenizer_node',
             name='tokenizer',
-            parameters=node_parameters(context, [p.name for p in TOKENIZER_NODE], common),
+            parameters=node_parameters(
+                context, TOKENIZER_NODE, TOKENIZER_ARGUMENTS, common
+            ),
             remappings=remap_image,
             **shared,
         ))
@@ -79,7 +84,7 @@ def start_cameras(context: LaunchContext):
             nodes.append(Node(
                 executable='lit_node',
                 name='lit',
-                parameters=node_parameters(context, LIT_ARGUMENTS, common),
+                parameters=node_parameters(context, LIT_NODE, LIT_ARGUMENTS, common),
                 remappings=[('tokens', 'tokenizer/tokens')],
                 **shared,
             ))
@@ -87,7 +92,7 @@ def start_cameras(context: LaunchContext):
             nodes.append(Node(
                 executable='camera_node',
                 name='camera',
-                parameters=node_parameters(context, CAMERA_ARGUMENTS, common),
+                parameters=node_parameters(context, CAMERA_NODE, CAMERA_ARGUMENTS, common),
                 remappings=remap_image,
                 **shared,
             ))
@@ -97,7 +102,7 @@ def start_cameras(context: LaunchContext):
 def generate_launch_description():
     """Declare the arguments and start the nodes."""
     by_name = {p.name: p for p in (*CAMERA_NODE, *LIT_NODE, *TOKENIZER_NODE)}
-    names = [*(p.name for p in TOKENIZER_NODE), 'mode', *CAMERA_ARGUMENTS]
+    names = [*TOKENIZER_ARGUMENTS, 'mode', *CAMERA_ARGUMENTS]
     return LaunchDescription([
         DeclareLaunchArgument(
             'cameras', default_value='',
@@ -113,7 +118,8 @@ def generate_launch_description():
             description='YAML file with parameters; launch arguments override it',
         ),
         DeclareLaunchArgument(
-            'use_sim_time', default_value='false', description='take the time from /clock'
+            'use_sim_time', default_value='',
+            description='take the time from /clock [node default: false; allowed: true, false]',
         ),
         DeclareLaunchArgument(
             'lit', default_value='true', description='start the LIT node as well'

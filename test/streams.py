@@ -40,12 +40,12 @@ def spoil(frames, seed, share=0.1):
     return np.where(spoiled, values, frames)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sent:
     """A packet, and what the sender believes that a receiver holds once it has it."""
 
-    packet: Packet
-    reference: bytes
+    def __init__(self, packet, reference):
+        self.packet = packet
+        self.reference = reference
 
     def __repr__(self):
         kind = 'keyframe ' if self.packet.keyframe else ''

@@ -286,10 +286,15 @@ class RecordingEngine:
 
 
 @pytest.fixture
-def windows(monkeypatch):
-    """Takes receivers' states, one after the other, and returns what LIT saw after the last."""
+def engine(monkeypatch):
     engine = RecordingEngine()
     monkeypatch.setattr(restorer_module, 'create_engine', lambda *_: engine)
+    return engine
+
+
+@pytest.fixture
+def windows(engine):
+    """Takes receivers' states, one after the other, and returns what LIT saw after the last."""
     restorer = Restorer(MODEL)
 
     def observe(receiver, packets):
@@ -359,16 +364,33 @@ def test_new_epoch_sees_nothing_of_the_old_one(windows, shape):
     assert_empty_around(seen, rows, columns)
 
 
-def test_rewound_recording_gives_the_window_it_gave_before(windows):
+def test_rewound_recording_sees_nothing_of_its_end(windows):
     """A bag that loops must not mix its end into its beginning."""
     packets = lit_packets(record(1, FRAMES + 4, SHAPE, tau=0.4, refresh_period=3))
-    receiver = Receiver()
-    first = windows(receiver, packets[:2])
-    windows(receiver, packets[2:])
+    receiver, states = Receiver(), []
+    for packet in packets:
+        windows(receiver, [packet])
+        states.append((receiver.held.tobytes(), receiver.age.tobytes()))
+    assert len(set(states)) == len(states)
     again = windows(receiver, packets[:2])
     assert receiver.counters.rewinds == 1
-    for name, expected in first.items():
-        np.testing.assert_array_equal(again[name], expected, err_msg=name)
+    for held, age in zip(again['held'][0, :, :3, :5], again['age'][0, :, :3, :5]):
+        assert (held.tobytes(), age.astype(np.uint8).tobytes()) in states[:2]
+    assert not again['kept'][0, :-2].any()
+
+
+def test_late_packets_are_not_in_the_window(engine):
+    stream = LatentStream(MODEL)
+    packets = lit_packets(record(2, 4, SHAPE, tau=0.4, refresh_period=9))
+    for packet in packets[:3]:
+        stream.push(packet)
+    stream.latents()
+    for packet in (packets[2], packets[1]):
+        assert not stream.push(packet)
+    stream.latents()
+    before, after = engine.inputs
+    for name, expected in before.items():
+        np.testing.assert_array_equal(after[name], expected, err_msg=name)
 
 
 # Latent streams

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from streams import Stream, grid_of, latent_frames, record, sent_mask, state_of
+from streams import Sent, Stream, grid_of, latent_frames, record, sent_mask, state_of
 
 from adaptok_ros.packet import Payload
 from adaptok_ros.receiver import AGE_LIMIT, Receiver, Status
@@ -88,8 +88,9 @@ def test_age_counts_the_frames_that_were_lost():
     for lost in (1, 100, 253, 254, 255, 256, 600):
         receiver = Receiver()
         receiver.apply(recorded[0].packet)
-        receiver.apply(recorded[lost + 1].packet)
-        assert receiver.age.min() == receiver.age.max() == min(lost + 1, AGE_LIMIT)
+        receiver.apply(recorded[1].packet)
+        receiver.apply(recorded[lost + 2].packet)
+        assert receiver.age.min() == receiver.age.max() == min(lost + 2, AGE_LIMIT)
         assert (receiver.counters.gaps, receiver.counters.lost) == (1, lost)
         assert receiver.status is Status.STALE
 
@@ -221,6 +222,20 @@ def test_repeated_packets_change_nothing(recorded, times):
 
 
 @settings(deadline=None, max_examples=60)
+@given(recordings(25, keyframe_interval=0, tau=0.3, max_tokens=0), st.integers(1, 5))
+def test_second_and_slower_way_for_all_packets_changes_nothing(recorded, delay):
+    receiver, once = Receiver(), Receiver()
+    for number, sent in enumerate(recorded):
+        assert once.apply(sent.packet)
+        assert receiver.apply(sent.packet)
+        slower = recorded[max(number - delay, 0)].packet
+        if not slower.keyframe:
+            # A keyframe from the past is taken for a recording that starts over.
+            assert not receiver.apply(slower)
+        assert grid_of(receiver) == grid_of(once)
+
+
+@settings(deadline=None, max_examples=60)
 @given(SEEDS, st.integers(1, 25), st.sampled_from([1, 2, 7, 15, 20]), PAYLOADS)
 def test_late_join_is_whole_within_one_refresh_period(seed, start, period, payload):
     recorded = record(seed, start + period, tau=0.3, refresh_period=period, payload=payload)
@@ -342,8 +357,7 @@ def test_new_epoch(recorded, seed, shape, before, lost, ceiling, period, channel
 @given(recordings(15), recordings(15), st.lists(st.booleans(), min_size=30, max_size=30))
 def test_two_publishers_on_one_topic_are_never_mixed_unnoticed(first, second, turns):
     second = [
-        dataclasses.replace(sent, packet=dataclasses.replace(sent.packet, epoch=2))
-        for sent in second
+        Sent(dataclasses.replace(sent.packet, epoch=2), sent.reference) for sent in second
     ]
     references = by_number(first, second)
     queues = [list(first), list(second)]

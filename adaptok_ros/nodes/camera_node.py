@@ -19,7 +19,7 @@ from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import run
 from adaptok_ros.nodes.parameters import CAMERA_NODE, declare, read
 from adaptok_ros.scene import Scene
-from adaptok_ros.video import VideoError, frame_rate, read_frames
+from adaptok_ros.video import frame_rate, read_frames
 
 SCENE_SIZE = (480, 640)
 SCENE_RATE = 30.0
@@ -66,15 +66,15 @@ class CameraNode(Node):
                 due = max(due + period, time.monotonic())
                 self._publish(frame)
             self.get_logger().info(f'{self._source}: played to its end')
-        except VideoError as error:
+        except ValueError as error:
             self.get_logger().error(str(error))
 
     def _publish(self, frame: NDArray[np.uint8]) -> None:
-        if all(self._size) and frame.shape[:2] != self._size:
+        height, width = self._size[0] or frame.shape[0], self._size[1] or frame.shape[1]
+        if frame.shape[:2] != (height, width):
             frame = np.asarray(
-                cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_AREA), np.uint8
+                cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8
             )
-        height, width = frame.shape[:2]
         image = Image(height=height, width=width, encoding='rgb8', step=3 * width)
         image.header.stamp = self.get_clock().now().to_msg()
         image.header.frame_id = self._frame_id

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
@@ -41,7 +40,6 @@ class LITNode(StreamNode):
         self._stream: LatentStream | None = None
         self._tokenizer: Tokenizer | None = None
         self._subscription: Any = None
-        self._outputs: list[Any] = []
         self._client: Any = None
         self._request_timer: Any = None
 
@@ -61,20 +59,19 @@ class LITNode(StreamNode):
         self._reconstruction = self.create_output(
             Image, '~/reconstruction', qos.image_output()
         )
-        self._outputs = [self._latents, self._reconstruction]
         if values['keyframe_service']:
             self._client = self.create_client(Trigger, values['keyframe_service'])
         restorer = self._stream.restorer
-        self._engine = f'{restorer.backend} ({restorer.device})' if restorer else 'none'
+        self._backend, self._device = (
+            (restorer.backend, restorer.device) if restorer else ('none', 'none')
+        )
         self.get_logger().info(
-            f'{self._tokenizer.description.id}, mode {self._stream.mode}, backend {self._engine}'
+            f'{self._tokenizer.description.id}, mode {self._stream.mode}, on {self._backend} '
+            f'({self._device})'
         )
 
     def release(self) -> None:
         """See :meth:`StreamNode.release`."""
-        for publisher in self._outputs:
-            self.destroy_lifecycle_publisher(publisher)
-        self._outputs = []
         if self._client is not None:
             self.destroy_client(self._client)
             self._client = None
@@ -92,7 +89,9 @@ class LITNode(StreamNode):
 
     def stop(self) -> None:
         """See :meth:`StreamNode.stop`."""
-        self.destroy_subscription(self._subscription)
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
         self._pending.clear()
 
     def _on_tokens(self, message: Any) -> None:
@@ -134,9 +133,7 @@ class LITNode(StreamNode):
         fill_latents(message, latents, self._payload)
         self._latents.publish(message)
         self._latents_out.tick()
-        clock = self.get_clock()
-        age = clock.now() - Time(nanoseconds=latents.stamp, clock_type=clock.clock_type)
-        self._latency.add(age.nanoseconds * 1e-6)
+        self._latency.add((self.get_clock().now().nanoseconds - latents.stamp) * 1e-6)
         if self._reconstruction.get_subscription_count():
             self._publish_reconstruction(latents)
 
@@ -147,8 +144,10 @@ class LITNode(StreamNode):
         if packet is None or latents.tokenizer != description.id or not description.can_decode:
             self.fail(f'no reconstruction: {description.id} cannot decode {latents.tokenizer}')
             return
-        height, width = packet.image_height, packet.image_width
-        picture = self._tokenizer.decode(latents.values, height, width)
+        picture = self._tokenizer.decode(
+            latents.values, packet.image_height, packet.image_width
+        )
+        height, width = picture.shape[:2]
         image = Image(height=height, width=width, encoding='rgb8', step=3 * width)
         set_header(image.header, latents.stamp, latents.frame_id)
         image.data = byte_array(picture)
@@ -185,7 +184,8 @@ class LITNode(StreamNode):
             'rewinds': str(counters.rewinds),
             'keyframes requested': str(self._requests),
             'mode': self._stream.mode,
-            'backend': self._engine,
+            'backend': self._backend,
+            'device': self._device,
         }
 
     def apply(self, changes: dict[str, Any]) -> None:

@@ -14,7 +14,13 @@ from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.latents import MODES
 from adaptok_ros.models import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
-from adaptok_ros.selection import PERIOD_LIMIT, TAU_LIMIT, TOKEN_LIMIT, Reference
+from adaptok_ros.selection import (
+    DEFAULT_TAU,
+    PERIOD_LIMIT,
+    TAU_LIMIT,
+    TOKEN_LIMIT,
+    Reference,
+)
 
 TRANSPORTS = ('raw', 'compressed')
 
@@ -78,8 +84,8 @@ AUTOSTART = NodeParameter(
 
 TOKENIZER_NODE = (
     NodeParameter(
-        'tau', 0.2, 'threshold on the mean absolute change of a normalised latent; lower keeps '
-        'more, 0 sends everything', 0.0, TAU_LIMIT, runtime=True,
+        'tau', DEFAULT_TAU, 'threshold on the mean absolute change of a normalised latent; lower '
+        'keeps more, 0 sends everything', 0.0, TAU_LIMIT, runtime=True,
     ),
     NodeParameter(
         'max_tokens', 0, 'ceiling on tokens a frame, largest and longest waiting change first; '

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
@@ -40,7 +40,6 @@ class TokenizerNode(StreamNode):
         self._sender: Sender | None = None
         self._tokenizer: Tokenizer | None = None
         self._subscriptions_: list[Any] = []
-        self._outputs: list[Any] = []
         self._service: Any = None
 
     def allocate(self, values: dict[str, Any]) -> None:
@@ -57,7 +56,7 @@ class TokenizerNode(StreamNode):
             self._tokenizer, self._config, values['input_height'], values['input_width']
         )
         self._converter = ImageConverter()
-        self._pending: Image | CompressedImage | None = None
+        self._pending: deque[Image | CompressedImage] = deque(maxlen=1)
         self._last_stamp = 0
         self._fragmentation = ''
         self._images_in, self._camera_infos, self._packets_out = Rate(), Rate(), Rate()
@@ -66,14 +65,13 @@ class TokenizerNode(StreamNode):
         )  # fmt: skip
         self._kept_share = Percentiles()
         self._bytes = Percentiles()
-        self._received = self._replaced = self._lost = 0
+        self._received = self._replaced = 0
         self._ceiling_hits = self._time_jumps = self._keyframes = 0
         self._last_image = time.monotonic()
         tokens = qos.tokens(self._config.keyframe_interval)
         self._tokens = self.create_output(SparseTokens, '~/tokens', tokens)
         self._info = self.create_output(TokenizerInfo, '~/info', qos.latched())
         self._overlay = self.create_output(Image, '~/overlay', qos.image_output())
-        self._outputs = [self._tokens, self._info, self._overlay]
         self._service = self.create_service(
             Trigger, '~/request_keyframe', self._on_request_keyframe
         )
@@ -85,9 +83,6 @@ class TokenizerNode(StreamNode):
 
     def release(self) -> None:
         """See :meth:`StreamNode.release`."""
-        for publisher in self._outputs:
-            self.destroy_lifecycle_publisher(publisher)
-        self._outputs = []
         if self._service is not None:
             self.destroy_service(self._service)
             self._service = None
@@ -118,7 +113,7 @@ class TokenizerNode(StreamNode):
         for subscription in self._subscriptions_:
             self.destroy_subscription(subscription)
         self._subscriptions_ = []
-        self._pending = None
+        self._pending.clear()
 
     def apply(self, changes: dict[str, Any]) -> None:
         """See :meth:`StreamNode.apply`; the worker takes the values with its next image."""
@@ -131,9 +126,8 @@ class TokenizerNode(StreamNode):
         self._images_in.tick()
         self._received += 1
         self._last_image = time.monotonic()
-        if self._pending is not None:
-            self._replaced += 1
-        self._pending = message
+        self._replaced += len(self._pending)
+        self._pending.append(message)
         self.notify()
 
     def _on_request_keyframe(
@@ -149,10 +143,10 @@ class TokenizerNode(StreamNode):
 
     def process(self) -> None:
         """Encode and publish the newest image."""
-        message, self._pending = self._pending, None
         sender = self._sender
-        if message is None or sender is None:
+        if sender is None or not self._pending:
             return
+        message = self._pending.popleft()
         started = time.perf_counter()
         stamp = stamp_of(message.header)
         try:
@@ -195,10 +189,7 @@ class TokenizerNode(StreamNode):
 
     def _account(self, packet: Packet, encode: float, select: float) -> None:
         self._packets_out.tick()
-        age = self.get_clock().now() - Time(
-            nanoseconds=packet.stamp, clock_type=self.get_clock().clock_type
-        )
-        self._latency.add(age.nanoseconds * 1e-6)
+        self._latency.add((self.get_clock().now().nanoseconds - packet.stamp) * 1e-6)
         self._encode_time.add(encode * 1e3)
         self._select_time.add(select * 1e3)
         self._kept_share.add(100.0 * packet.kept / packet.positions)
@@ -250,7 +241,7 @@ class TokenizerNode(StreamNode):
         """See :meth:`StreamNode.report`."""
         warnings = []
         images, announced = self._images_in.value(), self._camera_infos.value()
-        if time.monotonic() - self._last_image > SILENCE:
+        if self.is_active and time.monotonic() - self._last_image > SILENCE:
             warnings.append(self._explain_silence())
         elif announced > 1.0 and images < 0.5 * announced:
             warnings.append(

@@ -1,0 +1,334 @@
+"""Real nodes as processes, and the robot around them: needs ROS 2 and the built package."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import GetParameters, SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
+
+from adaptok_ros.messages import byte_array, set_header, stamp_of
+from adaptok_ros.msg import DenseLatents, SparseTokens
+from adaptok_ros.nodes.transport import profile_environment
+
+DEADLINE = 30.0
+"""Seconds within which anything that must happen happens, on a machine busy with other work."""
+LOST = 3.0
+"""Seconds after which a best-effort image counts as lost."""
+FRAME = 33_000_000
+"""Nanoseconds from one image to the next."""
+HUMBLE_RCLPY = 3
+
+
+def isolate():
+    """Keep other robots and tests on this machine and network out; before ``rclpy.init``."""
+    os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 100)))
+    if int(version('rclpy').split('.')[0]) <= HUMBLE_RCLPY:
+        os.environ.setdefault('ROS_LOCALHOST_ONLY', '1')
+    else:
+        os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+
+
+def join_ros():
+    """Begin to use ROS in this process, with room for whole images."""
+    isolate()
+    os.environ.update(profile_environment())
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+
+
+def as_image(pixels, encoding='rgb8', **fields):
+    """Message of a ``[h, w, c]`` or ``[h, w]`` array; further fields override those it has."""
+    message = Image(
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        step=pixels.nbytes // max(pixels.shape[0], 1),
+        data=byte_array(pixels),
+    )
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+def picture(seed, height=48, width=64):
+    """An RGB image with no pixel in common with that of another seed, but for chance."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (-(-height // 4), -(-width // 4), 3))
+    return np.kron(coarse, np.ones((4, 4, 1)))[:height, :width].astype(np.uint8)
+
+
+class NodeProcess:
+    """One of the package's nodes as a process of its own."""
+
+    def __init__(self, executable, folder, name='', namespace='', remaps=None, parameters=None):
+        command = [sys.executable, '-m', f'adaptok_ros.nodes.{executable}', '--ros-args']
+        command += ['-r', f'__ns:={namespace}'] if namespace else []
+        command += ['-r', f'__node:={name}'] if name else []
+        for old, new in (remaps or {}).items():
+            command += ['-r', f'{old}:={new}']
+        for parameter, value in (parameters or {}).items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            command += ['-p', f'{parameter}:={text}']
+        self._log = folder / f'{name or executable}-{time.monotonic_ns()}.log'
+        # In a folder without sources: Python puts the current one in front of all others.
+        with self._log.open('w') as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=folder
+            )
+
+    @property
+    def output(self):
+        """Everything it has printed so far."""
+        return self._log.read_text()
+
+    @property
+    def is_running(self):
+        return self._process.poll() is None
+
+    def kill(self):
+        """End it as a crash or a power switch would."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self):
+        """Exit code, once it has ended by itself."""
+        return self._process.wait(DEADLINE)
+
+    def stop(self, number=signal.SIGINT):
+        """Ask it to end; it must do so in order."""
+        if self._process.returncode is not None:
+            return
+        self._process.send_signal(number)
+        try:
+            code = self._process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f'does not stop:\n{self.output}') from None
+        assert code == 0, f'exit code {code}:\n{self.output}'
+        assert 'Traceback' not in self.output, self.output
+
+
+class Robot:
+    """Camera, policy and operator of one namespace, and the node processes in it.
+
+    :ivar tokens: messages received from ``tokenizer/tokens``
+    :ivar latents: messages received from ``lit/latents``
+    """
+
+    def __init__(self, namespace, folder):
+        self.namespace = f'/{namespace}'
+        self._folder = folder
+        self._processes = []
+        self.node = rclpy.create_node('robot', namespace=self.namespace)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._clients = {}
+        self._stamp = 1_000 * 1_000_000_000
+        self.cameras = {'image': self.node.create_publisher(Image, 'image', 1)}
+        self.tokens = self.collect(SparseTokens, 'tokenizer/tokens')
+        self.latents = self.collect(DenseLatents, 'lit/latents')
+        self._diagnostics = self.collect(DiagnosticArray, '/diagnostics')
+
+    def close(self):
+        """Stop everything; whatever did not run or end in order fails here."""
+        try:
+            for process in reversed(self._processes):
+                process.stop()
+        finally:
+            for process in self._processes:
+                if process.is_running:
+                    process.kill()
+            self._executor.shutdown()
+            self.node.destroy_node()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    # Processes.
+
+    def start(self, executable, name='', remaps=None, **parameters):
+        """Start a node in this namespace."""
+        process = NodeProcess(
+            executable, self._folder, name, self.namespace, remaps, parameters
+        )
+        self._processes.append(process)
+        return process
+
+    def start_lit(self, name='lit', **parameters):
+        """Start a LIT node on the tokenizer's tokens."""
+        return self.start('lit_node', name, {'tokens': 'tokenizer/tokens'}, **parameters)
+
+    # Time.
+
+    def spin(self, seconds):
+        """Take what arrives for a while."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def until(self, condition, what, seconds=DEADLINE, poke=None, every=0.3):
+        """Spin until the condition holds and return what it is; poke the other side meanwhile."""
+        end = time.monotonic() + seconds
+        poke_at = 0.0
+        while True:
+            result = condition()
+            if result:
+                return result
+            now = time.monotonic()
+            if now > end:
+                said = '\n'.join(process.output for process in self._processes)
+                raise AssertionError(f'not within {seconds} s: {what}\n{said}')
+            if poke is not None and now >= poke_at:
+                poke()
+                poke_at = now + every
+            self._executor.spin_once(timeout_sec=0.02)
+
+    # Messages.
+
+    def collect(self, kind, topic, qos=100):
+        """List that grows with every message of a topic."""
+        messages = []
+        self.node.create_subscription(kind, topic, messages.append, qos)
+        return messages
+
+    def show(self, image, frame_id='camera', topic='image', stamp=None):
+        """Publish an image, an array or a message, a frame later than the last; its stamp."""
+        message = as_image(image) if isinstance(image, np.ndarray) else image
+        self._stamp = self._stamp + FRAME if stamp is None else stamp
+        set_header(message.header, self._stamp, frame_id)
+        self.cameras[topic].publish(message)
+        return self._stamp
+
+    def exchange(self, image, frame_id='camera', topic='image', stamp=None):
+        """Show an image and return its tokens; again, as a camera would, where it was lost."""
+        end = time.monotonic() + DEADLINE
+        while True:
+            shown = self.show(image, frame_id, topic, stamp)
+            try:
+                return self.until(
+                    lambda s=shown: find(self.tokens, stamp=s), 'tokens of an image', LOST
+                )
+            except AssertionError:
+                if time.monotonic() > end:
+                    raise
+
+    def latents_of(self, tokens, messages=None):
+        """Latents after a packet, from ``lit/latents`` or another topic's messages."""
+        messages = self.latents if messages is None else messages
+        return self.until(
+            lambda: find(messages, epoch=tokens.epoch, sequence=tokens.sequence),
+            f'latents of {tokens.epoch}/{tokens.sequence}',
+        )
+
+    def settle(self, messages=None):
+        """Show images until the latents are whole."""
+        messages = self.latents if messages is None else messages
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            self.exchange(picture(0))
+            self.spin(0.1)
+            if messages and messages[-1].status == DenseLatents.STATUS_OK:
+                return
+        said = '\n'.join(process.output for process in self._processes)
+        raise AssertionError(f'no whole latents:\n{said}')
+
+    def diagnostics(self, name='tokenizer', condition=lambda values: True, poke=None):
+        """Figures of a node as text, the next that meet a condition; with level and message."""
+        full_name = f'{self.namespace}/{name}'
+        del self._diagnostics[:]
+
+        def next_values():
+            while self._diagnostics:
+                array = self._diagnostics.pop(0)
+                for status in array.status:
+                    values = {pair.key: pair.value for pair in status.values}
+                    values['level'], values['message'] = status.level, status.message
+                    values['stamp'] = stamp_of(array.header)
+                    if status.name == full_name and condition(values):
+                        return values
+            return None
+
+        return self.until(next_values, f'diagnostics of {full_name}', poke=poke)
+
+    # Services.
+
+    def call(self, kind, name, request):
+        """Answer of a service."""
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
+        self.until(client.service_is_ready, f'service {name}')
+        future = client.call_async(request)
+        return self.until(lambda: future.done() and future, f'answer of {name}').result()
+
+    def set(self, node='tokenizer', **values):
+        """Set parameters one by one; '' where all were taken, else the first reason."""
+        request = SetParameters.Request(
+            parameters=[Parameter(name=n, value=as_value(v)) for n, v in values.items()]
+        )
+        answers = self.call(SetParameters, f'{node}/set_parameters', request).results
+        assert len(answers) == len(values)
+        refused = [answer.reason for answer in answers if not answer.successful]
+        assert all(refused), 'refused without a reason'
+        return refused[0] if refused else ''
+
+    def get(self, name, node='tokenizer'):
+        """Value message of a parameter."""
+        request = GetParameters.Request(names=[name])
+        return self.call(GetParameters, f'{node}/get_parameters', request).values[0]
+
+    def change(self, transition, node='tokenizer'):
+        """Trigger a lifecycle transition by its name; whether it succeeded."""
+        number = getattr(Transition, f'TRANSITION_{transition.upper()}')
+        request = ChangeState.Request(transition=Transition(id=number))
+        return self.call(ChangeState, f'{node}/change_state', request).success
+
+    def state(self, node='tokenizer'):
+        """Label of the lifecycle state."""
+        return self.call(GetState, f'{node}/get_state', GetState.Request()).current_state.label
+
+    def request_keyframe(self):
+        """Answer of the tokenizer's service."""
+        return self.call(Trigger, 'tokenizer/request_keyframe', Trigger.Request())
+
+
+def find(messages, stamp=None, **fields):
+    """Latest message with that stamp and those fields, or None."""
+    for message in reversed(messages):
+        if stamp is not None and stamp_of(message.header) != stamp:
+            continue
+        if all(getattr(message, name) == value for name, value in fields.items()):
+            return message
+    return None
+
+
+def as_value(value):
+    """Parameter value as the services take it."""
+    if isinstance(value, bool):
+        return ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value)
+    if isinstance(value, int):
+        return ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=value)
+    if isinstance(value, float):
+        return ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+    return ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+
+
+def best_effort(depth=1):
+    """Quality of service of a subscriber that takes what comes."""
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -1,0 +1,1062 @@
+"""The nodes as processes over real DDS, with a camera, a policy and an operator in this one."""
+
+import concurrent.futures
+import itertools
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from adaptok_ros.images import to_rgb
+from adaptok_ros.latents import LatentStream
+from adaptok_ros.models import DEFAULT_TOKENIZER, SHIPPED, sha256
+from adaptok_ros.packet import Payload, unpack_mask
+from adaptok_ros.receiver import Status
+from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sender import Sender
+from adaptok_ros.tokenizers import Tokenizer
+
+helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
+
+import rclpy  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
+from ros_helpers import Robot, as_image, find, picture  # noqa: E402
+from rosgraph_msgs.msg import Clock  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+
+from adaptok_ros.messages import (  # noqa: E402
+    byte_array,
+    fill_tokens,
+    latents_from_message,
+    packet_from_message,
+    stamp_of,
+)
+from adaptok_ros.msg import DenseLatents, SparseTokens, TokenizerInfo  # noqa: E402
+from adaptok_ros.nodes.parameters import NODES  # noqa: E402
+
+POSITIONS = 6 * 8
+"""Of a :func:`picture` as it comes."""
+ROUNDING = 1e-3
+"""Of latents computed by different processes or at different instants of one engine."""
+
+numbers = itertools.count()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ros():
+    helpers.join_ros()
+    yield
+    rclpy.try_shutdown()
+
+
+def new_robot(folder):
+    return Robot(f'robot{next(numbers)}', folder)
+
+
+@pytest.fixture
+def robot(ros, tmp_path):
+    with new_robot(tmp_path) as robot:
+        yield robot
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return Tokenizer(DEFAULT_TOKENIZER, threads=1)
+
+
+# A tokenizer, a LIT, and a LIT that only holds and publishes float16.
+
+
+@pytest.fixture(scope='module')
+def module_system(ros, tmp_path_factory):
+    with new_robot(tmp_path_factory.mktemp('system')) as robot:
+        robot.process = robot.start('tokenizer_node', refresh_period=0)
+        robot.start_lit()
+        robot.start_lit('hold', mode='hold', payload='float16')
+        robot.held = robot.collect(DenseLatents, 'hold/latents')
+        yield robot
+
+
+@pytest.fixture
+def system(module_system):
+    """Settled, with the parameters it was started with."""
+    robot = module_system
+    assert robot.set(tau=0.2, max_tokens=0, keyframe_interval=0, refresh_period=0) == ''
+    robot.settle()
+    robot.settle(robot.held)
+    yield robot
+    assert all(process.is_running for process in robot._processes)
+
+
+def begin_epoch(robot):
+    """Let the stamps jump back; the first packet after that."""
+    robot._stamp -= 1000 * helpers.FRAME
+    return robot.exchange(picture(0))
+
+
+def test_latents_are_those_of_a_latent_stream(system):
+    lit, hold = LatentStream(DEFAULT_TOKENIZER), LatentStream(mode='hold')
+    tokens = begin_epoch(system)
+    assert tokens.sequence == 0 and tokens.keyframe
+    for seed in (0, 1, 1, 2, 2, 2, 0):
+        packet = packet_from_message(tokens)
+        assert lit.push(packet) and hold.push(packet)
+        expected = lit.latents()
+        received = latents_from_message(system.latents_of(tokens))
+        kept = unpack_mask(packet).reshape(expected.age.shape)
+        assert np.array_equal(received.values[kept], expected.values[kept])
+        np.testing.assert_allclose(received.values, expected.values, atol=ROUNDING)
+        assert np.array_equal(received.age, expected.age)
+        assert received.status is Status.OK
+        assert received.stamp == packet.stamp and received.frame_id == 'camera'
+        assert received.tokenizer == packet.tokenizer
+        # Tokens are float16, so a held grid loses nothing in float16.
+        message = system.latents_of(tokens, system.held)
+        assert message.payload == DenseLatents.PAYLOAD_FLOAT16
+        assert np.array_equal(latents_from_message(message).values, hold.latents().values)
+        tokens = system.exchange(picture(seed))
+
+
+def test_held_latents_stay_within_the_bound(system, tokenizer):
+    generator = np.random.default_rng(1)
+    image = picture(5).astype(np.float32)
+    sent = 0
+    for _ in range(6):
+        # Small changes everywhere and a large one somewhere.
+        image += generator.normal(scale=2.0, size=image.shape)
+        row, column = generator.integers(0, 40, 2)
+        image[row:row + 8, column:column + 8] = 255 * generator.random(3)
+        shown = np.clip(image, 0, 255).astype(np.uint8)
+        tokens = system.exchange(shown)
+        assert tokens.deferred == 0
+        held = latents_from_message(system.latents_of(tokens, system.held)).values
+        delta = np.abs(tokenizer.encode(shown) - held).mean(axis=2)
+        kept = unpack_mask(packet_from_message(tokens)).reshape(delta.shape)
+        sent += tokens.kept
+        assert (delta[~kept] < tokens.tau + ROUNDING).all()
+    assert 0 < sent < 6 * POSITIONS
+
+
+def test_stamp_and_frame_are_the_cameras(system):
+    for stamp, frame_id in ((2_000_999_999_999, 'wrist optical/frame'), (2_001_000_000_001, '')):
+        tokens = system.exchange(picture(1), frame_id, stamp=stamp)
+        assert stamp_of(tokens.header) == stamp and tokens.header.frame_id == frame_id
+        latents = system.latents_of(tokens)
+        assert latents.header == tokens.header
+
+
+def test_negative_stamps_are_stamps(system):
+    before = int(system.diagnostics()['errors'])
+    tokens = system.exchange(picture(1), stamp=-1_500_000_000)
+    assert stamp_of(tokens.header) == -1_500_000_000
+    assert system.latents_of(tokens).status == DenseLatents.STATUS_OK
+    tokens = system.exchange(picture(1), stamp=1_000_000_000_000)
+    system.latents_of(tokens)
+    assert int(system.diagnostics()['errors']) == before
+
+
+def test_info_is_latched_and_published_again(system, tokenizer):
+    system.exchange(picture(0))
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    infos = system.collect(TokenizerInfo, 'tokenizer/info', latched)
+    info = system.until(lambda: infos and infos[-1], 'the info of before')
+    description = tokenizer.description
+    assert info.tokenizer == description.id
+    assert (info.stride, info.channels) == (description.stride, description.channels)
+    assert np.allclose(info.mean, description.mean) and np.allclose(info.std, description.std)
+    assert info.receptive_field == description.receptive_field
+    assert info.can_decode and (info.backend, info.device) == ('onnxruntime', 'cpu')
+    assert (info.image_height, info.image_width) == (48, 64)
+    assert (info.grid_height, info.grid_width) == (6, 8)
+    assert info.tau == np.float32(0.2)
+
+    assert system.set(tau=0.7) == ''
+    system.exchange(picture(0, 40, 72))
+    info = system.until(
+        lambda: find(infos, image_height=40, image_width=72), 'info of the new size'
+    )
+    assert (info.grid_height, info.grid_width, info.tau) == (5, 9, np.float32(0.7))
+    count = len(infos)
+    system.exchange(picture(1, 40, 72))
+    system.spin(0.3)
+    assert len(infos) == count
+
+
+def test_tau_changes_while_running(system):
+    assert system.set(tau=0.0) == ''
+    tokens = system.exchange(picture(0))
+    assert tokens.kept == POSITIONS and tokens.tau == 0.0
+    assert system.set(tau=50.0) == ''
+    for seed in range(3):
+        tokens = system.exchange(picture(seed))
+        assert tokens.kept == 0 and tokens.tau == 50.0
+    assert system.get('tau').double_value == 50.0
+    assert system.set(tau=0.1) == ''
+    assert system.exchange(picture(7)).kept > 0.8 * POSITIONS
+
+
+def test_ceiling_changes_while_running(system):
+    before = int(system.diagnostics()['ceiling hits'])
+    assert system.set(max_tokens=5) == ''
+    first = system.exchange(picture(8))
+    assert first.kept == 5 and first.deferred > 0.5 * POSITIONS
+    arrived = unpack_mask(packet_from_message(first))
+    for _ in range(POSITIONS // 5):
+        arrived |= unpack_mask(packet_from_message(system.exchange(picture(8))))
+    last = system.exchange(picture(8))
+    assert last.deferred == 0 and arrived.sum() > 0.8 * POSITIONS
+    values = system.diagnostics(condition=lambda v: int(v['ceiling hits']) > before)
+    assert values['max_tokens'] == '5'
+
+
+def test_periods_change_while_running(system):
+    assert system.set(keyframe_interval=3) == ''
+    kinds = [system.exchange(picture(0)).keyframe for _ in range(9)]
+    assert sum(kinds) == 3
+    assert system.set(keyframe_interval=0, refresh_period=4) == ''
+    masks = [unpack_mask(packet_from_message(system.exchange(picture(0)))) for _ in range(5)]
+    assert np.sum(masks[1:], axis=0).min() == 1
+    assert max(mask.sum() for mask in masks) <= POSITIONS // 4 + 1
+
+
+@pytest.mark.parametrize('node, values, reason', [
+    ('tokenizer', {'tau': -0.1}, 'range'),
+    ('tokenizer', {'tau': 1000.0}, 'range'),
+    ('tokenizer', {'tau': float('nan')}, 'tau'),
+    ('tokenizer', {'tau': 'much'}, 'type'),
+    ('tokenizer', {'max_tokens': -1}, 'range'),
+    ('tokenizer', {'refresh_period': 10_000_000}, 'range'),
+    ('tokenizer', {'payload': 'int9'}, "'int9'; allowed: float32, float16, int8"),
+    ('tokenizer', {'payload': 'int8'}, 'configured'),
+    ('tokenizer', {'input_width': 64}, 'configured'),
+    ('tokenizer', {'tokenizer': '/tmp'}, 'configured'),
+    ('lit', {'mode': 'guess'}, "'guess'; allowed: lit, hold"),
+    ('lit', {'mode': 'hold'}, 'configured'),
+    ('lit', {'no_such_parameter': 1}, 'no_such_parameter'),
+])  # fmt: skip
+def test_parameters_are_refused_with_a_reason(system, node, values, reason):
+    assert reason in system.set(node, **values)
+    assert system.exchange(picture(0)).tau == np.float32(0.2)
+
+
+def test_keyframe_on_request(system):
+    assert not system.exchange(picture(0)).keyframe
+    answer = system.request_keyframe()
+    assert answer.success and 'next image' in answer.message
+    assert system.exchange(picture(0)).keyframe
+    assert not system.exchange(picture(0)).keyframe
+
+
+def test_image_size_changes(system, tokenizer):
+    epoch = system.exchange(picture(0)).epoch
+    for height, width in ((40, 72), (33, 45), (8, 9), (48, 64)):
+        tokens = system.exchange(picture(0, height, width))
+        assert tokens.epoch != epoch and tokens.sequence == 0 and tokens.keyframe
+        epoch = tokens.epoch
+        assert (tokens.image_height, tokens.image_width) == (height, width)
+        grid = tokenizer.description.grid(height, width)
+        assert (tokens.grid_height, tokens.grid_width) == grid == (-(-height // 8), -(-width // 8))
+        latents = latents_from_message(system.latents_of(tokens))
+        assert latents.values.shape[:2] == grid and latents.status is Status.OK
+        assert latents.epoch == epoch
+
+
+def test_a_stamp_that_jumps_back_begins_an_epoch(system):
+    jumps = int(system.diagnostics()['time jumps'])
+    bag = [(1_000 + 33 * i) * 1_000_000 for i in range(4)]
+    epochs = []
+    for _ in range(3):
+        del system.tokens[:], system.latents[:]
+        packets = [system.exchange(picture(i), stamp=stamp) for i, stamp in enumerate(bag)]
+        assert [p.sequence for p in packets] == [0, 1, 2, 3]
+        assert packets[0].keyframe and len({p.epoch for p in packets}) == 1
+        assert system.latents_of(packets[-1]).status == DenseLatents.STATUS_OK
+        epochs.append(packets[0].epoch)
+    assert len(set(epochs)) == 3
+    system.diagnostics(condition=lambda values: int(values['time jumps']) >= jumps + 3)
+
+
+def bad_images():
+    """Name, message and what the error says of it."""
+    depth = np.ones((48, 64), np.float32)
+    depth[5, 5] = np.nan
+    good = picture(0)
+    too_short = as_image(good)
+    too_short.data = too_short.data[:-1]
+    empty = as_image(np.zeros((0, 0, 3), np.uint8), step=0)
+    return [
+        ('encoding', as_image(good, 'rgb48'), "encoding is 'rgb48'"),
+        ('no encoding', as_image(good, ''), "encoding is ''"),
+        ('step', as_image(good, step=64 * 3 - 1), 'step is 191'),
+        ('data', too_short, 'data is'),
+        ('no data', as_image(good, data=byte_array(np.zeros(0, np.uint8))), 'data is 0 bytes'),
+        ('no size', empty, 'height is 0'),
+        ('no width', as_image(good, width=0), 'width is 0'),
+        ('absurd', as_image(good, height=4_000_000_000), 'height is 4000000000'),
+        ('float', as_image(depth, '32FC1'), "encoding is '32FC1'"),
+    ]
+
+
+def test_bad_images_are_counted_and_said_but_harm_nothing(system):
+    before = system.exchange(picture(3))
+    errors = int(system.diagnostics()['errors'])
+    log = len(system.process.output)
+    started = time.monotonic()
+    for name, message, said in bad_images():
+        values = system.diagnostics(
+            condition=lambda v, least=errors: int(v['errors']) > least,
+            poke=lambda m=message: system.show(m),
+        )
+        assert said in values['last error'], name
+        assert f'image on {system.namespace}/image dropped' in values['last error']
+        assert values['level'] == b'\1' and said in values['message']
+        errors = int(values['errors'])
+        tokens = system.exchange(picture(3))
+        assert tokens.epoch == before.epoch and tokens.kept == 0, name
+    lines = system.process.output[log:].count('dropped')
+    assert 1 <= lines <= (time.monotonic() - started) / 5 + 1
+    assert system.latents_of(tokens).status == DenseLatents.STATUS_OK
+
+
+@pytest.mark.parametrize('encoding, shape', [
+    ('bgr8', (48, 64, 3)), ('bgra8', (48, 64, 4)), ('mono8', (48, 64)), ('mono16', (48, 64)),
+    ('yuv422_yuy2', (48, 64, 2)), ('bayer_grbg8', (48, 64)), ('nv12', (72, 64)),
+])  # fmt: skip
+def test_encodings_reach_the_tokenizer(system, tokenizer, encoding, shape):
+    kind = np.uint16 if encoding == 'mono16' else np.uint8
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape).astype(kind)
+    row = pixels.view(np.uint8).reshape(shape[0], -1)
+    padded = np.pad(row, ((0, 0), (0, 6)))
+    message = as_image(padded, encoding, height=48, width=64)
+    rgb = to_rgb(encoding, 48, 64, padded.shape[1], False, padded.reshape(-1))
+    assert system.request_keyframe().success
+    tokens = system.exchange(message)
+    held = latents_from_message(system.latents_of(tokens, system.held)).values
+    np.testing.assert_allclose(held, tokenizer.encode(rgb), rtol=1e-3, atol=0.01)
+
+
+def test_pictures_only_for_those_who_look(system, tokenizer):
+    height, width = 35, 50
+    image = picture(4, height, width)
+    for topic in ('tokenizer/overlay', 'lit/reconstruction'):
+        assert system.node.count_subscribers(f'{system.namespace}/{topic}') == 0
+    overlays = system.collect(Image, 'tokenizer/overlay')
+    decoded = system.collect(Image, 'lit/reconstruction')
+
+    def look():
+        system.exchange(image)
+
+    system.until(lambda: overlays and decoded, 'overlay and reconstruction', poke=look)
+    tokens = system.exchange(image)
+    stamp = stamp_of(tokens.header)
+    for messages in (overlays, decoded):
+        message = system.until(lambda m=messages: find(m, stamp=stamp), 'both of one image')
+        assert (message.height, message.width, message.encoding) == (height, width, 'rgb8')
+        assert message.step == 3 * width and len(message.data) == height * 3 * width
+        assert message.header == tokens.header
+    latents = latents_from_message(system.latents_of(tokens))
+    expected = tokenizer.decode(latents.values, height, width)
+    received = np.frombuffer(message.data, np.uint8).reshape(height, width, 3)
+    assert np.abs(received.astype(int) - expected).max() <= 1
+
+
+def test_diagnostics_hold_the_figures(system):
+    for seed in range(3):
+        system.exchange(picture(seed))
+    values = system.diagnostics(condition=lambda v: float(v['images in (Hz)']) > 0)
+    for figure in (
+        'images in (Hz)', 'packets out (Hz)', 'kept (% of positions, median)',
+        'packet size (kB, median)', 'latency p50 (ms)', 'latency p95 (ms)', 'latency p99 (ms)',
+        'images received', 'images replaced by newer ones', 'ceiling hits', 'errors', 'tau',
+    ):
+        assert np.isfinite(float(values[figure])), figure
+    assert (values['backend'], values['device']) == ('onnxruntime', 'cpu')
+    assert values['level'] == b'\0' and values['message'] == 'running'
+
+    values = system.diagnostics('lit', lambda v: float(v['latents out (Hz)']) > 0)
+    for figure in (
+        'packets in (Hz)', 'latents out (Hz)', 'latency p50 (ms)', 'latency p95 (ms)',
+        'latency p99 (ms)', 'frames not restored (newer ones waited)', 'gaps', 'packets lost',
+        'packets rejected', 'keyframes requested', 'errors',
+    ):
+        assert np.isfinite(float(values[figure])), figure
+    assert (values['backend'], values['device']) == ('onnxruntime', 'cpu')
+    assert values['status'] == 'OK' and values['level'] == b'\0'
+
+
+def test_slow_cameras_are_noticed(system):
+    infos = system.node.create_publisher(CameraInfo, 'camera_info', 10)
+
+    def announce():
+        for _ in range(5):
+            infos.publish(CameraInfo())
+        system.show(picture(0))
+
+    values = system.diagnostics(
+        condition=lambda v: float(v['camera_info in (Hz)']) > 2 * float(v['images in (Hz)']) > 0,
+        poke=announce,
+    )
+    assert values['level'] == b'\1' and 'drops images' in values['message']
+    system.node.destroy_publisher(infos)
+    # The rates are those of the last seconds: other tests begin without this one's.
+    system.diagnostics(condition=lambda v: float(v['camera_info in (Hz)']) == 0)
+
+
+# A LIT alone: the packets are made here, and so is the keyframe service.
+
+
+def patched(seed):
+    """The first picture with a corner of another."""
+    image = picture(0)
+    image[:24, :24] = picture(seed)[:24, :24]
+    return image
+
+
+class Camera:
+    """The packets of a tokenizer node, without the node."""
+
+    def __init__(self, tokenizer, **config):
+        self._sender = Sender(tokenizer, SelectionConfig(refresh_period=0, **config))
+        self._stamp = 5_000_000_000
+        self.reset = self._sender.reset
+        self.request_keyframe = self._sender.request_keyframe
+
+    def send(self, image):
+        self._stamp += helpers.FRAME
+        return self._sender.send(image, self._stamp, 'front')
+
+
+class Receiver:
+    """A LIT node in a robot whose tokens come from the test."""
+
+    def __init__(self, robot, **parameters):
+        self.robot = robot
+        self.process = robot.start_lit(**parameters)
+        self._tokens = robot.node.create_publisher(SparseTokens, 'tokenizer/tokens', 30)
+        # The robot listens as well.
+        robot.until(lambda: self._tokens.get_subscription_count() == 2, 'the LIT node')
+
+    def publish(self, packet, **changes):
+        """Publish a packet, or what becomes of it when fields of its message are changed."""
+        message = SparseTokens()
+        fill_tokens(message, packet)
+        for name, value in changes.items():
+            setattr(message, name, value)
+        self._tokens.publish(message)
+        return message
+
+    def take(self, packet):
+        """Publish a packet; the latents after it."""
+        return latents_from_message(self.robot.latents_of(self.publish(packet)))
+
+    def begin(self, camera):
+        """Begin an epoch with keyframes, as many as it takes for the node to answer."""
+        camera.reset()
+
+        def show():
+            camera.request_keyframe()
+            self.publish(camera.send(picture(0)))
+
+        count = len(self.robot.latents)
+        self.robot.until(lambda: len(self.robot.latents) > count, 'latents', poke=show)
+        camera.request_keyframe()
+        assert self.take(camera.send(picture(0))).status is Status.OK
+
+
+@pytest.fixture(scope='module')
+def module_receiver(ros, tmp_path_factory):
+    with new_robot(tmp_path_factory.mktemp('receiver')) as robot:
+        requests = []
+
+        def answer(_, response):
+            requests.append(time.monotonic())
+            response.success = True
+            return response
+
+        robot.node.create_service(Trigger, 'tokenizer/request_keyframe', answer)
+        receiver = Receiver(robot)
+        receiver.requests = requests
+        yield receiver
+
+
+@pytest.fixture
+def receiver(module_receiver):
+    del module_receiver.requests[:]
+    yield module_receiver
+    assert module_receiver.process.is_running
+
+
+def test_a_gap_is_counted_and_healed_by_a_keyframe(receiver, tokenizer):
+    robot, camera = receiver.robot, Camera(tokenizer)
+    receiver.begin(camera)
+    before = robot.diagnostics('lit')
+    previous = receiver.take(camera.send(patched(1)))
+    for seed in (2, 3):
+        camera.send(patched(seed))  # these two are lost
+    nothing = camera.send(patched(3))
+    assert nothing.kept == 0
+    latents = receiver.take(nothing)
+    assert latents.status is Status.STALE
+    assert np.array_equal(latents.age, previous.age + 3)
+    # Both are no further than tau from the grid that is held.
+    assert np.abs(latents.values - previous.values).mean(axis=2).max() < 2 * nothing.tau + ROUNDING
+
+    def more():
+        receiver.publish(camera.send(patched(3)))
+
+    robot.until(lambda: receiver.requests, 'a request for a keyframe', poke=more)
+    camera.request_keyframe()
+    latents = receiver.take(camera.send(patched(3)))
+    assert latents.status is Status.OK and latents.age.max() == 0
+    values = robot.diagnostics('lit', lambda v: int(v['gaps']) == int(before['gaps']) + 1)
+    assert int(values['packets lost']) == int(before['packets lost']) + 2
+    assert int(values['keyframes requested']) > int(before['keyframes requested'])
+    assert values['status'] == 'OK'
+
+
+def test_requests_are_repeated_but_not_with_every_packet(receiver, tokenizer):
+    camera = Camera(tokenizer)
+    receiver.begin(camera)
+    camera.send(patched(1))  # lost
+    packets = itertools.count()
+
+    def more():
+        next(packets)
+        receiver.publish(camera.send(patched(1)))
+
+    robot = receiver.robot
+    robot.until(lambda: len(receiver.requests) >= 3, 'three requests', poke=more, every=0.05)
+    assert np.diff(receiver.requests).min() > 0.5
+    assert next(packets) > 6
+    camera.request_keyframe()
+    assert receiver.take(camera.send(patched(1))).status is Status.OK
+
+
+def test_a_late_receiver_is_incomplete_until_all_has_arrived(receiver, tokenizer):
+    receiver.begin(Camera(tokenizer))
+    camera = Camera(tokenizer, max_tokens=12)
+    camera.send(picture(0, 40, 80))  # came too early
+    camera.request_keyframe()
+    arrived = np.zeros(5 * 10, bool)
+    for _ in range(5):
+        packet = camera.send(picture(0, 40, 80))
+        arrived |= unpack_mask(packet)
+        latents = receiver.take(packet)
+        assert np.array_equal(latents.age.reshape(-1) == 255, ~arrived)
+        assert latents.status is (Status.OK if arrived.all() else Status.INCOMPLETE)
+    assert arrived.all()
+
+
+def test_a_new_publisher_is_taken_over(receiver, tokenizer):
+    receiver.begin(Camera(tokenizer))
+    before = receiver.robot.diagnostics('lit')
+    camera = Camera(tokenizer)
+    camera.send(picture(0))  # lost
+    packet = camera.send(patched(1))
+    assert not packet.keyframe
+    latents = receiver.take(packet)
+    assert latents.epoch == packet.epoch and latents.status is Status.STALE
+    camera.request_keyframe()
+    assert receiver.take(camera.send(patched(1))).status is Status.OK
+    restarts = int(before['publisher restarts']) + 1
+    receiver.robot.diagnostics('lit', lambda v: int(v['publisher restarts']) == restarts)
+
+
+def test_a_bag_that_loops_starts_over(receiver, tokenizer):
+    robot, camera = receiver.robot, Camera(tokenizer)
+    receiver.begin(camera)
+    before = robot.diagnostics('lit')
+    camera.request_keyframe()
+    bag = [camera.send(patched(seed)) for seed in (0, 1, 2, 3)]
+    first = [receiver.take(packet) for packet in bag]
+    del robot.latents[:]
+    second = [receiver.take(packet) for packet in bag]
+    for one, other in zip(first, second, strict=True):
+        assert other.status is Status.OK
+        assert np.array_equal(one.age, other.age)
+    robot.diagnostics('lit', lambda v: int(v['rewinds']) == int(before['rewinds']) + 1)
+
+
+def malformed(packet):
+    """Fields to change in the message of a packet with some tokens; each set spoils it."""
+    nan = np.full(packet.data.size // 2, np.nan, np.float16)
+    return [
+        {'mask': byte_array(np.zeros(7, np.uint8))},
+        {'mask': byte_array(np.zeros(0, np.uint8))},
+        {'mask': byte_array(np.full(6, 255, np.uint8))},
+        {'tokenizer': 'other@0123456789ab'},
+        {'tokenizer': ''},
+        {'data': byte_array(nan)},
+        {'data': byte_array(packet.data[:-2])},
+        {'data': byte_array(packet.data[:0])},
+        {'payload': 9},
+        {'payload': Payload.INT8.value},
+        {'payload': Payload.FLOAT32.value},
+        {'scale': [1.0] * 16},
+        {'kept': 0},
+        {'kept': 4_000_000_000},
+        {'deferred': 4_000_000_000},
+        {'channels': 3},
+        {'grid_height': 0},
+        {'grid_height': 65535, 'grid_width': 65535},
+        {'grid_height': packet.grid_width, 'grid_width': packet.grid_height},
+        {'image_height': 0},
+        {'image_width': 640},
+        {'tau': float('nan')},
+        {'keyframe': True},
+    ]
+
+
+def test_malformed_packets_change_nothing(receiver, tokenizer):
+    robot, camera = receiver.robot, Camera(tokenizer, tau=0.4)
+    receiver.begin(camera)
+    packet = camera.send(patched(1))
+    assert 0 < packet.kept < POSITIONS
+    before = robot.diagnostics('lit')
+    count = len(robot.latents)
+    log = len(receiver.process.output)
+    bad = malformed(packet)
+    for changes in bad:
+        receiver.publish(packet, **changes)
+    rejected = int(before['packets rejected']) + len(bad)
+    values = robot.diagnostics('lit', lambda v: int(v['packets rejected']) == rejected)
+    assert int(values['errors']) == int(before['errors']) + len(bad)
+    assert 'packet dropped: packet field kept is' in values['last error']
+    assert 'packet dropped' in values['message'] and values['level'] == b'\1'
+    assert values['packets applied'] == before['packets applied']
+    assert values['status'] == 'OK' and len(robot.latents) == count
+    assert 1 <= receiver.process.output[log:].count('packet dropped') <= 2
+
+    latents = receiver.take(packet)
+    kept = unpack_mask(packet).reshape(latents.age.shape)
+    sent = packet.data.view(np.float16).reshape(-1, packet.channels)
+    assert latents.status is Status.OK
+    assert np.array_equal(latents.values[kept], sent.astype(np.float32))
+    assert np.array_equal(latents.age, np.where(kept, 0, 1))
+    assert robot.diagnostics('lit')['gaps'] == before['gaps']
+
+
+def test_no_reconstruction_larger_than_its_grid(receiver, tokenizer):
+    """The size of the image is untrusted, too."""
+    robot = receiver.robot
+    receiver.begin(Camera(tokenizer))
+    images = robot.collect(Image, 'lit/reconstruction')
+    camera = Camera(tokenizer)
+
+    def show():
+        camera.reset()
+        receiver.publish(camera.send(picture(0)), image_height=60_000, image_width=50_000)
+
+    image = robot.until(lambda: images and images[-1], 'a reconstruction', poke=show)
+    assert (image.height, image.width, len(image.data)) == (48, 64, 48 * 64 * 3)
+
+
+# Restarts and losses between two real nodes.
+
+
+def test_a_killed_tokenizer_is_replaced(robot):
+    process = robot.start('tokenizer_node')
+    lit = robot.start_lit()
+    robot.settle()
+    epoch = robot.tokens[-1].epoch
+    process.kill()
+    robot.spin(1.0)
+    assert lit.is_running
+    assert robot.latents[-1].epoch == epoch
+    robot._processes.remove(process)
+    robot.start('tokenizer_node')
+    robot.settle()
+    tokens = robot.exchange(picture(1))
+    assert tokens.epoch != epoch
+    latents = robot.latents_of(tokens)
+    assert latents.status == DenseLatents.STATUS_OK
+    robot.diagnostics('lit', lambda v: v['publisher restarts'] == '1' and v['status'] == 'OK')
+
+
+def test_lost_packets_are_noticed_and_the_loop_heals_itself(robot):
+    """Between tokenizer and LIT stands a link that loses packets."""
+    robot.start('tokenizer_node', refresh_period=0)
+    robot.start('lit_node', 'lit', {'tokens': 'relayed'})
+    output = robot.node.create_publisher(SparseTokens, 'relayed', 30)
+    lose = []
+
+    def relay(message):
+        if lose:
+            lose.pop()
+        else:
+            output.publish(message)
+
+    robot.node.create_subscription(SparseTokens, 'tokenizer/tokens', relay, 30)
+    robot.settle()
+    lose += [True] * 3
+    for seed in (1, 2, 3):
+        robot.exchange(picture(seed))
+    robot.until(lambda: not lose, 'three losses')
+    tokens = robot.exchange(picture(3))
+    assert robot.latents_of(tokens).status == DenseLatents.STATUS_STALE
+    keyframe = robot.until(
+        lambda: robot.tokens[-1].keyframe and robot.tokens[-1],
+        'a keyframe', poke=lambda: robot.exchange(picture(3)),
+    )  # fmt: skip
+    latents = robot.latents_of(keyframe)
+    assert latents.status == DenseLatents.STATUS_OK
+    values = robot.diagnostics('lit', lambda v: v['gaps'] == '1')
+    assert values['packets lost'] == '3' and int(values['keyframes requested']) >= 1
+
+
+# Lifecycle.
+
+
+def test_lifecycle_of_the_tokenizer(robot):
+    robot.start('tokenizer_node', autostart=False)
+    topic = f'{robot.namespace}/tokenizer/tokens'
+    image = f'{robot.namespace}/image'
+    assert robot.state() == 'unconfigured'
+    assert not robot.change('activate')
+    assert robot.node.count_publishers(topic) == 0
+
+    for payload in ('int8', 'float32'):
+        assert robot.set(payload=payload) == ''
+        assert robot.change('configure') and robot.state() == 'inactive'
+        robot.until(lambda: robot.node.count_publishers(topic) == 1, 'the publisher')
+        assert robot.node.count_subscribers(image) == 0
+        assert not robot.request_keyframe().success
+        assert 'configured' in robot.set(payload='float16')
+        for _ in range(2):
+            assert robot.change('activate') and robot.state() == 'active'
+            tokens = robot.exchange(picture(0))
+            assert tokens.payload == Payload[payload.upper()]
+            assert robot.request_keyframe().success
+            assert robot.change('deactivate') and robot.state() == 'inactive'
+        assert robot.change('cleanup') and robot.state() == 'unconfigured'
+        robot.until(lambda: robot.node.count_publishers(topic) == 0, 'the publisher to go')
+    assert robot.change('unconfigured_shutdown') and robot.state() == 'finalized'
+
+
+def test_inactive_nodes_are_silent(robot):
+    robot.start('tokenizer_node')
+    robot.start_lit()
+    robot.settle()
+    assert robot.change('deactivate')
+    robot.spin(0.5)
+    count = len(robot.tokens)
+
+    def show():
+        robot.show(picture(1))
+
+    # Longer than it takes an active node to wonder where the images are.
+    end = time.monotonic() + 6.5
+    robot.until(lambda: time.monotonic() > end, 'the time to pass', poke=show, every=0.05)
+    values = robot.diagnostics(poke=show)
+    assert values['message'] == 'inactive' and values['level'] == b'\0'
+    assert len(robot.tokens) == count
+    assert robot.change('activate')
+    robot.settle()
+
+    assert robot.change('deactivate', 'lit')
+    robot.spin(0.5)
+    tokens, latents = len(robot.tokens), len(robot.latents)
+    for seed in range(5):
+        robot.exchange(picture(seed))
+    assert len(robot.tokens) == tokens + 5 and len(robot.latents) == latents
+    assert robot.diagnostics('lit')['message'] == 'inactive'
+    assert robot.change('activate', 'lit')
+    robot.settle()
+    assert robot.change('active_shutdown', 'lit') and robot.state('lit') == 'finalized'
+    assert robot.change('active_shutdown') and robot.state() == 'finalized'
+
+
+def test_lifecycle_of_the_lit(robot):
+    robot.start('tokenizer_node')
+    robot.start_lit(autostart=False)
+    topic = f'{robot.namespace}/lit/latents'
+    for mode, payload in (('hold', 'float16'), ('lit', 'float32')):
+        assert robot.set('lit', mode=mode, payload=payload) == ''
+        assert robot.change('configure', 'lit') and robot.state('lit') == 'inactive'
+        robot.until(lambda: robot.node.count_publishers(topic) == 1, 'the publisher')
+        assert robot.diagnostics('lit')['mode'] == mode
+        assert robot.change('activate', 'lit')
+        robot.settle()
+        assert robot.latents[-1].payload == Payload[payload.upper()]
+        assert robot.change('deactivate', 'lit')
+        assert robot.change('cleanup', 'lit')
+        robot.until(lambda: robot.node.count_publishers(topic) == 0, 'the publisher to go')
+        del robot.latents[:]
+
+
+def broken_models(folder):
+    """Name of the folder of a broken model, and what the error says of it."""
+    yield str(folder / 'missing'), 'neither a shipped model'
+    (folder / 'text').mkdir()
+    (folder / 'text/tokenizer.json').write_text('not a model')
+    yield str(folder / 'text'), 'not a model description'
+    shutil.copytree(SHIPPED / DEFAULT_TOKENIZER, folder / 'exchanged')
+    (folder / 'exchanged/encoder.onnx').write_bytes(b'not a model')
+    yield str(folder / 'exchanged'), 'SHA-256 differs'
+    shutil.copytree(SHIPPED / DEFAULT_TOKENIZER, folder / 'corrupt')
+    for model, file in (('encoder.onnx', 'tokenizer.json'), ('lit.onnx', 'lit.json')):
+        (folder / 'corrupt' / model).write_bytes(b'not a model')
+        description = json.loads((folder / 'corrupt' / file).read_text())
+        description['files'][model] = sha256(folder / 'corrupt' / model)
+        (folder / 'corrupt' / file).write_text(json.dumps(description))
+    yield str(folder / 'corrupt'), 'not a model ONNX Runtime can load'
+
+
+def test_a_node_survives_broken_models_and_can_be_mended(robot, tmp_path):
+    models = list(broken_models(tmp_path))
+    nodes = {
+        'tokenizer': robot.start('tokenizer_node', tokenizer=models[0][0]),
+        'lit': robot.start_lit(tokenizer=models[0][0]),
+    }
+    for node, process in nodes.items():
+        text = f'not configured: {models[0][0]}: {models[0][1]}'
+        robot.until(lambda p=process, t=text: t in p.output, text)
+        for model, said in models[1:]:
+            assert robot.set(node, tokenizer=model) == ''
+            log = len(process.output)
+            assert not robot.change('configure', node)
+            assert robot.state(node) == 'unconfigured'
+            robot.until(lambda p=process, n=log: p.output[n:].endswith('\n'), 'the reason')
+            lines = [line for line in process.output[log:].splitlines() if '[ERROR]' in line]
+            assert len(lines) == 1 and 'not configured' in lines[0] and said in lines[0]
+        assert robot.set(node, tokenizer=DEFAULT_TOKENIZER) == ''
+        assert robot.change('configure', node) and robot.change('activate', node)
+    robot.settle()
+
+
+# Ways of starting.
+
+
+def test_two_cameras_do_not_mix(ros, tmp_path):
+    sizes = {'front': (48, 64), 'wrist': (40, 72)}
+    with new_robot(tmp_path) as front, new_robot(tmp_path) as wrist:
+        robots = {'front': front, 'wrist': wrist}
+        for robot in robots.values():
+            robot.start('tokenizer_node', refresh_period=0)
+            robot.start_lit()
+        for robot in robots.values():
+            robot.settle()
+        counts = {name: (len(r.tokens), len(r.latents)) for name, r in robots.items()}
+        for seed in range(3):
+            for name, robot in robots.items():
+                tokens = robot.exchange(picture(seed, *sizes[name]), name)
+                assert (tokens.image_height, tokens.image_width) == sizes[name]
+                assert robot.latents_of(tokens).header.frame_id == name
+        for name, robot in robots.items():
+            new = robot.tokens[counts[name][0]:] + robot.latents[counts[name][1]:]
+            assert {message.header.frame_id for message in new} == {name}
+        assert front.request_keyframe().success
+        assert not wrist.exchange(picture(2, *sizes['wrist'])).keyframe
+        assert front.exchange(picture(2, *sizes['front'])).keyframe
+
+
+def test_compressed_images(robot, tokenizer):
+    robot.start('tokenizer_node', transport='compressed', payload='float32')
+    robot.start_lit(mode='hold')
+    topic = 'image/compressed'
+    robot.cameras[topic] = robot.node.create_publisher(CompressedImage, topic, 1)
+    image = picture(2, 45, 61)
+    for suffix, format in (('.png', 'rgb8; png compressed bgr8'), ('.jpg', 'jpeg')):
+        _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        message = CompressedImage(format=format, data=byte_array(data))
+        tokens = robot.exchange(message, 'front', topic)
+        assert (tokens.image_height, tokens.image_width) == (45, 61)
+        assert tokens.header.frame_id == 'front'
+        if suffix == '.png':
+            values = np.frombuffer(tokens.data, np.float32).reshape(6, 8, -1)
+            np.testing.assert_allclose(values, tokenizer.encode(image), atol=ROUNDING)
+    for damaged in (b'', b'not an image', data.tobytes()[:100]):
+        bad = CompressedImage(format='jpeg', data=byte_array(np.frombuffer(damaged, np.uint8)))
+        errors = int(robot.diagnostics()['errors'])
+        robot.diagnostics(
+            condition=lambda v, least=errors: int(v['errors']) > least,
+            poke=lambda m=bad: robot.show(m, topic=topic),
+        )
+        assert robot.exchange(message, 'front', topic).kept < POSITIONS
+
+
+def test_topics_qos_and_size_are_the_users(robot):
+    image = f'{robot.namespace}/front/color/raw'
+    tokens = f'{robot.namespace}/tokenizer/tokens'
+    robot.start('tokenizer_node', remaps={'image': 'front/color/raw'}, **{
+        'input_height': 32, 'input_width': 40, 'payload': 'int8', 'reference': 'previous',
+        f'qos_overrides.{image}.subscription.reliability': 'reliable',
+        f'qos_overrides.{image}.subscription.depth': 3,
+        f'qos_overrides.{tokens}.publisher.durability': 'transient_local',
+    })  # fmt: skip
+    robot.cameras['raw'] = robot.node.create_publisher(Image, image, 1)
+    packet = robot.exchange(picture(0, 96, 128), topic='raw')
+    assert (packet.image_height, packet.image_width) == (32, 40)
+    assert (packet.grid_height, packet.grid_width) == (4, 5)
+    subscription, = robot.node.get_subscriptions_info_by_topic(image)
+    assert subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+    publisher, = robot.node.get_publishers_info_by_topic(tokens)
+    assert publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    assert robot.change('deactivate') and robot.change('cleanup')
+    assert robot.change('configure') and robot.change('activate')
+    robot.exchange(picture(0, 96, 128), topic='raw')
+    subscription, = robot.node.get_subscriptions_info_by_topic(image)
+    assert subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+
+
+def test_best_effort_and_reliable_publishers_both_match(robot):
+    robot.start('tokenizer_node')
+    robot.exchange(picture(0))
+    robot.cameras['best effort'] = robot.node.create_publisher(
+        Image, 'image', helpers.best_effort()
+    )
+    robot.exchange(picture(1), topic='best effort')
+
+
+def test_simulated_time(robot):
+    clock = f'{robot.namespace}/clock'
+    parameters = {'remaps': {'/clock': clock}, 'use_sim_time': True}
+    robot.start('tokenizer_node', **parameters)
+    robot.start('lit_node', 'lit', {'tokens': 'tokenizer/tokens', '/clock': clock},
+                use_sim_time=True)  # fmt: skip
+    clocks = robot.node.create_publisher(Clock, clock, 1)
+    now = Clock()
+    now.clock.sec, now.clock.nanosec = 77, 250_000_000
+
+    def tick():
+        clocks.publish(now)
+
+    for node in ('tokenizer', 'lit'):
+        robot.diagnostics(node, lambda v: v['stamp'] == 77_250_000_000, poke=tick)
+    # The time stands still from here on, and nothing waits for it.
+    robot._stamp = 77_000_000_000 - helpers.FRAME
+    for stamp in range(10):
+        tokens = robot.exchange(picture(stamp), stamp=77_000_000_000)
+    robot.until(lambda: robot.latents, 'latents',
+                poke=lambda: robot.exchange(picture(0), stamp=77_000_000_000))  # fmt: skip
+    for node in ('tokenizer', 'lit'):
+        values = robot.diagnostics(node, lambda v: np.isfinite(float(v['latency p50 (ms)'])))
+        assert values['latency p50 (ms)'] == values['latency p99 (ms)'] == '250.00'
+    assert stamp_of(tokens.header) == 77_000_000_000
+
+
+def test_silence_is_explained(robot):
+    robot.node.destroy_publisher(robot.cameras.pop('image'))
+    robot.start('tokenizer_node')
+    robot.start_lit()
+    values = robot.diagnostics(condition=lambda v: 'nobody publishes' in v['message'])
+    assert f'{robot.namespace}/image' in values['message'] and values['level'] == b'\1'
+    assert 'no packet yet' in robot.diagnostics('lit')['message']
+    robot.node.create_publisher(CameraInfo, 'image', 1)
+    values = robot.diagnostics(condition=lambda v: 'publisher(s)' in v['message'])
+    assert 'sensor_msgs/msg/CameraInfo' in values['message']
+
+
+def test_a_camera_node_feeds_the_others(robot, tmp_path):
+    images = tmp_path / 'images'
+    images.mkdir()
+    for seed in range(3):
+        cv2.imwrite(str(images / f'{seed}.png'), picture(seed, 60, 80))
+    robot.start('tokenizer_node')
+    robot.start_lit()
+    robot.start('camera_node', source=images, rate=20.0, width=64, frame_id='hand')
+    infos = robot.collect(CameraInfo, 'camera_info')
+    latents = robot.until(
+        lambda: find(robot.latents, status=DenseLatents.STATUS_OK), 'whole latents'
+    )
+    assert latents.header.frame_id == 'hand'
+    assert (robot.tokens[-1].image_height, robot.tokens[-1].image_width) == (60, 64)
+    assert (infos[-1].height, infos[-1].width) == (60, 64)
+    assert infos[-1].header.frame_id == 'hand'
+    count = len(robot.tokens)
+    robot.until(lambda: len(robot.tokens) >= count + 10, 'more than one round of the folder')
+    stamps = [stamp_of(message.header) for message in robot.tokens]
+    assert stamps == sorted(stamps)
+    values = robot.diagnostics(condition=lambda v: float(v['camera_info in (Hz)']) > 0)
+    assert float(values['images in (Hz)']) > 0
+
+
+def test_whole_images_cross_process_borders(robot):
+    """With the package's profile, as the launch file and the demo set it."""
+    process = robot.start('tokenizer_node')
+    robot.start('camera_node', width=640, height=480, rate=5.0)
+    robot.until(lambda: len(robot.tokens) >= 5, 'tokens')
+    assert robot.tokens[-1].image_width == 640
+    assert 'shared-memory segment' not in process.output
+
+
+@pytest.mark.parametrize('parameters, said', [
+    ({'source': '/no/such/video.mp4'}, 'no such file, folder or device'),
+    ({'width': 8, 'height': 8}, 'width is 8; allowed: 16 to 4096'),
+])
+def test_a_camera_without_images_says_so_once(robot, parameters, said):
+    process = robot.start('camera_node', **parameters)
+    robot.until(lambda: said in process.output, said)
+    assert process.output.count('[ERROR]') == 1
+
+
+def test_nodes_stop_on_either_signal(robot):
+    processes = [
+        robot.start(executable, autostart=False)
+        if executable != 'camera_node' else robot.start(executable, width=64, height=48)
+        for executable in NODES
+    ]  # fmt: skip
+    for name in ('tokenizer', 'lit', 'camera'):
+        robot.until(
+            lambda n=name: (n, robot.namespace) in robot.node.get_node_names_and_namespaces(),
+            name,
+        )
+    robot.spin(0.5)
+    for process in processes:
+        process.stop(signal.SIGTERM)
+
+
+WRONG_STARTS = [
+    ('tokenizer_node', ['-p', 'tau:=-1.0'], 'tau'),
+    ('tokenizer_node', ['-p', 'tau:=1'], 'DOUBLE'),
+    ('lit_node', ['-p', 'mode:=1'], 'mode'),
+    ('lit_node', ['-p', 'no equals sign'], 'no equals sign'),
+    ('camera_node', ['-p', 'rate:=-5.0'], 'rate'),
+    ('camera_node', ['--params-file', '/no/such/file.yaml'], '/no/such/file.yaml'),
+]
+
+
+def run_node(executable, *arguments, folder):
+    return subprocess.run(
+        [sys.executable, '-m', f'adaptok_ros.nodes.{executable}', *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=2 * helpers.DEADLINE, check=False,
+    )  # fmt: skip
+
+
+def test_wrong_starts_end_with_one_line(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = pool.map(
+            lambda start: run_node(start[0], '--ros-args', *start[1], folder=tmp_path),
+            WRONG_STARTS,
+        )
+        for (executable, _, said), result in zip(WRONG_STARTS, results, strict=True):
+            assert result.returncode == 1
+            lines = [line for line in result.stderr.splitlines() if line.startswith(executable)]
+            assert len(lines) == 1 and said in lines[0], result.stderr
+            assert 'Traceback' not in result.stderr
+
+
+def test_a_wrong_qos_override_is_said(robot):
+    override = {f'qos_overrides.{robot.namespace}/image.subscription.reliability': 'perhaps'}
+    process = robot.start('tokenizer_node', **override)
+    robot.until(lambda: 'not activated: ' in process.output, 'the reason')
+    assert 'perhaps' in process.output
+    assert robot.state() == 'inactive'
+
+
+@pytest.mark.parametrize('executable', NODES)
+def test_help_lists_every_parameter(executable, tmp_path):
+    result = run_node(executable, '--help', folder=tmp_path)
+    assert result.returncode == 0 and not result.stderr
+    for parameter in NODES[executable]:
+        assert re.search(rf'^  {parameter.name} \(default .*; allowed: .*\)$', result.stdout,
+                         re.MULTILINE)  # fmt: skip
+        assert parameter.description in result.stdout

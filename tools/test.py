@@ -1,0 +1,31 @@
+"""Run pytest on the installed package: python tools/test.py [ARG...].
+
+Not `python -m pytest`, which would put the source folder, a package of the same name without
+messages, before the installed one; and not `pytest`, which may be another Python's.
+"""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+import adaptok_ros
+
+ROOT = Path(__file__).resolve().parent.parent
+found = Path(adaptok_ros.__file__).parent
+version = sys.version.split()[0]
+if found == ROOT / 'adaptok_ros':
+    sys.exit('error: the tests would import the source folder: unset PYTHONPATH')
+print(f'== testing {os.path.relpath(found, ROOT)} with Python {version}', flush=True)
+
+# Robots and other tests, on the same network or machine, stay out of it.
+if os.environ.get('ROS_DISTRO') == 'humble':
+    os.environ['ROS_LOCALHOST_ONLY'] = '1'
+else:
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+os.environ.setdefault('ROS_DOMAIN_ID', str(random.randint(1, 100)))
+
+os.chdir(ROOT)
+sys.exit(pytest.main(['test', *sys.argv[1:]]))
