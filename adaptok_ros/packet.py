@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,11 @@ from numpy.typing import NDArray
 
 MAX_VALUES = 1 << 26
 """Largest grid (H * W * C values, 256 MiB as float32) that a packet may announce."""
+
+TAU_LIMIT = 100.0
+
+SCALE_LIMIT = float(np.finfo(np.float32).max) / 128
+"""Largest int8 step: every value times it is finite."""
 
 
 class Payload(enum.IntEnum):
@@ -104,8 +108,8 @@ def check(packet: Packet) -> None:
         raise PacketError(
             'image_height, image_width', (packet.image_height, packet.image_width), 'at least 1'
         )
-    if not (math.isfinite(packet.tau) and packet.tau >= 0):
-        raise PacketError('tau', packet.tau, 'finite, at least 0')
+    if not 0 <= packet.tau <= TAU_LIMIT:
+        raise PacketError('tau', packet.tau, f'0 to {TAU_LIMIT}')
     if packet.kept > positions:
         raise PacketError('kept', packet.kept, f'at most {positions} (the positions of the grid)')
     if packet.keyframe and packet.kept != positions:
@@ -140,8 +144,8 @@ def _check_values(packet: Packet) -> None:
     scales = packet.channels if packet.payload == Payload.INT8 else 0
     if packet.scale.size != scales:
         raise PacketError('scale', f'{packet.scale.size} numbers', f'{scales} numbers')
-    if not np.all(np.isfinite(packet.scale) & (packet.scale > 0)):
-        raise PacketError('scale', packet.scale.tolist(), 'finite, above 0')
+    if not np.all((packet.scale > 0) & (packet.scale <= SCALE_LIMIT)):
+        raise PacketError('scale', packet.scale.tolist(), f'above 0, at most {SCALE_LIMIT}')
     if packet.payload != Payload.INT8 and not np.isfinite(
         packet.data.view(VALUE_TYPES[Payload(packet.payload)])
     ).all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import deque
 
 import numpy as np
 
@@ -11,13 +12,15 @@ from adaptok_ros.packet import Packet, PacketError, Payload, check, decode_value
 
 AGE_LIMIT = 255
 SEQUENCE_MASK = 0xFFFFFFFF
+REMEMBERED = 64
+"""Packets within which an overtaken one is told from a replayed one."""
 
 
 class Status(enum.IntEnum):
     """What may be said of the held grid; the numbers are those of ``DenseLatents.msg``."""
 
     OK = 0
-    """Every position is within the stream's bound."""
+    """Every position has arrived and is as recent as the sender meant it to be."""
     INCOMPLETE = 1
     """Some positions have not arrived yet."""
     STALE = 2
@@ -50,8 +53,9 @@ class Receiver:
     """Applies packets in the order they come; a bad one changes nothing.
 
     After a gap the grid is kept and its positions count as stale until they are renewed. A
-    packet older than the last is dropped, unless it is a keyframe or is directly followed by
-    its successor: then the stream was rewound (a bag that loops) and starts over.
+    packet older than the last was overtaken, and is dropped; but where packets that were
+    applied before come again, a keyframe or two in a row, the stream was rewound (a bag that
+    loops) and starts over.
 
     :ivar held: ``[H, W, C]`` float32 values last received, 0 where none
     :ivar kept: ``[H, W]`` bool, positions that the last packet carried
@@ -75,6 +79,8 @@ class Receiver:
         """Forget the stream, but not the counters."""
         self.last: Packet | None = None
         self._late: Packet | None = None
+        self._late_replayed = False
+        self._seen: deque[int] = deque(maxlen=REMEMBERED)
         self.held = np.zeros((0, 0, 0), np.float32)
         self.kept = np.zeros((0, 0), np.bool_)
         self.age = np.zeros((0, 0), np.uint8)
@@ -133,16 +139,20 @@ class Receiver:
 
     def _apply_late(self, packet: Packet) -> bool:
         assert self.last is not None
-        previous = self._late
+        previous, previous_replayed = self._late, self._late_replayed
+        # A newer packet that was overtaken fills a gap; a replayed one was there before.
+        oldest = (self._seen[0] - packet.sequence) & SEQUENCE_MASK
+        replayed = packet.sequence in self._seen or 0 < oldest <= SEQUENCE_MASK // 2
         self.counters.late += 1
-        self._late = packet
+        self._late, self._late_replayed = packet, replayed
         if packet.sequence == self.last.sequence:
             return False
         follows = (
             previous is not None
             and packet.sequence == (previous.sequence + 1) & SEQUENCE_MASK
+            and (replayed or previous_replayed)
         )
-        if not (packet.keyframe or follows):
+        if not ((packet.keyframe and replayed) or follows):
             return False
         self.counters.rewinds += 1
         self.reset()
@@ -167,6 +177,7 @@ class Receiver:
         """Begin a new epoch; a grid of the same kind is kept, stale, until it is renewed."""
         last = self.last
         assert last is not None
+        self._seen.clear()
         same = (packet.tokenizer, packet.grid_height, packet.grid_width, packet.channels) == (
             last.tokenizer, last.grid_height, last.grid_width, last.channels
         )
@@ -189,4 +200,5 @@ class Receiver:
         self._arrived |= keep
         self._renewed |= keep
         self.last = packet
+        self._seen.append(packet.sequence)
         self.counters.applied += 1

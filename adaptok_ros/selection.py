@@ -17,14 +17,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.packet import Payload, decode_values, encode_values
+from adaptok_ros.packet import TAU_LIMIT, Payload, decode_values, encode_values
 
 WAITING_GAIN = 0.1
 """Delta that each frame of waiting under the ceiling adds to a position's priority."""
 
 PERIOD_LIMIT = 1_000_000
 TOKEN_LIMIT = 16_777_216
-TAU_LIMIT = 100.0
 DEFAULT_TAU = 0.1
 
 
@@ -110,6 +109,7 @@ class Selector:
         self._keep = np.zeros(positions, np.bool_)
         self._waiting = np.zeros(positions, np.int32)
         self._difference = np.empty((positions, channels), np.float32)
+        self._last_reference = config.reference
         self._frame = 0
         self._last_keyframe = 0
         self._keyframe_requested = True
@@ -124,11 +124,14 @@ class Selector:
         A keyframe makes all positions due; under a smaller ceiling they go out over the next
         frames, largest priority first, and only a packet that holds all of them counts as a
         keyframe. Priority is the delta plus :data:`WAITING_GAIN` for every frame of waiting
-        (unknown positions first); equal priorities go by position. NaN and infinite latents
-        count as 0 and the largest float16. Where an int8 step is so coarse that a rounded
-        token would itself miss tau, the packet goes out as float16.
+        (unknown positions first); equal priorities go by position. NaN counts as 0, and what
+        float16 cannot express as its largest value. Where an int8 step is so coarse that a
+        rounded token would itself miss tau, the packet goes out as float16.
         """
         config = self.config
+        if self._last_reference is Reference.PREVIOUS and config.reference is Reference.HELD:
+            self._known.fill(False)
+        self._last_reference = config.reference
         latents = self._measure(latents)
         tau = np.float32(config.tau)
         np.greater_equal(self.delta, tau, out=self._over)
@@ -157,9 +160,10 @@ class Selector:
         np.subtract(latents, self.reference, out=self._difference)
         np.abs(self._difference, out=self._difference)
         np.mean(self._difference, axis=1, out=self.delta)
-        if not np.isfinite(self.delta).all():
-            limit = float(np.finfo(np.float16).max)
-            latents = np.nan_to_num(latents, nan=0.0, posinf=limit, neginf=-limit)
+        limit = np.float32(np.finfo(np.float16).max)
+        # NaN compares false, so that it is caught here too.
+        if not (latents.min() >= -limit and latents.max() <= limit):
+            latents = np.nan_to_num(latents, nan=0.0).clip(-limit, limit)
             self.delta[:] = np.abs(latents - self.reference).mean(axis=1)
         if not self._known.all():
             self.delta[~self._known] = np.inf
@@ -194,7 +198,7 @@ class Selector:
         channels = tokens.shape[1]
         data, scale = encode_values(tokens, payload)
         rounded = decode_values(data, scale, payload, channels)
-        if payload is Payload.INT8 and self.config.tau > 0:
+        if payload == Payload.INT8 and self.config.tau > 0:
             error = np.abs(rounded - tokens).mean(axis=1)
             if (error >= np.float32(self.config.tau)).any():
                 payload = Payload.FLOAT16

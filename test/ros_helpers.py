@@ -124,19 +124,21 @@ class NodeProcess:
 class Robot:
     """Camera, policy and operator of one namespace, and the node processes in it.
 
+    :ivar processes: those started, to be stopped in order at the end
+    :ivar stamp: that of the last image, in nanoseconds
     :ivar tokens: messages received from ``tokenizer/tokens``
     :ivar latents: messages received from ``lit/latents``
     """
 
     def __init__(self, namespace, folder):
-        self.namespace = f'/{namespace}'
+        self.namespace = f'/{namespace}' if namespace else ''
         self._folder = folder
-        self._processes = []
+        self.processes = []
         self.node = rclpy.create_node('robot', namespace=self.namespace)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._clients = {}
-        self._stamp = 1_000 * 1_000_000_000
+        self.stamp = 1_000 * 1_000_000_000
         self.cameras = {'image': self.node.create_publisher(Image, 'image', 1)}
         self.tokens = self.collect(SparseTokens, 'tokenizer/tokens')
         self.latents = self.collect(DenseLatents, 'lit/latents')
@@ -145,10 +147,10 @@ class Robot:
     def close(self):
         """Stop everything; whatever did not run or end in order fails here."""
         try:
-            for process in reversed(self._processes):
+            for process in reversed(self.processes):
                 process.stop()
         finally:
-            for process in self._processes:
+            for process in self.processes:
                 if process.is_running:
                     process.kill()
             self._executor.shutdown()
@@ -167,7 +169,7 @@ class Robot:
         process = NodeProcess(
             executable, self._folder, name, self.namespace, remaps, parameters
         )
-        self._processes.append(process)
+        self.processes.append(process)
         return process
 
     def start_lit(self, name='lit', **parameters):
@@ -192,7 +194,7 @@ class Robot:
                 return result
             now = time.monotonic()
             if now > end:
-                said = '\n'.join(process.output for process in self._processes)
+                said = '\n'.join(process.output for process in self.processes)
                 raise AssertionError(f'not within {seconds} s: {what}\n{said}')
             if poke is not None and now >= poke_at:
                 poke()
@@ -210,10 +212,10 @@ class Robot:
     def show(self, image, frame_id='camera', topic='image', stamp=None):
         """Publish an image, an array or a message, a frame later than the last; its stamp."""
         message = as_image(image) if isinstance(image, np.ndarray) else image
-        self._stamp = self._stamp + FRAME if stamp is None else stamp
-        set_header(message.header, self._stamp, frame_id)
+        self.stamp = self.stamp + FRAME if stamp is None else stamp
+        set_header(message.header, self.stamp, frame_id)
         self.cameras[topic].publish(message)
-        return self._stamp
+        return self.stamp
 
     def exchange(self, image, frame_id='camera', topic='image', stamp=None):
         """Show an image and return its tokens; again, as a camera would, where it was lost."""
@@ -245,7 +247,7 @@ class Robot:
             self.spin(0.1)
             if messages and messages[-1].status == DenseLatents.STATUS_OK:
                 return
-        said = '\n'.join(process.output for process in self._processes)
+        said = '\n'.join(process.output for process in self.processes)
         raise AssertionError(f'no whole latents:\n{said}')
 
     def diagnostics(self, name='tokenizer', condition=lambda values: True, poke=None):

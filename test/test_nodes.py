@@ -93,12 +93,12 @@ def system(module_system):
     robot.settle()
     robot.settle(robot.held)
     yield robot
-    assert all(process.is_running for process in robot._processes)
+    assert all(process.is_running for process in robot.processes)
 
 
 def begin_epoch(robot):
     """Let the stamps jump back; the first packet after that."""
-    robot._stamp -= 1000 * helpers.FRAME
+    robot.stamp -= 1000 * helpers.FRAME
     return robot.exchange(picture(0))
 
 
@@ -240,7 +240,7 @@ def test_periods_change_while_running(system):
     ('tokenizer', {'tokenizer': '/tmp'}, 'configured'),
     ('lit', {'mode': 'guess'}, "'guess'; allowed: lit, hold"),
     ('lit', {'mode': 'hold'}, 'configured'),
-    ('lit', {'no_such_parameter': 1}, 'no_such_parameter'),
+    ('lit', {'no_such_parameter': 1}, 'undeclared'),
 ])  # fmt: skip
 def test_parameters_are_refused_with_a_reason(system, node, values, reason):
     assert reason in system.set(node, **values)
@@ -671,7 +671,7 @@ def test_a_killed_tokenizer_is_replaced(robot):
     robot.spin(1.0)
     assert lit.is_running
     assert robot.latents[-1].epoch == epoch
-    robot._processes.remove(process)
+    robot.processes.remove(process)
     robot.start('tokenizer_node')
     robot.settle()
     tokens = robot.exchange(picture(1))
@@ -796,7 +796,8 @@ def broken_models(folder):
     """Name of the folder of a broken model, and what the error says of it."""
     yield str(folder / 'missing'), 'neither a shipped model'
     (folder / 'text').mkdir()
-    (folder / 'text/tokenizer.json').write_text('not a model')
+    for file in ('tokenizer.json', 'lit.json'):
+        (folder / 'text' / file).write_text('not a model')
     yield str(folder / 'text'), 'not a model description'
     shutil.copytree(SHIPPED / DEFAULT_TOKENIZER, folder / 'exchanged')
     (folder / 'exchanged/encoder.onnx').write_bytes(b'not a model')
@@ -932,7 +933,7 @@ def test_simulated_time(robot):
     for node in ('tokenizer', 'lit'):
         robot.diagnostics(node, lambda v: v['stamp'] == 77_250_000_000, poke=tick)
     # The time stands still from here on, and nothing waits for it.
-    robot._stamp = 77_000_000_000 - helpers.FRAME
+    robot.stamp = 77_000_000_000 - helpers.FRAME
     for stamp in range(10):
         tokens = robot.exchange(picture(stamp), stamp=77_000_000_000)
     robot.until(lambda: robot.latents, 'latents',

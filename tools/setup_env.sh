@@ -13,7 +13,9 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-unset MAKEFLAGS MFLAGS MAKELEVEL  # not for the makes that colcon starts
+unset MFLAGS MAKELEVEL
+export MAKEFLAGS  # this make's are not for the one that colcon starts
+MAKEFLAGS=-j$(nproc)
 
 revision=1  # to be raised when what a step does changes, so that it is done again
 oldest=10 newest=14  # Python 3.x, of the wheels as of this package

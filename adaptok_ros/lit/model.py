@@ -156,7 +156,7 @@ class LatentInpaintingTransformer(nn.Module):
         change = current.unsqueeze(1) - torch.cat([held[:, :-1], held[:, -2:-1]], dim=1)
         features = torch.cat(
             [
-                held,
+                held.clamp(-1e4, 1e4),
                 (change / scale).clamp(-8.0, 8.0),
                 torch.stack(
                     [

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from adaptok_ros.engines import create_engine
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.receiver import AGE_LIMIT, Receiver
+from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 
 class Restorer:
@@ -28,10 +29,10 @@ class Restorer:
         """
         folder = find_model(tokenizer)
         description = self._describe(folder)
-        self.tokenizer = str(description['tokenizer'])
-        self._frames = int(description['frames'])
-        self._multiple = int(description['window'])
-        self.channels = int(description['channels'])
+        self.tokenizer: str = description['tokenizer']
+        self._frames: int = description['frames']
+        self._multiple: int = description['window']
+        self.channels: int = description['channels']
         self._engine = create_engine(folder / 'lit.onnx', backend, threads)
         self.backend = self._engine.backend
         self.device = self._engine.device
@@ -39,38 +40,49 @@ class Restorer:
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
         self._tau = np.zeros(1, np.float32)
-        self._epoch: int | None = None
+        self._start: tuple[int, int, int] | None = None
 
     @staticmethod
     def _describe(folder: Path) -> dict[str, Any]:
         if not (folder / 'lit.json').is_file():
             raise ModelError(f'{folder}: no lit.json, so no LIT for this tokenizer; use mode hold')
         description = read_description(folder, 'lit.json')
-        missing = {'tokenizer', 'frames', 'window', 'channels'} - description.keys()
-        if missing:
-            raise ModelError(f"{folder}/lit.json: no field {', '.join(sorted(missing))}")
+        for field in ('frames', 'window', 'channels'):
+            value = description.get(field)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f'{folder}/lit.json: {field} is {value}; allowed: 1 or more')
+        tokenizer = TokenizerDescription.load(folder)
+        if (description.get('tokenizer'), description['channels']) != (
+            tokenizer.id, tokenizer.channels
+        ):
+            raise ModelError(
+                f"{folder}/lit.json: made for {description.get('tokenizer')} with "
+                f"{description['channels']} channels; the tokenizer is {tokenizer.id} with "
+                f'{tokenizer.channels}'
+            )
+        if 'lit.onnx' not in description['files']:
+            raise ModelError(f'{folder}/lit.json: files does not list lit.onnx')
         return description
 
     def observe(self, receiver: Receiver) -> None:
         """Append what the receiver holds after its last packet to the window.
 
-        The receiver accepts only :attr:`tokenizer` and :attr:`channels`. A new epoch or
-        another grid begins a new window, filled with that one state.
+        The receiver accepts only :attr:`tokenizer` and :attr:`channels`. A new epoch,
+        a rewound recording or another grid begins a new window, filled with that one state.
         """
         packet = receiver.last
         assert packet is not None
         rows, columns = packet.grid_height, packet.grid_width
         padded = (-(-rows // self._multiple), -(-columns // self._multiple))
         shape = (1, self._frames, padded[0] * self._multiple, padded[1] * self._multiple)
-        fresh = self._kept.shape != shape
+        start = (packet.epoch, receiver.counters.restarts, receiver.counters.rewinds)
+        fresh = self._kept.shape != shape or start != self._start
         if fresh:
             self._held = np.zeros((*shape, packet.channels), np.float32)
             self._kept = np.zeros(shape, np.float32)
             self._age = np.full(shape, AGE_LIMIT, np.float32)
-        if fresh or packet.epoch != self._epoch:
-            self._epoch = packet.epoch
+            self._start = start
             slots = slice(None)
-            self._kept.fill(0.0)
         else:
             for window in (self._held, self._kept, self._age):
                 window[0, :-1] = window[0, 1:]

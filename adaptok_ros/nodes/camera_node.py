@@ -29,6 +29,9 @@ class CameraNode(Node):
     """Publishes ``image`` and ``camera_info`` at a steady rate from a thread of its own."""
 
     def __init__(self) -> None:
+        # Before the node, which is destroyed when one of its parameters is wrong.
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
         super().__init__('camera')
         declare(self, CAMERA_NODE)
         values = read(self, CAMERA_NODE)
@@ -40,7 +43,6 @@ class CameraNode(Node):
             Image, 'image', qos.image_output(), qos_overriding_options=qos.overridable()
         )
         self._info = self.create_publisher(CameraInfo, 'camera_info', qos.image_output())
-        self._stopping = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(values['rate'],), name='camera', daemon=True
         )
@@ -85,7 +87,8 @@ class CameraNode(Node):
     def destroy_node(self) -> None:
         """Stop the thread, then destroy the node."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         super().destroy_node()
 
 

@@ -51,16 +51,27 @@ class TokenizerDescription:
                 receptive_field=int(fields['receptive_field']),
                 can_decode='decoder.onnx' in fields['files'],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f'{folder}/tokenizer.json: bad or missing field: {error}') from error
+        if 'encoder.onnx' not in fields['files']:
+            raise ModelError(f'{folder}/tokenizer.json: files does not list encoder.onnx')
+        if min(description.stride, description.channels) < 1 or description.receptive_field < 0:
+            raise ModelError(
+                f'{folder}/tokenizer.json: stride and channels must be at least 1, '
+                'receptive_field at least 0'
+            )
         counts = (len(description.mean), len(description.std))
         if counts != (description.channels, description.channels):
             raise ModelError(
                 f'{folder}/tokenizer.json: {counts} values of mean and std for '
                 f'{description.channels} channels'
             )
-        if not all(math.isfinite(s) and s > 0 for s in description.std):
-            raise ModelError(f'{folder}/tokenizer.json: std must be finite and above 0')
+        if not all(map(math.isfinite, description.mean)) or not all(
+            math.isfinite(s) and s > 0 for s in description.std
+        ):
+            raise ModelError(
+                f'{folder}/tokenizer.json: mean must be finite, std finite and above 0'
+            )
         return description
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -1,0 +1,222 @@
+"""The launch file as ``ros2 launch`` runs it, and the ros2 command line against its nodes."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+launch_pytest = pytest.importorskip('launch_pytest')  # the reasons name what is missing
+pytest.importorskip('launch_ros')
+helpers = pytest.importorskip('ros_helpers')
+
+import rclpy  # noqa: E402
+from ament_index_python.packages import get_package_share_directory  # noqa: E402
+from launch.actions import IncludeLaunchDescription, RegisterEventHandler  # noqa: E402
+from launch.event_handlers import (  # noqa: E402
+    OnProcessExit,
+    OnProcessIO,
+    OnProcessStart,
+)
+from launch.launch_description_sources import PythonLaunchDescriptionSource  # noqa: E402
+from ros_helpers import Robot, find  # noqa: E402
+
+from adaptok_ros.msg import DenseLatents  # noqa: E402
+from adaptok_ros.nodes.parameters import NODES  # noqa: E402
+from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
+from launch import LaunchDescription  # noqa: E402
+
+PROFILE = PROFILE_VARIABLES[:2]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ros():
+    before = {name: os.environ.pop(name, None) for name in PROFILE_VARIABLES}
+    helpers.isolate()
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+    os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+class Launched:
+    """What became of the processes of a launch.
+
+    :ivar environments: of each process, by its name
+    :ivar exits: exit codes by the name of the process
+    """
+
+    def __init__(self, **arguments):
+        self.environments = {}
+        self.exits = {}
+        self.output = ''
+        share = Path(get_package_share_directory('adaptok_ros'))
+        self.description = LaunchDescription([
+            RegisterEventHandler(OnProcessStart(on_start=self._on_start)),
+            RegisterEventHandler(OnProcessIO(on_stdout=self._on_io, on_stderr=self._on_io)),
+            RegisterEventHandler(OnProcessExit(on_exit=self._on_exit)),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(share / 'launch' / 'adaptok.launch.py')),
+                launch_arguments=arguments.items(),
+            ),
+            launch_pytest.actions.ReadyToTest(),
+        ])
+
+    def _on_start(self, event, _):
+        entries = Path(f'/proc/{event.pid}/environ').read_bytes().split(b'\0')
+        pairs = (entry.decode().partition('=') for entry in entries if entry)
+        self.environments[event.process_name] = {name: value for name, _, value in pairs}
+
+    def _on_exit(self, event, _):
+        self.exits[event.process_name] = event.returncode
+
+    def _on_io(self, event):
+        self.output += event.text.decode()
+
+    def assert_ended_in_order(self, count):
+        assert len(self.exits) == count and set(self.exits.values()) == {0}, self.output
+        assert 'Traceback' not in self.output, self.output
+
+
+@launch_pytest.fixture
+def one_camera():
+    launched = Launched(demo='true', rate='5', tau='1')
+    return launched.description, launched
+
+
+@pytest.mark.launch(fixture=one_camera)
+def test_demo(one_camera, tmp_path):
+    launched = one_camera[1]
+    with Robot('', tmp_path) as robot:
+        latents = robot.until(
+            lambda: find(robot.latents, status=DenseLatents.STATUS_OK), 'whole latents'
+        )
+        assert latents.header.frame_id == 'camera'
+        # An integer where ROS wants a double.
+        assert robot.tokens[-1].tau == 1.0
+        assert robot.tokens[-1].image_width == 640
+        assert robot.get('backend').string_value == 'auto'
+        assert robot.set('lit', mode='lit').startswith('mode cannot change')
+    assert len(launched.environments) == 3
+    for environment in launched.environments.values():
+        profiles = [environment[name] for name in PROFILE if name in environment]
+        assert [Path(profile).name for profile in profiles] == ['fastdds.xml']
+    yield
+    launched.assert_ended_in_order(3)
+    assert 'shared-memory segment' not in launched.output
+
+
+@pytest.fixture
+def own_transport(monkeypatch):
+    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'LARGE_DATA')
+
+
+@pytest.fixture
+def params_file(tmp_path):
+    path = tmp_path / 'cameras.yaml'
+    path.write_text("""
+/**/tokenizer:
+  ros__parameters:
+    tau: 0.25
+    refresh_period: 77
+/wrist/tokenizer:
+  ros__parameters:
+    max_tokens: 55
+    tau: 0.75
+/**/lit:
+  ros__parameters:
+    payload: float16
+/**/camera:
+  ros__parameters:
+    width: 64
+    height: 48
+    frame_id: the file's
+""")
+    return path
+
+
+@launch_pytest.fixture
+def two_cameras(own_transport, params_file):
+    launched = Launched(
+        cameras='front, wrist', params_file=str(params_file), tau='0.5', mode='hold',
+        demo='true', rate='5', image='raw',
+    )  # fmt: skip
+    return launched.description, launched
+
+
+@pytest.mark.launch(fixture=two_cameras)
+def test_several_cameras_with_a_file_and_arguments(two_cameras, tmp_path):
+    launched = two_cameras[1]
+    robots = {name: Robot(name, tmp_path) for name in ('front', 'wrist')}
+    for name, robot in robots.items():
+        with robot:
+            latents = robot.until(
+                lambda r=robot: find(r.latents, status=DenseLatents.STATUS_OK), 'whole latents'
+            )
+            assert latents.payload == DenseLatents.PAYLOAD_FLOAT16
+            assert latents.header.frame_id == "the file's"
+            assert robot.tokens[-1].image_width == 64
+            assert robot.node.count_publishers(f'/{name}/raw') == 1
+            # The argument holds against both entries of the file.
+            assert robot.get('tau').double_value == 0.5
+            assert robot.get('max_tokens').integer_value == {'front': 0, 'wrist': 55}[name]
+            assert robot.get('refresh_period').integer_value == 77
+            assert robot.get('mode', 'lit').string_value == 'hold'
+    assert len(launched.environments) == 6
+    for environment in launched.environments.values():
+        assert not any(name in environment for name in PROFILE)
+        assert environment['FASTDDS_BUILTIN_TRANSPORTS'] == 'LARGE_DATA'
+    yield
+    launched.assert_ended_in_order(6)
+
+
+@launch_pytest.fixture
+def waiting():
+    launched = Launched(autostart='false', use_sim_time='true', demo='true', rate='5')
+    return launched.description, launched
+
+
+def ros2(*arguments, expect):
+    """Output of a ros2 command, repeated until what it is to say is there: it may miss nodes."""
+    end = time.monotonic() + 2 * helpers.DEADLINE
+    while True:
+        result = subprocess.run(
+            ['ros2', *arguments, '--no-daemon', '--spin-time', '3'],
+            capture_output=True, text=True, timeout=helpers.DEADLINE, check=False,
+        )  # fmt: skip
+        output = result.stdout + result.stderr
+        if expect in output:
+            return output
+        assert time.monotonic() < end, f'{arguments}:\n{output}'
+
+
+@pytest.mark.skipif(not shutil.which('ros2'), reason='the ros2 command is missing')
+@pytest.mark.launch(fixture=waiting)
+@pytest.mark.timeout(400)
+def test_ros2_command_line(waiting, tmp_path):
+    launched = waiting[1]
+    with Robot('', tmp_path) as robot:
+        ros2('lifecycle', 'get', '/tokenizer', expect='unconfigured')
+        ros2('param', 'get', '/tokenizer', 'use_sim_time', expect='Boolean value is: True')
+        for node in ('/tokenizer', '/lit'):
+            for transition in ('configure', 'activate'):
+                ros2('lifecycle', 'set', node, transition, expect='Transitioning successful')
+        robot.until(lambda: robot.latents, 'latents')
+        ros2('param', 'get', '/tokenizer', 'tau', expect='Double value is: 0.2')
+        ros2('param', 'set', '/tokenizer', 'tau', '0.9', expect='Set parameter successful')
+        robot.until(lambda: find(robot.tokens[-1:], tau=0.8999999761581421), 'the new tau')
+        ros2('param', 'set', '/tokenizer', 'tau', '900.0', expect='out of range')
+        ros2('param', 'set', '/tokenizer', 'payload', 'int8', expect='cannot change while')
+        listed = ros2('param', 'list', '/tokenizer', expect='transport')
+        for parameter in NODES['tokenizer_node']:
+            assert parameter.name in listed
+        ros2('param', 'describe', '/tokenizer', 'tau', expect='Max value: 100.0')
+        ros2('lifecycle', 'set', '/tokenizer', 'deactivate', expect='Transitioning successful')
+        robot.spin(1.0)
+        count = len(robot.tokens)
+        robot.spin(1.0)
+        assert len(robot.tokens) == count
+    yield
+    launched.assert_ended_in_order(3)
