@@ -21,6 +21,7 @@ from adaptok_ros.packet import Packet
 
 SPARSE_TOKENS = 'adaptok_ros/msg/SparseTokens'
 BAG_VERSION: Final = 8
+STORAGES = ('mcap', 'sqlite3')
 
 
 class BagError(ValueError):
@@ -49,8 +50,10 @@ class TokenBagWriter:
         """Create a bag.
 
         :param storage: ``mcap`` or ``sqlite3``
-        :raises BagError: the path exists already
+        :raises BagError: the path exists already, or unknown storage
         """
+        if storage not in STORAGES:
+            raise BagError(f"storage is {storage!r}; allowed: {', '.join(STORAGES)}")
         if path.exists():
             raise BagError(f'{path}: exists already')
         self._writer = Writer(
@@ -99,7 +102,8 @@ def read_packets(path: str | Path, topic: str = '') -> Iterator[Packet]:
         reader = AnyReader([Path(path)], default_typestore=typestore())
         reader.open()
     except (AnyReaderError, OSError, ValueError) as error:
-        raise BagError(f'{path}: not a bag: {error}') from error
+        reason = ' '.join(str(error).split())
+        raise BagError(f'{path}: not a bag: {reason}') from error
     try:
         topics = sorted({c.topic for c in reader.connections if c.msgtype == SPARSE_TOKENS})
         if not topics:

@@ -35,6 +35,8 @@ from adaptok_ros.selection import DEFAULT_TAU, SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
+HERE = Path(__file__).parent
+"""Where nodes are started: in the folder of the sources, -m would put these first."""
 JPEG_QUALITY = 80
 WARM_UP = 5
 
@@ -125,7 +127,7 @@ def measure_nodes(width: int, height: int, seconds: float, tau: float) -> dict[s
         return subprocess.Popen([
             sys.executable, '-m', f'adaptok_ros.nodes.{node}', '--ros-args',
             '-r', f'__ns:={namespace}', *arguments,
-        ], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        ], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=HERE)  # fmt: skip
 
     rclpy.init()
     node = rclpy.create_node('policy', namespace=namespace)

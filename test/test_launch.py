@@ -26,6 +26,7 @@ from ros_helpers import Robot, find  # noqa: E402
 from adaptok_ros.msg import DenseLatents  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
+from adaptok_ros.selection import DEFAULT_TAU  # noqa: E402
 from launch import LaunchDescription  # noqa: E402
 
 PROFILE = PROFILE_VARIABLES[:2]
@@ -80,6 +81,10 @@ class Launched:
         assert 'Traceback' not in self.output, self.output
 
 
+def whole(robot):
+    return robot.tokens and find(robot.latents, status=DenseLatents.STATUS_OK)
+
+
 @launch_pytest.fixture
 def one_camera():
     launched = Launched(demo='true', rate='5', tau='1')
@@ -90,9 +95,7 @@ def one_camera():
 def test_demo(one_camera, tmp_path):
     launched = one_camera[1]
     with Robot('', tmp_path) as robot:
-        latents = robot.until(
-            lambda: find(robot.latents, status=DenseLatents.STATUS_OK), 'whole latents'
-        )
+        latents = robot.until(lambda: whole(robot), 'tokens and whole latents')
         assert latents.header.frame_id == 'camera'
         # An integer where ROS wants a double.
         assert robot.tokens[-1].tau == 1.0
@@ -152,9 +155,7 @@ def test_several_cameras_with_a_file_and_arguments(two_cameras, tmp_path):
     robots = {name: Robot(name, tmp_path) for name in ('front', 'wrist')}
     for name, robot in robots.items():
         with robot:
-            latents = robot.until(
-                lambda r=robot: find(r.latents, status=DenseLatents.STATUS_OK), 'whole latents'
-            )
+            latents = robot.until(lambda r=robot: whole(r), 'tokens and whole latents')
             assert latents.payload == DenseLatents.PAYLOAD_FLOAT16
             assert latents.header.frame_id == "the file's"
             assert robot.tokens[-1].image_width == 64
@@ -204,7 +205,7 @@ def test_ros2_command_line(waiting, tmp_path):
             for transition in ('configure', 'activate'):
                 ros2('lifecycle', 'set', node, transition, expect='Transitioning successful')
         robot.until(lambda: robot.latents, 'latents')
-        ros2('param', 'get', '/tokenizer', 'tau', expect='Double value is: 0.2')
+        ros2('param', 'get', '/tokenizer', 'tau', expect=f'Double value is: {DEFAULT_TAU}')
         ros2('param', 'set', '/tokenizer', 'tau', '0.9', expect='Set parameter successful')
         robot.until(lambda: find(robot.tokens[-1:], tau=0.8999999761581421), 'the new tau')
         ros2('param', 'set', '/tokenizer', 'tau', '900.0', expect='out of range')

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,14 @@ from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.video import VideoError, frame_rate, read_frames
 
 NAMESPACE = '/demo'
+LOG = 'nodes.log'
 SCENE_SIZE = (360, 480)
 LONGEST_SIDE = 480
 SHEET_COLUMNS = 5
 REFRESH_LINE = 0.5
 START_TIMEOUT = 30.0
 KEPT_IMAGES_PERIOD = 0.5
+RECENT_IMAGES = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,16 +84,19 @@ def choose_size(video: str | None, full: bool) -> tuple[int, int, float, int]:
     return round(height * scale), round(width * scale), rate, count
 
 
-def start_node(module: str, log: Any, parameters: dict[str, Any], remaps: dict[str, str]) -> Any:
+def start_node(
+    module: str, folder: Path, parameters: dict[str, Any], remaps: dict[str, str]
+) -> subprocess.Popen[bytes]:
     """Start one node as a process of its own."""
     command = [sys.executable, '-m', f'adaptok_ros.nodes.{module}', '--ros-args']
     command += ['-r', f'__ns:={NAMESPACE}']
     for name, value in parameters.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        command += ['-p', f'{name}:={text}']
+        command += ['-p', f'{name}:={json.dumps(value)}']
     for name, value in remaps.items():
         command += ['-r', f'{name}:={value}']
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    # Elsewhere than here: this may be the folder of the sources, which -m would put first.
+    with (folder / LOG).open('a') as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         import rclpy
     except ImportError as error:
         raise VideoError('the demo needs ROS 2 (rclpy): run `make demo`') from error
+    from rclpy.signals import SignalHandlerOptions
+
     from adaptok_ros.nodes.transport import profile_environment
 
     os.environ.update(profile_environment())
@@ -105,31 +114,24 @@ def run(arguments: argparse.Namespace) -> int:
     seconds = arguments.seconds or (min(20.0, count / rate) if count else 20.0)
     output = arguments.output / time.strftime('%Y%m%d-%H%M%S')
     output.mkdir(parents=True)
-    log_path = output / 'nodes.log'
     print(f'{width}x{height} at {rate:g} frames/s for {seconds:.0f} s, tau {arguments.tau:g}')
-    processes = []
-    rclpy.init()
+    source = str(Path(arguments.video).resolve()) if arguments.video else ''
+    camera = {'source': source, 'width': width, 'height': height}
+    processes: list[subprocess.Popen[bytes]] = []
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
-        with log_path.open('w') as log, TokenBagWriter(
-            output / 'tokens', f'{NAMESPACE}/tokenizer/tokens'
-        ) as bag:
-            policy = _Policy(bag)
-            processes.append(start_node(
-                'tokenizer_node', log, {'tau': float(arguments.tau)}, {}
-            ))
-            processes.append(start_node('lit_node', log, {}, {'tokens': 'tokenizer/tokens'}))
-            policy.wait_for(lambda: policy.node.count_publishers(policy.latents_topic) > 0)
-            processes.append(start_node(
-                'camera_node', log,
-                {'source': f"'{arguments.video or ''}'", 'width': width, 'height': height},
-                {},
-            ))
+        with TokenBagWriter(output / 'tokens', f'{NAMESPACE}/tokenizer/tokens') as bag:
+            policy = _Policy(bag, processes)
+            processes.append(start_node('tokenizer_node', output, {'tau': arguments.tau}, {}))
+            processes.append(start_node('lit_node', output, {}, {'tokens': 'tokenizer/tokens'}))
+            policy.wait_for(policy.sees_nodes)
+            processes.append(start_node('camera_node', output, camera, {}))
             policy.wait_for(lambda: bool(policy.record.latency))
             policy.spin(seconds)
             policy.close()
-    except TimeoutError:
-        print(f'adaptok: no latents within {START_TIMEOUT:.0f} s; the nodes said:')
-        print(log_path.read_text())
+    except TimeoutError as error:
+        print(f'adaptok: {error}; the nodes said:', file=sys.stderr)
+        print((output / LOG).read_text(), file=sys.stderr)
         return 1
     finally:
         for process in reversed(processes):
@@ -148,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
 class _Policy:
     """The downstream end: subscribes as a policy would, and keeps what the report needs."""
 
-    def __init__(self, bag: TokenBagWriter) -> None:
+    def __init__(self, bag: TokenBagWriter, nodes: list[subprocess.Popen[bytes]]) -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
         from sensor_msgs.msg import Image
@@ -158,11 +160,13 @@ class _Policy:
 
         self.node = rclpy.create_node('policy', namespace=NAMESPACE)
         self.record = Record()
-        self.latents_topic = f'{NAMESPACE}/lit/latents'
         self._bag = bag
+        self._nodes = nodes
         self._token_type = SparseTokens
         self._started = time.monotonic()
         self._next_image = 0.0
+        # Not every image becomes a packet, and a packet comes after its image.
+        self._recent: deque[tuple[int, np.ndarray[Any, Any]]] = deque(maxlen=RECENT_IMAGES)
         self._rate, self._latency = Rate(), Percentiles()
         self._status = ''
         create = self.node.create_subscription
@@ -180,6 +184,10 @@ class _Policy:
         self.record.times.append(packet.stamp * 1e-9)
         self.record.kept.append(100.0 * packet.kept / packet.positions)
         self.record.sizes.append(packet.nbytes)
+        image = dict(self._recent).get(packet.stamp)
+        if image is not None and time.monotonic() >= self._next_image:
+            self._next_image = time.monotonic() + KEPT_IMAGES_PERIOD
+            self.record.images[packet.stamp] = image
 
     def _on_latents(self, message: Any) -> None:
         latents = latents_from_message(message)
@@ -192,19 +200,22 @@ class _Policy:
 
     def _on_image(self, message: Any) -> None:
         self.record.image_bytes = len(message.data)
-        if time.monotonic() < self._next_image:
-            return
-        self._next_image = time.monotonic() + KEPT_IMAGES_PERIOD
         pixels = np.frombuffer(message.data, np.uint8)
-        self.record.images[stamp_of(message.header)] = pixels.reshape(
-            message.height, message.width, 3
+        self._recent.append(
+            (stamp_of(message.header), pixels.reshape(message.height, message.width, 3))
         )
+
+    def sees_nodes(self) -> bool:
+        topics = ('tokenizer/tokens', 'lit/latents')
+        return all(self.node.count_publishers(f'{NAMESPACE}/{topic}') for topic in topics)
 
     def wait_for(self, condition: Any) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not condition():
+            if any(node.poll() is not None for node in self._nodes):
+                raise TimeoutError('a node has ended')
             if time.monotonic() > deadline:
-                raise TimeoutError
+                raise TimeoutError(f'no latents within {START_TIMEOUT:.0f} s')
             self._executor.spin_once(timeout_sec=0.05)
 
     def spin(self, seconds: float) -> None:

@@ -38,7 +38,9 @@ def project_to_ball(residual: Tensor, radius: Tensor) -> Tensor:
     # excess/rank grows while the rank-th value is still inside the support, then shrinks, so
     # its maximum is the soft threshold; below zero the residual is in the ball already.
     threshold = (excess / rank).amax(dim=-1, keepdim=True).clamp_min(0.0)
-    return torch.sign(residual) * (magnitude - threshold).clamp_min(0.0)
+    shrunk = torch.sign(residual) * (magnitude - threshold).clamp_min(0.0)
+    # Inside the ball the residual itself, or its gradient would be lost where it is 0.
+    return torch.where(threshold > 0.0, shrunk, residual)
 
 
 class SpatialAttention(nn.Module):

@@ -26,7 +26,7 @@ Encode = Callable[[Image], NDArray[np.float32]]
 class LITTraining:
     """Hyperparameters, as read from ``config/train_lit.yaml``."""
 
-    steps: int = 12000
+    steps: int = 9000
     batch: int = 8
     crop: int = 16
     learning_rate: float = 1.5e-3
