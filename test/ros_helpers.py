@@ -221,11 +221,13 @@ class Robot:
         """Show an image and return its tokens; again, as a camera would, where it was lost."""
         end = time.monotonic() + DEADLINE
         while True:
+            count = len(self.tokens)
             shown = self.show(image, frame_id, topic, stamp)
             try:
                 return self.until(
-                    lambda s=shown: find(self.tokens, stamp=s), 'tokens of an image', LOST
-                )
+                    lambda n=count, s=shown: find(self.tokens[n:], stamp=s),
+                    'tokens of an image', LOST,
+                )  # fmt: skip
             except AssertionError:
                 if time.monotonic() > end:
                     raise
@@ -239,13 +241,13 @@ class Robot:
         )
 
     def settle(self, messages=None):
-        """Show images until the latents are whole."""
+        """Show images until the latents of the running epoch are whole."""
         messages = self.latents if messages is None else messages
         end = time.monotonic() + DEADLINE
         while time.monotonic() < end:
-            self.exchange(picture(0))
+            epoch = self.exchange(picture(0)).epoch
             self.spin(0.1)
-            if messages and messages[-1].status == DenseLatents.STATUS_OK:
+            if find(messages[-1:], epoch=epoch, status=DenseLatents.STATUS_OK):
                 return
         said = '\n'.join(process.output for process in self.processes)
         raise AssertionError(f'no whole latents:\n{said}')

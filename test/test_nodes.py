@@ -966,7 +966,8 @@ def test_a_camera_node_feeds_the_others(robot, tmp_path):
     robot.start('camera_node', source=images, rate=20.0, width=64, frame_id='hand')
     infos = robot.collect(CameraInfo, 'camera_info')
     latents = robot.until(
-        lambda: find(robot.latents, status=DenseLatents.STATUS_OK), 'whole latents'
+        lambda: robot.tokens and infos and find(robot.latents, status=DenseLatents.STATUS_OK),
+        'tokens and whole latents',
     )
     assert latents.header.frame_id == 'hand'
     assert (robot.tokens[-1].image_height, robot.tokens[-1].image_width) == (60, 64)

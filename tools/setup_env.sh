@@ -87,7 +87,7 @@ python_identity() {
 
 # env_is_of PYTHON: the environment exists and was made with that Python.
 env_is_of() {
-  [[ -x $env/bin/python && $(python_identity "$env/bin/python") == $(python_identity "$1") ]]
+  [[ -x $env/bin/python && $(python_identity "$env/bin/python") == "$(python_identity "$1")" ]]
 }
 
 # make_venv [OPTION...]: with $python, unless it is there already.
