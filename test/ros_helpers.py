@@ -252,7 +252,9 @@ class Robot:
         said = '\n'.join(process.output for process in self.processes)
         raise AssertionError(f'no whole latents:\n{said}')
 
-    def diagnostics(self, name='tokenizer', condition=lambda values: True, poke=None):
+    def diagnostics(
+        self, name='tokenizer', condition=lambda values: True, poke=None, every=0.3
+    ):
         """Figures of a node as text, the next that meet a condition; with level and message."""
         full_name = f'{self.namespace}/{name}'
         del self._diagnostics[:]
@@ -268,17 +270,19 @@ class Robot:
                         return values
             return None
 
-        return self.until(next_values, f'diagnostics of {full_name}', poke=poke)
+        return self.until(next_values, f'diagnostics of {full_name}', poke=poke, every=every)
 
     # Services.
 
-    def call(self, kind, name, request):
-        """Answer of a service."""
+    def call(self, kind, name, request, wait=True):
+        """Answer of a service, or None without waiting for it."""
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
         client = self._clients[name]
         self.until(client.service_is_ready, f'service {name}')
         future = client.call_async(request)
+        if not wait:
+            return None
         return self.until(lambda: future.done() and future, f'answer of {name}').result()
 
     def set(self, node='tokenizer', **values):
@@ -297,11 +301,12 @@ class Robot:
         request = GetParameters.Request(names=[name])
         return self.call(GetParameters, f'{node}/get_parameters', request).values[0]
 
-    def change(self, transition, node='tokenizer'):
+    def change(self, transition, node='tokenizer', wait=True):
         """Trigger a lifecycle transition by its name; whether it succeeded."""
         number = getattr(Transition, f'TRANSITION_{transition.upper()}')
         request = ChangeState.Request(transition=Transition(id=number))
-        return self.call(ChangeState, f'{node}/change_state', request).success
+        answer = self.call(ChangeState, f'{node}/change_state', request, wait)
+        return answer and answer.success
 
     def state(self, node='tokenizer'):
         """Label of the lifecycle state."""

@@ -304,7 +304,8 @@ def run(
         node = create()
     except START_ERRORS as error:
         print(f'{executable}: {error}', file=sys.stderr)
-        rclpy.try_shutdown()
+        if rclpy.ok():
+            rclpy.shutdown()
         return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -312,7 +313,10 @@ def run(
         if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             node.trigger_activate()
     while not stopping.is_set():
-        executor.spin_once(timeout_sec=SIGNAL_PERIOD)
+        try:
+            executor.spin_once(timeout_sec=SIGNAL_PERIOD)
+        except RuntimeError as error:  # rclpy before Kilted: of an impossible transition
+            node.get_logger().error(str(error))
     if isinstance(node, StreamNode):
         node.shut_down()
     executor.shutdown()

@@ -41,7 +41,6 @@ class LITNode(StreamNode):
         self._tokenizer: Tokenizer | None = None
         self._subscription: Any = None
         self._client: Any = None
-        self._request_timer: Any = None
 
     def allocate(self, values: dict[str, Any]) -> None:
         """See :meth:`StreamNode.allocate`."""
