@@ -29,6 +29,9 @@ DEADLINE = 30.0
 """Seconds within which anything that must happen happens, on a machine busy with other work."""
 LOST = 3.0
 """Seconds after which a best-effort image counts as lost."""
+PATIENCE = 5.0
+"""Seconds after which a question is asked again."""
+REPEATABLE = (GetState, GetParameters, SetParameters)
 FRAME = 33_000_000
 """Nanoseconds from one image to the next."""
 HUMBLE_RCLPY = 3
@@ -280,10 +283,21 @@ class Robot:
             self._clients[name] = self.node.create_client(kind, name)
         client = self._clients[name]
         self.until(client.service_is_ready, f'service {name}')
-        future = client.call_async(request)
+        futures = [client.call_async(request)]
         if not wait:
             return None
-        return self.until(lambda: future.done() and future, f'answer of {name}').result()
+        asked = time.monotonic()
+
+        def answered():
+            # A server that has not yet discovered its client loses the answer; asking twice
+            # does no harm where it changes nothing.
+            nonlocal asked
+            if kind in REPEATABLE and time.monotonic() - asked > PATIENCE:
+                asked = time.monotonic()
+                futures.append(client.call_async(request))
+            return next((future for future in futures if future.done()), None)
+
+        return self.until(answered, f'answer of {name}').result()
 
     def set(self, node='tokenizer', **values):
         """Set parameters one by one; '' where all were taken, else the first reason."""

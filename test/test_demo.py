@@ -28,8 +28,13 @@ def start(folder, *arguments, **options):
     helpers.isolate()
     return subprocess.Popen(
         [sys.executable, '-m', 'adaptok_ros', 'demo', *arguments], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=accept_interrupts, **options,
     )  # fmt: skip
+
+
+def accept_interrupts():
+    """What runs in the background of a script, these tests perhaps, has them ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(folder, *arguments):

@@ -744,22 +744,28 @@ def test_lifecycle_of_the_tokenizer(robot):
 
 
 def test_inactive_nodes_are_silent(robot):
-    robot.start('tokenizer_node')
+    robot.start('tokenizer_node', autostart=False)
     robot.start_lit()
-    robot.settle()
-    assert robot.change('deactivate')
-    robot.spin(0.5)
-    count = len(robot.tokens)
+    assert robot.change('configure')
 
-    def show():
-        robot.show(picture(1))
+    def stay_silent(seconds):
+        robot.spin(0.5)
+        count = len(robot.tokens)
+        end = time.monotonic() + seconds
+        robot.until(
+            lambda: time.monotonic() > end, 'the time to pass',
+            poke=lambda: robot.show(picture(1)), every=0.05,
+        )  # fmt: skip
+        values = robot.diagnostics()
+        assert values['message'] == 'inactive' and values['level'] == b'\0'
+        assert len(robot.tokens) == count
 
     # Longer than it takes an active node to wonder where the images are.
-    end = time.monotonic() + 6.5
-    robot.until(lambda: time.monotonic() > end, 'the time to pass', poke=show, every=0.05)
-    values = robot.diagnostics(poke=show)
-    assert values['message'] == 'inactive' and values['level'] == b'\0'
-    assert len(robot.tokens) == count
+    stay_silent(6.5)
+    assert robot.change('activate')
+    robot.settle()
+    assert robot.change('deactivate')
+    stay_silent(1.0)
     assert robot.change('activate')
     robot.settle()
 
