@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
             processes.append(start_node('lit_node', output, {}, {'tokens': 'tokenizer/tokens'}))
             policy.wait_for(policy.sees_nodes)
             processes.append(start_node('camera_node', output, camera, {}))
-            policy.wait_for(lambda: bool(policy.record.latency))
+            policy.wait_for(lambda: bool(policy.record.latency and policy.record.images))
             policy.spin(seconds)
             policy.close()
     except TimeoutError as error:
