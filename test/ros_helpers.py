@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -74,10 +75,12 @@ def picture(seed, height=48, width=64):
 
 
 class NodeProcess:
-    """One of the package's nodes as a process of its own."""
+    """One of the package's nodes, or a file that is one, as a process of its own."""
 
     def __init__(self, executable, folder, name='', namespace='', remaps=None, parameters=None):
-        command = [sys.executable, '-m', f'adaptok_ros.nodes.{executable}', '--ros-args']
+        is_file = isinstance(executable, Path)
+        target = [executable] if is_file else ['-m', f'adaptok_ros.nodes.{executable}']
+        command = [sys.executable, *target, '--ros-args']
         command += ['-r', f'__ns:={namespace}'] if namespace else []
         command += ['-r', f'__node:={name}'] if name else []
         for old, new in (remaps or {}).items():

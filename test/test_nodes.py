@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,6 +28,7 @@ helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 
 import rclpy  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
+from rclpy.utilities import get_rmw_implementation_identifier  # noqa: E402
 from ros_helpers import Robot, as_image, find, picture  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
@@ -41,7 +43,9 @@ from adaptok_ros.messages import (  # noqa: E402
 )
 from adaptok_ros.msg import DenseLatents, SparseTokens, TokenizerInfo  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
+from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
 
+EXAMPLES = Path(__file__).parent.parent / 'examples'
 POSITIONS = 6 * 8
 """Of a :func:`picture` as it comes."""
 ROUNDING = 1e-3
@@ -82,6 +86,7 @@ def module_system(ros, tmp_path_factory):
         robot.start_lit()
         robot.start_lit('hold', mode='hold', payload='float16')
         robot.held = robot.collect(DenseLatents, 'hold/latents')
+        robot.nodes = list(robot.processes)
         yield robot
 
 
@@ -93,7 +98,7 @@ def system(module_system):
     robot.settle()
     robot.settle(robot.held)
     yield robot
-    assert all(process.is_running for process in robot.processes)
+    assert all(process.is_running for process in robot.nodes)
 
 
 def begin_epoch(robot):
@@ -411,6 +416,15 @@ def test_slow_cameras_are_noticed(system):
     system.diagnostics(condition=lambda v: float(v['camera_info in (Hz)']) == 0)
 
 
+def test_example_policy(system):
+    process = system.start(EXAMPLES / 'policy_node.py', 'policy', {'latents': 'lit/latents'})
+    system.until(
+        lambda: 'observation (6, 8, 16)' in process.output,
+        'an observation', poke=lambda: system.exchange(picture(0)),
+    )  # fmt: skip
+    process.stop()
+
+
 # A LIT alone: the packets are made here, and so is the keyframe service.
 
 
@@ -672,7 +686,6 @@ def test_a_killed_tokenizer_is_replaced(robot):
     robot.spin(1.0)
     assert lit.is_running
     assert robot.latents[-1].epoch == epoch
-    robot.processes.remove(process)
     robot.start('tokenizer_node')
     robot.settle()
     tokens = robot.exchange(picture(1))
@@ -996,6 +1009,23 @@ def test_whole_images_cross_process_borders(robot):
     robot.until(lambda: len(robot.tokens) >= 5, 'tokens')
     assert robot.tokens[-1].image_width == 640
     assert 'shared-memory segment' not in process.output
+
+
+def test_images_too_large_for_the_middleware_are_noticed(robot, monkeypatch):
+    if 'fastrtps' not in get_rmw_implementation_identifier():
+        pytest.skip('the limit is that of Fast DDS')
+    for name in PROFILE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    process = robot.start('tokenizer_node', input_height=48, input_width=64)
+    robot.exchange(picture(0, 400, 430))
+    assert 'shared-memory segment' not in process.output
+    robot.until(
+        lambda: 'shared-memory segment' in process.output,
+        'the warning', poke=lambda: robot.show(picture(0, 480, 640)),
+    )  # fmt: skip
+    robot.exchange(picture(1, 480, 640))
+    assert process.output.count('shared-memory segment') == 1
+    assert 'config/fastdds.xml' in process.output
 
 
 @pytest.mark.parametrize('parameters, said', [
