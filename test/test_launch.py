@@ -159,7 +159,9 @@ def test_several_cameras_with_a_file_and_arguments(two_cameras, tmp_path):
             assert latents.payload == DenseLatents.PAYLOAD_FLOAT16
             assert latents.header.frame_id == "the file's"
             assert robot.tokens[-1].image_width == 64
-            assert robot.node.count_publishers(f'/{name}/raw') == 1
+            robot.until(
+                lambda r=robot, n=name: r.node.count_publishers(f'/{n}/raw') == 1, 'the image'
+            )
             # The argument holds against both entries of the file.
             assert robot.get('tau').double_value == 0.5
             assert robot.get('max_tokens').integer_value == {'front': 0, 'wrist': 55}[name]

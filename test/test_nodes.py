@@ -742,7 +742,7 @@ def test_lifecycle_of_the_tokenizer(robot):
         assert robot.set(payload=payload) == ''
         assert robot.change('configure') and robot.state() == 'inactive'
         robot.until(lambda: robot.node.count_publishers(topic) == 1, 'the publisher')
-        assert robot.node.count_subscribers(image) == 0
+        robot.until(lambda: robot.node.count_subscribers(image) == 0, 'no subscription')
         assert not robot.request_keyframe().success
         assert 'configured' in robot.set(payload='float16')
         for _ in range(2):
@@ -918,15 +918,21 @@ def test_topics_qos_and_size_are_the_users(robot):
     packet = robot.exchange(picture(0, 96, 128), topic='raw')
     assert (packet.image_height, packet.image_width) == (32, 40)
     assert (packet.grid_height, packet.grid_width) == (4, 5)
-    subscription, = robot.node.get_subscriptions_info_by_topic(image)
-    assert subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
-    publisher, = robot.node.get_publishers_info_by_topic(tokens)
-    assert publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
+
+    def reliabilities():
+        endpoints = robot.node.get_subscriptions_info_by_topic(image)
+        return [endpoint.qos_profile.reliability for endpoint in endpoints]
+
+    def durabilities():
+        endpoints = robot.node.get_publishers_info_by_topic(tokens)
+        return [endpoint.qos_profile.durability for endpoint in endpoints]
+
+    robot.until(lambda: reliabilities() == [ReliabilityPolicy.RELIABLE], 'reliable images')
+    robot.until(lambda: durabilities() == [DurabilityPolicy.TRANSIENT_LOCAL], 'latched tokens')
     assert robot.change('deactivate') and robot.change('cleanup')
     assert robot.change('configure') and robot.change('activate')
     robot.exchange(picture(0, 96, 128), topic='raw')
-    subscription, = robot.node.get_subscriptions_info_by_topic(image)
-    assert subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+    robot.until(lambda: reliabilities() == [ReliabilityPolicy.RELIABLE], 'reliable images')
 
 
 def test_best_effort_and_reliable_publishers_both_match(robot):

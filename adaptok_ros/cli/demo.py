@@ -30,8 +30,8 @@ from adaptok_ros.video import VideoError, frame_rate, read_frames
 
 NAMESPACE = '/demo'
 LOG = 'nodes.log'
-SCENE_SIZE = (360, 480)
-LONGEST_SIDE = 480
+SCENE_SIZE = (240, 320)
+LONGEST_SIDE = 320
 SHEET_COLUMNS = 5
 REFRESH_LINE = 0.5
 START_TIMEOUT = 30.0
