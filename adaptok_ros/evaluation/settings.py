@@ -1,0 +1,60 @@
+"""What an evaluation is asked to measure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from adaptok_ros.evaluation import EvaluationError
+from adaptok_ros.evaluation.clips import Preparation
+from adaptok_ros.selection import DEFAULT_TAU, Reference, SelectionConfig
+
+DEFAULT_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4)
+COMPARISONS = ('previous', 'codecs', 'allocation')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Checked on construction.
+
+    :ivar tokenizer: shipped name or folder
+    :ivar taus: thresholds of the sweep
+    :ivar refresh_period: of the streams, 0 = no refresh
+    :ivar static_frames: length of the test on a scene that stands still, 0 = left out
+    :ivar compare: some of :data:`COMPARISONS`
+    :raises EvaluationError: a value out of range
+    """
+
+    tokenizer: str
+    preparation: Preparation = Preparation()
+    taus: tuple[float, ...] = DEFAULT_TAUS
+    refresh_period: int = 0
+    static_frames: int = 0
+    compare: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.taus:
+            raise EvaluationError('--tau names no threshold; allowed: one and more')
+        for name in self.compare:
+            if name not in COMPARISONS:
+                raise EvaluationError(f"--compare is {name!r}; allowed: {', '.join(COMPARISONS)}")
+        for option, values in (('--tau', self.taus), ('--compare', self.compare)):
+            if len(set(values)) < len(values):
+                raise EvaluationError(f'{option} is {values}; allowed: every value once')
+        if self.static_frames < 0 or self.static_frames == 1:
+            raise EvaluationError(
+                f'--static-frames is {self.static_frames}; allowed: 0 (leave out) or 2 and more'
+            )
+        for tau in self.taus:
+            try:
+                self.selection(tau)
+            except ValueError as error:
+                raise EvaluationError(str(error)) from error
+
+    def selection(self, tau: float, reference: Reference = Reference.HELD) -> SelectionConfig:
+        """Configuration of the sender at one tau."""
+        return SelectionConfig(tau=tau, refresh_period=self.refresh_period, reference=reference)
+
+    @property
+    def comparison_tau(self) -> float:
+        """Tau of the sweep nearest to the default: of comparisons and pictures."""
+        return min(self.taus, key=lambda tau: abs(tau - DEFAULT_TAU))

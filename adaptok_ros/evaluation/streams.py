@@ -1,0 +1,143 @@
+"""Streams of one clip at several tau side by side, with every frame encoded once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptok_ros.evaluation.size import serialized_bytes
+from adaptok_ros.latents import LatentStream
+from adaptok_ros.models import find_model, read_description
+from adaptok_ros.packet import Packet
+from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sender import Sender
+from adaptok_ros.tokenizers import Tokenizer
+
+FRAME_ID = 'camera'
+NOMINAL_PERIOD = 33_333_333
+
+Grid = NDArray[np.float32]
+
+
+def lit_id(tokenizer: str) -> str:
+    """``lit@<first 12 hex digits of the SHA-256 of lit.onnx>``; empty without a LIT.
+
+    :raises ModelError: the folder is damaged
+    """
+    folder = find_model(tokenizer)
+    if not (folder / 'lit.json').is_file():
+        return ''
+    return f"lit@{read_description(folder, 'lit.json')['files']['lit.onnx'][:12]}"
+
+
+class SharedEncoder(Tokenizer):
+    """A tokenizer that gives all senders of a frame the same latents.
+
+    A frame is known by its array, which must not change while it is the current one.
+    """
+
+    _image: NDArray[np.uint8] | None = None
+    _latents: Grid = np.empty((0, 0, 0), np.float32)
+
+    def encode(self, image: NDArray[np.uint8]) -> Grid:
+        """As :meth:`Tokenizer.encode`, but the result stays as it is until the next frame."""
+        if image is not self._image:
+            self._latents = super().encode(image).copy()
+            self._image = image
+        return self._latents
+
+
+@dataclasses.dataclass
+class LatentError:
+    """Squared error of latents at positions that were not sent, summed over a stream."""
+
+    total: float = 0.0
+    values: int = 0
+
+    def add(self, latents: Grid, truth: Grid, unsent: NDArray[np.bool_]) -> None:
+        """Take one frame: ``[H, W, C]`` twice, ``[H, W]`` bool."""
+        difference = latents[unsent] - truth[unsent]
+        self.total += float(np.square(difference).sum(dtype=np.float64))
+        self.values += difference.size
+
+    def mean(self) -> float | None:
+        """Mean squared error; None if everything was sent."""
+        return self.total / self.values if self.values else None
+
+
+class Stream:
+    """A real sender and the real receiving side of one clip at one selection."""
+
+    def __init__(
+        self, encoder: SharedEncoder, name: str, config: SelectionConfig, with_lit: bool
+    ) -> None:
+        """Open both ends.
+
+        :param name: of the tokenizer, for its LIT
+        """
+        self._sender = Sender(encoder, config)
+        self._receiving = LatentStream(name, 'lit' if with_lit else 'hold', threads=1)
+        self._with_lit = with_lit
+        self._encoder = encoder
+        self._truth: Grid = np.empty((0, 0, 0), np.float32)
+        self.packet: Packet | None = None
+        self.kept: list[float] = []
+        self.bytes: list[int] = []
+        self.errors = {mode: LatentError() for mode in (('hold', 'lit') if with_lit else ('hold',))}
+
+    @property
+    def keep(self) -> NDArray[np.bool_]:
+        """``[H, W]``: positions that the last packet carried."""
+        return self._receiving.receiver.kept
+
+    @property
+    def held(self) -> Grid:
+        """``[H, W, C]``: what the receiver holds."""
+        return self._receiving.receiver.held
+
+    def send(self, image: NDArray[np.uint8]) -> dict[str, Grid]:
+        """Send one frame and return the latents that a policy gets in each mode."""
+        self._truth = truth = self._encoder.encode(image)
+        packet = self._sender.send(image, len(self.kept) * NOMINAL_PERIOD, FRAME_ID)
+        self._receiving.push(packet)
+        latents = {'hold': self.held}
+        if self._with_lit:
+            latents['lit'] = self._receiving.latents().values
+        if self.packet is not None:
+            for mode, error in self.errors.items():
+                error.add(latents[mode], truth, ~self.keep)
+        self.packet = packet
+        self.kept.append(packet.kept / packet.positions)
+        self.bytes.append(serialized_bytes(packet))
+        return latents
+
+    def share_over_tau(self) -> float:
+        """Share of positions that are not sent in this frame although the bound is broken."""
+        assert self.packet is not None
+        delta = np.abs(self._truth - self.held).mean(axis=2)
+        return float(np.mean((delta >= np.float32(self.packet.tau)) & ~self.keep))
+
+    def figures(self) -> dict[str, float | None]:
+        """Share sent and bytes; errors of latents at positions not sent and their ratio."""
+        assert self.packet is not None
+        pixels = self.packet.image_height * self.packet.image_width
+        hold = self.errors['hold'].mean()
+        figures = {
+            'kept': float(np.mean(self.kept)),
+            'kept_after_keyframe': float(np.mean(self.kept[1:])),
+            'bytes_per_frame': float(np.mean(self.bytes)),
+            'bytes_per_frame_after_keyframe': float(np.mean(self.bytes[1:])),
+            'bits_per_pixel': 8.0 * float(np.mean(self.bytes)) / pixels,
+            'latent_mse_hold': hold,
+        }
+        if self._with_lit:
+            lit = self.errors['lit'].mean()
+            figures['latent_mse_lit'] = lit
+            figures['lit_over_hold'] = lit / hold if hold and lit is not None else None
+        return figures
+
+    def close(self) -> None:
+        """Free the engine of LIT."""
+        self._receiving.close()
