@@ -1,4 +1,7 @@
-"""Train the shipped tokenizer or its LIT and write the model folder (needs torch)."""
+"""Train our tokenizer or its LIT and write the model folder (needs torch).
+
+On several GPUs: torchrun --nproc-per-node 4 -m adaptok_ros train lit ...
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok train``."""
     parser.add_argument('what', choices=('tokenizer', 'lit'))
     parser.add_argument(
-        '--data', type=Path, required=True, help='folder with MANIFEST.csv, clips/ and images/'
+        '--data', type=Path, required=True,
+        help='folder of videos and photos, or with MANIFEST.csv, clips/ and images/',
     )
     parser.add_argument(
         '--config', type=Path, help='YAML with hyperparameters (config/train_*.yaml)'
@@ -25,45 +29,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--model', type=Path, required=True, help='model folder to write; lit: with its tokenizer'
     )
     parser.add_argument('--name', default='adaptok-tiny', help='name of the tokenizer')
+    parser.add_argument('--device', default='auto', help='auto, cpu or cuda')
+    parser.add_argument(
+        '--resume', action='store_true', help='go on from the checkpoint in the model folder'
+    )
 
 
 def read_config(path: Path | None, kind: Any) -> Any:
     """Hyperparameters of a dataclass from YAML; what the file leaves out keeps its default.
 
-    :raises ModelError: the file names something else
+    :raises ModelError: the file is not such YAML, names something else, or a value is not
+        allowed
     """
     if path is None:
         return kind()
-    values = yaml.safe_load(path.read_text()) or {}
-    names = {field.name for field in dataclasses.fields(kind)}
-    unknown = set(values) - names
-    if unknown:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelError(f'{path}: not a YAML file: {error}') from error
+    names = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or set(values) - set(names):
+        unknown = sorted(set(values) - set(names)) if isinstance(values, dict) else [values]
         raise ModelError(
-            f"{path}: unknown {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(names))}"
+            f"{path}: unknown {', '.join(map(str, unknown))}; allowed: {', '.join(sorted(names))}"
         )
+    for name, value in values.items():
+        default = names[name].default
+        if isinstance(default, float) and type(value) is int:
+            values[name] = float(value)
+        elif type(value) is not type(default):
+            raise ModelError(
+                f'{path}: {name} is {value!r}; allowed: {type(default).__name__}'
+            )
     return kind(**values)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, export, and say where."""
+    """Train, export, and say where.
+
+    :raises ModelError: bad hyperparameters, checkpoint or device, or nothing to train on
+    :raises VideoError: the data cannot be decoded
+    """
     try:
         import torch
     except ImportError as error:
         raise ModelError("training needs torch: pip install 'adaptok_ros[train]'") from error
     from adaptok_ros.tokenizers import Tokenizer
-    from adaptok_ros.training import export, lit, tokenizer
+    from adaptok_ros.training import card, export, lit, tokenizer
+    from adaptok_ros.training.data import find_footage
+    from adaptok_ros.training.loop import Processes
 
-    print(f'torch {torch.__version__}, {torch.get_num_threads()} threads')
-    if arguments.what == 'tokenizer':
-        config = read_config(arguments.config, tokenizer.TokenizerTraining)
-        model, images = tokenizer.train(arguments.data, config)
-        mean, std = tokenizer.channel_statistics(model, images, config)
-        export.export_tokenizer(model, mean, std, arguments.name, arguments.model)
-    else:
-        config = read_config(arguments.config, lit.LITTraining)
-        frozen = Tokenizer(str(arguments.model))
-        description = frozen.description
-        transformer = lit.train(arguments.data, frozen.encode, description.channels, config)
-        export.export_lit(transformer, description.id, arguments.model)
-    print(f'written to {arguments.model}')
+    folder: Path = arguments.model
+    kind = tokenizer.TokenizerTraining if arguments.what == 'tokenizer' else lit.LITTraining
+    config = read_config(arguments.config, kind)
+    footage = find_footage(arguments.data)
+    frozen = Tokenizer(str(folder)) if arguments.what == 'lit' else None
+    processes = Processes(arguments.device)
+    checkpoint = folder / f'{arguments.what}.checkpoint'
+    try:
+        if processes.first:
+            print(f'torch {torch.__version__}, {processes.hardware}')
+        if frozen is None:
+            autoencoder, mean, std, progress = tokenizer.train(
+                footage, config, processes, checkpoint, arguments.resume
+            )
+        else:
+            description = frozen.description
+            transformer, progress = lit.train(
+                footage, frozen.encode, description.channels, description.stride, config,
+                processes, checkpoint, arguments.resume,
+            )
+        if not processes.first:
+            return 0
+        training = card.record(config, footage, processes, progress)
+        if frozen is None:
+            export.export_tokenizer(autoencoder, mean, std, arguments.name, folder, training)
+        else:
+            export.export_lit(transformer, frozen.description.id, folder, training)
+        card.write_card(folder)
+        print(f'written to {folder}')
+    finally:
+        processes.close()
     return 0

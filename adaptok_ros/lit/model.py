@@ -1,9 +1,10 @@
 """The Latent Inpainting Transformer (LIT): restores the positions that were not sent.
 
-Factorised spatial-temporal attention (after arXiv 2606.06158): every layer attends over
-8x8 windows of the current grid, then, at each position, over the last frames. Cost is linear
-in the number of positions. The network is told tau; its correction is scaled by tau and
-projected onto the ball in which the true latent is known to lie.
+Factorised spatial-temporal attention (after arXiv 2606.06158) over patches of 2x2 positions:
+every layer attends over 8x8 windows of the current frame's patches, shifted by half a window
+in every other layer, then, at each patch, over the last frames. Cost is linear in the number
+of positions. The network is told tau; its correction is scaled by tau and projected onto the
+ball in which the true latent is known to lie.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+PATCH = 2
+"""Side of a patch in positions."""
+
 WINDOW = 8
-"""Side of an attention window in positions; the grid must be a multiple of it."""
+"""Side of an attention window in patches."""
+
+MULTIPLE = PATCH * WINDOW
+"""Both sides of the grid must be multiples of it."""
 
 AGE_LIMIT = 255.0
 
@@ -44,11 +51,15 @@ def project_to_ball(residual: Tensor, radius: Tensor) -> Tensor:
 
 
 class SpatialAttention(nn.Module):
-    """Self-attention inside windows of ``WINDOW`` x ``WINDOW`` positions."""
+    """Self-attention inside windows of ``WINDOW`` x ``WINDOW`` patches.
 
-    def __init__(self, width: int, heads: int) -> None:
+    :param shift: by how many patches the windows are shifted; they wrap around the border
+    """
+
+    def __init__(self, width: int, heads: int, shift: int) -> None:
         super().__init__()
         self.heads = heads
+        self.shift = shift
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -58,18 +69,28 @@ class SpatialAttention(nn.Module):
         """``[B, H, W, D]`` -> the same shape."""
         batch, height, width, dim = x.shape
         rows, columns = height // WINDOW, width // WINDOW
-        windows = self.norm(x).reshape(batch, rows, WINDOW, columns, WINDOW, dim)
+        windows = self._roll(self.norm(x), -self.shift)
+        windows = windows.reshape(batch, rows, WINDOW, columns, WINDOW, dim)
         windows = windows.permute(0, 1, 3, 2, 4, 5).reshape(-1, WINDOW**2, dim)
         qkv = self.qkv(windows).reshape(-1, WINDOW**2, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         scores = (query * (dim // self.heads) ** -0.5) @ key.transpose(-1, -2) + self.bias
         mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, WINDOW**2, dim)
         out = self.out(mixed).reshape(batch, rows, columns, WINDOW, WINDOW, dim)
-        return cast(Tensor, x + out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, dim))
+        out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, dim)
+        return x + self._roll(out, self.shift)
+
+    @staticmethod
+    def _roll(x: Tensor, by: int) -> Tensor:
+        # Two slices, since TensorRT has no roll.
+        if by == 0:
+            return x
+        x = torch.cat([x[:, -by:], x[:, :-by]], dim=1)
+        return torch.cat([x[:, :, -by:], x[:, :, :-by]], dim=2)
 
 
 class TemporalAttention(nn.Module):
-    """Each position of the current frame attends to itself over the last frames.
+    """Each patch of the current frame attends to itself over the last frames.
 
     Keys and values come from the frames' embeddings and are shared by all layers. A query
     meets only a handful of keys, so heads are summed by a constant matrix instead of many
@@ -120,27 +141,34 @@ class LatentInpaintingTransformer(nn.Module):
     """
 
     def __init__(
-        self, channels: int = 16, frames: int = 4, width: int = 64, heads: int = 4, layers: int = 3
+        self,
+        channels: int = 16,
+        frames: int = 4,
+        width: int = 128,
+        heads: int = 4,
+        layers: int = 3,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.frames = frames
-        features = 2 * channels + 5
-        self.embed = nn.Linear(features, width)
+        self.embed = nn.Linear(PATCH**2 * (2 * channels + 3) + 2, width)
         self.when = nn.Parameter(torch.zeros(frames, 1, 1, width))
         self.key_value = nn.Linear(width, 2 * width)
-        self.spatial = nn.ModuleList(SpatialAttention(width, heads) for _ in range(layers))
+        self.spatial = nn.ModuleList(
+            SpatialAttention(width, heads, shift=WINDOW // 2 * (layer % 2))
+            for layer in range(layers)
+        )
         self.temporal = nn.ModuleList(TemporalAttention(width, heads) for _ in range(layers))
         self.mlp = nn.ModuleList(ConvolutionalMLP(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, channels)
+        self.head = nn.Linear(width, PATCH**2 * channels)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, held: Tensor, kept: Tensor, age: Tensor, tau: Tensor) -> Tensor:
         """Restore the current grid.
 
-        :param held: ``[B, T, H, W, C]`` float32, H and W multiples of :data:`WINDOW`;
+        :param held: ``[B, T, H, W, C]`` float32, H and W multiples of :data:`MULTIPLE`;
             0 where nothing has arrived yet
         :param kept: ``[B, T, H, W]`` float32, 1 where the position was sent in that frame
         :param age: ``[B, T, H, W]`` float32 frames since sent, 255 where never
@@ -148,12 +176,11 @@ class LatentInpaintingTransformer(nn.Module):
         :returns: ``[B, H, W, C]``: held bit for bit where kept, elsewhere within
             ``mean_c |out - held| <= tau``
         """
+        batch, frames, height, width, channels = held.shape
+        rows, columns = height // PATCH, width // PATCH
         current = held[:, -1]
         threshold = tau.reshape(-1, 1, 1, 1)
         scale = threshold.unsqueeze(1).clamp_min(1e-6)
-        # Silence is evidence: how much of each frame was sent tells a still scene from a
-        # moving one wherever nothing arrived nearby.
-        activity = kept.mean(dim=(2, 3), keepdim=True).expand_as(kept)
         # How each past frame differs from the current one, and the current from the last.
         change = current.unsqueeze(1) - torch.cat([held[:, :-1], held[:, -2:-1]], dim=1)
         features = torch.cat(
@@ -165,19 +192,29 @@ class LatentInpaintingTransformer(nn.Module):
                         kept,
                         torch.log1p(age) / torch.log1p(torch.full_like(age, AGE_LIMIT)),
                         (age >= AGE_LIMIT).to(held.dtype),
-                        torch.sqrt(activity),
-                        torch.log(scale.squeeze(-1)).expand_as(kept),
                     ],
                     dim=-1,
                 ),
             ],
             dim=-1,
         )
-        frames = self.embed(features) + self.when
-        key, value = self.key_value(functional.relu(frames)).chunk(2, dim=-1)
-        x = frames[:, -1]
+        patches = features.reshape(batch, frames, rows, PATCH, columns, PATCH, -1)
+        patches = patches.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, rows, columns, -1)
+        # Silence is evidence: how much of each frame was sent tells a still scene from a
+        # moving one wherever nothing arrived nearby.
+        activity = torch.sqrt(kept.mean(dim=(2, 3))).reshape(batch, frames, 1, 1, 1)
+        level = torch.log(scale).expand(batch, frames, 1, 1, 1)
+        common = torch.cat([activity, level], dim=-1)
+        embedded = self.embed(
+            torch.cat([patches, common.expand(batch, frames, rows, columns, 2)], dim=-1)
+        )
+        embedded = embedded + self.when
+        key, value = self.key_value(functional.relu(embedded)).chunk(2, dim=-1)
+        x = embedded[:, -1]
         for spatial, temporal, mlp in zip(self.spatial, self.temporal, self.mlp):
             x = mlp(temporal(spatial(x), key, value))
-        residual = project_to_ball(self.head(self.norm(x)) * threshold, threshold)
+        out = self.head(self.norm(x)).reshape(batch, rows, columns, PATCH, PATCH, channels)
+        out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+        residual = project_to_ball(out * threshold, threshold)
         sent = kept[:, -1].unsqueeze(-1) > 0.5
         return torch.where(sent, current, current + residual)

@@ -1,22 +1,39 @@
-"""Footage listed in a ``MANIFEST.csv``, held in memory.
+"""Footage to train on, held in memory.
 
-The folder is laid out as ``MANIFEST.csv``, ``clips/<name>/`` (one video or frames in order)
-and ``images/<name>/``; the column ``use`` of a row says ``train`` or ``evaluate``.
+A folder with a ``MANIFEST.csv`` is laid out as ``clips/<name>/`` (one video or frames in
+order) and ``images/<name>/``; the column ``use`` of a row says ``train`` or ``evaluate``, and
+episodes of robots lie beside it as ``robot/<episode>/<camera>.mp4``. Any other folder: every
+video in it is a clip and every folder of images a set of photos.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from adaptok_ros.video import read_frames
+from adaptok_ros.video import IMAGE_SUFFIXES, VideoError, read_frames
+
+VIDEO_SUFFIXES = frozenset({'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpg', '.webm'})
 
 Image = NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Footage:
+    """One clip or set of photos on disk, and who holds the rights to it."""
+
+    name: str
+    source: Path
+    photos: bool
+    origin: str
+    licence: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,28 +41,50 @@ class Clip:
     """One clip: ``frames`` is a list of ``[h, w, 3]`` uint8 RGB images of one size."""
 
     name: str
-    kind: str
-    licence: str
     frames: list[Image]
 
 
-def manifest(data: Path, use: str) -> list[dict[str, str]]:
-    """Rows of ``data/MANIFEST.csv`` whose ``use`` column equals ``use``.
+def find_footage(data: Path, use: str = 'train') -> list[Footage]:
+    """What the folder holds for a use, in a fixed order.
 
-    :raises FileNotFoundError: there is no manifest
+    :raises VideoError: no such folder, or nothing in it
     """
-    path = data / 'MANIFEST.csv'
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: training needs a folder with a MANIFEST.csv')
-    with path.open(newline='') as file:
-        return [row for row in csv.DictReader(file) if row['use'] == use]
+    if not data.is_dir():
+        raise VideoError(f'{data}: no such folder; allowed: a folder of videos and photos')
+    listed = data / 'MANIFEST.csv'
+    found = list(_listed(data, use) if listed.is_file() else _unlisted(data))
+    if not found:
+        raise VideoError(f'{data}: neither a video nor a folder of images for use {use!r}')
+    return found
 
 
-def clip_source(data: Path, name: str) -> Path:
-    """The video file of a clip, or its folder of frames."""
-    folder = data / 'clips' / name
-    files = sorted(folder.iterdir())
-    return files[0] if len(files) == 1 else folder
+def _listed(data: Path, use: str) -> Iterator[Footage]:
+    with (data / 'MANIFEST.csv').open(newline='') as file:
+        for row in csv.DictReader(file):
+            if row['use'] != use:
+                continue
+            photos = row['kind'] == 'image set'
+            folder = data / ('images' if photos else 'clips') / row['name']
+            files = sorted(folder.iterdir())
+            source = files[0] if len(files) == 1 and not photos else folder
+            yield Footage(
+                row['name'], source, photos, row['source repo'], row['footage_licence']
+            )
+    if use == 'train':
+        for path in sorted((data / 'robot').glob('*/*.mp4')):
+            yield Footage(
+                f'robot_{path.parent.name}_{path.stem}', path, False, 'robot episodes',
+                'see the folder',
+            )
+
+
+def _unlisted(data: Path) -> Iterator[Footage]:
+    for path in sorted([data, *data.rglob('*')]):
+        if path.is_dir():
+            if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir()):
+                yield Footage(path.name, path, True, path.name, 'not stated')
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            yield Footage(path.stem, path, False, path.name, 'not stated')
 
 
 def shrink(image: Image, longest: int) -> Image:
@@ -58,25 +97,25 @@ def shrink(image: Image, longest: int) -> Image:
     )
 
 
-def load_clips(data: Path, use: str, longest: int, max_frames: int) -> list[Clip]:
-    """Consecutive frames from the start of every clip marked ``use``."""
+def load_clips(footage: list[Footage], longest: int, max_frames: int) -> list[Clip]:
+    """Consecutive frames from the start of every clip.
+
+    :raises VideoError: one cannot be decoded
+    """
     clips = []
-    for row in manifest(data, use):
-        if row['kind'] == 'image set':
-            continue
+    for item in tqdm([f for f in footage if not f.photos], unit='clip', mininterval=5.0):
         frames = []
-        for image in read_frames(clip_source(data, row['name'])):
+        for image in read_frames(item.source):
             frames.append(shrink(image, longest))
             if len(frames) == max_frames:
                 break
-        clips.append(Clip(row['name'], row['kind'], row['footage_licence'], frames))
+        clips.append(Clip(item.name, frames))
     return clips
 
 
-def load_photos(data: Path) -> list[Image]:
-    """Every photo of the image sets marked ``train``, as ``[h, w, 3]`` uint8 RGB."""
-    photos = []
-    for row in manifest(data, 'train'):
-        if row['kind'] == 'image set':
-            photos += list(read_frames(data / 'images' / row['name']))
-    return photos
+def load_photos(footage: list[Footage]) -> list[Image]:
+    """Every photo, as ``[h, w, 3]`` uint8 RGB.
+
+    :raises VideoError: one cannot be decoded
+    """
+    return [image for f in footage if f.photos for image in read_frames(f.source)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adaptok_ros.lit.model import WINDOW, LatentInpaintingTransformer
+from adaptok_ros.lit.model import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.models import sha256
 from adaptok_ros.tokenizers.tiny import TinyAutoencoder
 
@@ -90,6 +93,19 @@ def export_graph(
         raise ExportError(f'{path}: ONNX Runtime is {error} from torch; allowed: {tolerance}')
 
 
+@contextlib.contextmanager
+def replacing(folder: Path, description: str) -> Iterator[Path]:
+    """Yield an empty folder whose files move into ``folder`` if all goes well.
+
+    The description moves last, so that a cut leaves files that it refuses, not a mixture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.partial-') as partial:
+        yield Path(partial)
+        for file in sorted(Path(partial).iterdir(), key=lambda path: path.name == description):
+            file.replace(folder / file.name)
+
+
 def write_description(folder: Path, name: str, fields: dict[str, Any], files: list[str]) -> None:
     """Write a JSON description with the SHA-256 of the files that belong to it."""
     fields = {**fields, 'files': {file: sha256(folder / file) for file in files}}
@@ -97,54 +113,72 @@ def write_description(folder: Path, name: str, fields: dict[str, Any], files: li
 
 
 def export_tokenizer(
-    model: TinyAutoencoder, mean: list[float], std: list[float], name: str, folder: Path
+    model: TinyAutoencoder,
+    mean: list[float],
+    std: list[float],
+    name: str,
+    folder: Path,
+    training: dict[str, Any] | None = None,
 ) -> None:
-    """Write ``tokenizer.json`` and what it describes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``tokenizer.json`` and what it describes.
+
+    :param training: how it was trained, see :func:`adaptok_ros.training.card.record`
+    :raises ExportError: ONNX Runtime and torch disagree; nothing is written
+    """
     model = model.eval()
-    save_file(model.state_dict(), folder / 'tokenizer.safetensors')
     statistics = torch.tensor(mean), torch.tensor(std)
     generator = torch.Generator().manual_seed(0)
     side = 4 * model.stride
     image = torch.randint(0, 256, (1, side, 2 * side, 3), generator=generator).to(torch.uint8)
-    export_graph(
-        EncoderGraph(model, *statistics),
-        {'image': image},
-        'latents',
-        {'image': {0: 'batch', 1: 'height', 2: 'width'}, 'latents': {0: 'batch'}},
-        folder / 'encoder.onnx',
-        TOLERANCE,
-    )
     latents = torch.randn((1, 4, 8, model.channels), generator=generator)
-    export_graph(
-        DecoderGraph(model, *statistics),
-        {'latents': latents},
-        'image',
-        {'latents': {0: 'batch', 1: 'rows', 2: 'columns'}, 'image': {0: 'batch'}},
-        folder / 'decoder.onnx',
-        tolerance=1.0,
-    )
-    write_description(
-        folder,
-        'tokenizer.json',
-        {
-            'name': name,
-            'stride': model.stride,
-            'channels': model.channels,
-            'mean': mean,
-            'std': std,
-            'receptive_field': model.receptive_field,
-        },
-        ['tokenizer.safetensors', 'encoder.onnx', 'decoder.onnx'],
-    )
+    with replacing(folder, 'tokenizer.json') as partial:
+        save_file(model.state_dict(), partial / 'tokenizer.safetensors')
+        export_graph(
+            EncoderGraph(model, *statistics),
+            {'image': image},
+            'latents',
+            {'image': {0: 'batch', 1: 'height', 2: 'width'}, 'latents': {0: 'batch'}},
+            partial / 'encoder.onnx',
+            TOLERANCE,
+        )
+        export_graph(
+            DecoderGraph(model, *statistics),
+            {'latents': latents},
+            'image',
+            {'latents': {0: 'batch', 1: 'rows', 2: 'columns'}, 'image': {0: 'batch'}},
+            partial / 'decoder.onnx',
+            tolerance=1.0,
+        )
+        write_description(
+            partial,
+            'tokenizer.json',
+            {
+                'name': name,
+                'stride': model.stride,
+                'channels': model.channels,
+                'mean': mean,
+                'std': std,
+                'receptive_field': model.receptive_field,
+                'training': training or {},
+            },
+            ['tokenizer.safetensors', 'encoder.onnx', 'decoder.onnx'],
+        )
 
 
-def export_lit(model: LatentInpaintingTransformer, tokenizer: str, folder: Path) -> None:
-    """Write ``lit.json`` and what it describes beside the tokenizer it was trained on."""
+def export_lit(
+    model: LatentInpaintingTransformer,
+    tokenizer: str,
+    folder: Path,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write ``lit.json`` and what it describes beside the tokenizer it was trained on.
+
+    :param training: how it was trained, see :func:`adaptok_ros.training.card.record`
+    :raises ExportError: ONNX Runtime and torch disagree; nothing is written
+    """
     model = model.eval()
-    save_file(model.state_dict(), folder / 'lit.safetensors')
     generator = torch.Generator().manual_seed(0)
-    shape = (1, model.frames, 2 * WINDOW, 3 * WINDOW)
+    shape = (1, model.frames, 2 * MULTIPLE, 3 * MULTIPLE)
     inputs = {
         'held': torch.randn((*shape, model.channels), generator=generator),
         'kept': (torch.rand(shape, generator=generator) < 0.2).float(),
@@ -152,22 +186,26 @@ def export_lit(model: LatentInpaintingTransformer, tokenizer: str, folder: Path)
         'tau': torch.tensor([0.2]),
     }
     window = {0: 'batch', 2: 'rows', 3: 'columns'}
-    export_graph(
-        model,
-        inputs,
-        'latents',
-        {'held': window, 'kept': window, 'age': window, 'tau': {0: 'batch'}},
-        folder / 'lit.onnx',
-        TOLERANCE,
-    )
-    write_description(
-        folder,
-        'lit.json',
-        {
-            'tokenizer': tokenizer,
-            'channels': model.channels,
-            'frames': model.frames,
-            'window': WINDOW,
-        },
-        ['lit.safetensors', 'lit.onnx'],
-    )
+    with replacing(folder, 'lit.json') as partial:
+        save_file(model.state_dict(), partial / 'lit.safetensors')
+        export_graph(
+            model,
+            inputs,
+            'latents',
+            {'held': window, 'kept': window, 'age': window, 'tau': {0: 'batch'}},
+            partial / 'lit.onnx',
+            TOLERANCE,
+        )
+        write_description(
+            partial,
+            'lit.json',
+            {
+                'tokenizer': tokenizer,
+                'channels': model.channels,
+                'frames': model.frames,
+                'window': MULTIPLE,
+                'parameters': sum(p.numel() for p in model.parameters()),
+                'training': training or {},
+            },
+            ['lit.safetensors', 'lit.onnx'],
+        )

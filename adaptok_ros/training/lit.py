@@ -6,92 +6,194 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from adaptok_ros.lit.model import AGE_LIMIT, LatentInpaintingTransformer
+from adaptok_ros.lit.model import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
+from adaptok_ros.models import ModelError
 from adaptok_ros.selection import SelectionConfig, Selector
-from adaptok_ros.training.data import Clip, Image, load_clips, load_photos
+from adaptok_ros.training.data import Clip, Footage, Image, load_clips, load_photos
+from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
 Latents = NDArray[np.float16]
 Encode = Callable[[Image], NDArray[np.float32]]
 
+VIEW_FRAMES = 24
+"""Length of the clips made from photos."""
+
 
 @dataclasses.dataclass(frozen=True)
-class LITTraining:
-    """Hyperparameters, as read from ``config/train_lit.yaml``."""
+class LITTraining(LoopConfig):
+    """Hyperparameters, as read from ``config/train_lit.yaml``.
 
-    steps: int = 9000
-    batch: int = 8
-    crop: int = 16
+    :ivar crop: side in positions of what a sample sees of a clip
+    :ivar longest_history: frames of the stream before a sample, at most
+    :ivar pans: number of moving views over photos
+    :ivar stills: number of still photos under sensor noise
+    """
+
+    steps: int = 16000
     learning_rate: float = 1.5e-3
-    warmup: int = 200
-    tau_low: float = 0.05
-    tau_high: float = 1.0
+    batch: int = 8
+    crop: int = 32
+    tau_low: float = 0.04
+    tau_high: float = 0.8
     longest_history: int = 32
-    frames_per_clip: int = 200
+    frames_per_clip: int = 120
     longest_side: int = 640
-    still_share: float = 0.1
-    seed: int = 0
+    pans: int = 300
+    stills: int = 60
+    still_share: float = 0.15
+    pan_share: float = 0.25
+    caution: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop % MULTIPLE or self.crop < MULTIPLE:
+            raise ModelError(f'crop is {self.crop}; allowed: multiples of {MULTIPLE}')
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """The window before a receiver, and the truth: arrays as in the model's ``forward``."""
+class Streams:
+    """Latents ``[frames, H, W, C]`` to simulate streams over, by what they show."""
 
-    held: NDArray[np.float32]
-    kept: NDArray[np.float32]
-    age: NDArray[np.float32]
-    tau: float
-    truth: NDArray[np.float32]
+    moving: list[Latents]
+    pans: list[Latents]
+    still: list[Latents]
 
 
-def encode_clips(clips: list[Clip], encode: Encode, crop: int) -> list[Latents]:
-    """Normalised latents ``[frames, H, W, C]`` of each clip whose grid holds a crop."""
+def encode_all(frames: list[Image], encode: Encode) -> Latents:
+    """Normalised latents ``[frames, H, W, C]``."""
+    return np.stack([encode(np.ascontiguousarray(f)).astype(np.float16) for f in frames])
+
+
+def enlarge(image: Image, shortest: int) -> Image:
+    """Scale an image up so that its shorter side is at least ``shortest`` pixels."""
+    scale = shortest / min(image.shape[:2])
+    if scale <= 1.0:
+        return image
+    size = math.ceil(image.shape[1] * scale), math.ceil(image.shape[0] * scale)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def encode_clips(clips: list[Clip], encode: Encode, crop: int, stride: int) -> list[Latents]:
+    """Every clip as it is, and mirrored with the grid elsewhere on the image.
+
+    Latents cannot be mirrored after encoding: what a latent says about its patch would stay.
+    Clips smaller than a crop are scaled up.
+    """
     result = []
+    shift = stride // 2
     for clip in tqdm(clips, unit='clip', mininterval=5.0):
-        latents = np.stack([encode(frame).astype(np.float16) for frame in clip.frames])
-        if min(latents.shape[1:3]) >= crop:
-            result.append(latents)
+        frames = [enlarge(frame, crop * stride + shift) for frame in clip.frames]
+        result.append(encode_all(frames, encode))
+        mirrored = [frame[shift:, :frame.shape[1] - shift][:, ::-1] for frame in frames]
+        result.append(encode_all(mirrored, encode))
     return result
 
 
-def encode_still_scenes(
-    photos: list[Image], encode: Encode, crop: int, rng: np.random.Generator
-) -> list[Latents]:
-    """Clips in which nothing moves: photos under sensor noise of sigma 0 to 5 / 255."""
-    result: list[Latents] = []
-    for index in rng.permutation(len(photos)):
-        if min(photos[index].shape[:2]) < 8 * crop or len(result) == 48:
-            continue
-        sigma = rng.uniform(0.0, 5.0)
-        noise = rng.normal(0.0, sigma, (16, *photos[index].shape))
-        frames = np.clip(photos[index] + noise, 0, 255).astype(np.uint8)
-        result.append(np.stack([encode(frame).astype(np.float16) for frame in frames]))
-    return result
+def wander(photo: Image, side: int, rng: np.random.Generator) -> list[Image]:
+    """Square views of a camera that pans, turns and zooms over a photo, with sensor noise."""
+    height, width = photo.shape[:2]
+    scale = side / min(height, width) * rng.uniform(1.2, 2.0)
+    speed = rng.uniform(0.0, 10.0) * rng.random()
+    heading = rng.uniform(0.0, 2 * math.pi)
+    turn, zoom = rng.normal(0.0, 0.004), rng.normal(0.0, 0.003)
+    sigma = rng.uniform(0.0, 3.0)
+    frames: list[Image] = []
+    for step in range(VIEW_FRAMES):
+        when = step - VIEW_FRAMES / 2
+        angle, size = turn * when, scale * math.exp(zoom * when)
+        cosine, sine = size * math.cos(angle), size * math.sin(angle)
+        matrix = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
+        middle = matrix[:, :2] @ (width / 2, height / 2)
+        drift = speed * when * np.array([math.cos(heading), math.sin(heading)])
+        matrix[:, 2] = side / 2 - middle + drift
+        view = cv2.warpAffine(
+            photo, matrix, (side, side), flags=cv2.INTER_AREA,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        noisy = view + rng.normal(0.0, sigma, view.shape)
+        frames.append(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+    return frames
+
+
+def rest(photo: Image, rng: np.random.Generator) -> list[Image]:
+    """A camera before a scene in which nothing moves: sensor noise of sigma 0 to 5 / 255."""
+    sigma = rng.uniform(0.0, 5.0)
+    noise = rng.normal(0.0, sigma, (VIEW_FRAMES, *photo.shape))
+    return list(np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8))
+
+
+def prepare(
+    footage: list[Footage], encode: Encode, stride: int, config: LITTraining
+) -> Streams:
+    """Encode the clips, and views over and stills of the photos (frames without photos).
+
+    :raises ModelError: there is no clip
+    """
+    rng = np.random.default_rng(config.seed)
+    clips = load_clips(footage, config.longest_side, config.frames_per_clip)
+    if not clips:
+        raise ModelError('data: no video; allowed: LIT is trained on videos')
+    moving = encode_clips(clips, encode, config.crop, stride)
+    photos = load_photos(footage) or [clip.frames[0] for clip in clips]
+    side = config.crop * stride
+    pans, still = [], []
+    for _ in tqdm(range(config.pans), unit='pan', mininterval=5.0):
+        pans.append(encode_all(wander(photos[rng.integers(len(photos))], side, rng), encode))
+    for _ in tqdm(range(config.stills), unit='still', mininterval=5.0):
+        photo = enlarge(photos[rng.integers(len(photos))], side)
+        still.append(encode_all(rest(photo, rng), encode))
+    return Streams(moving, pans or moving, still or moving)
+
+
+def draw_batch(
+    streams: Streams, frames: int, config: LITTraining, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Samples as the arguments of :class:`RelativeError`, ``[B, ...]`` float32."""
+    samples = []
+    for _ in range(config.batch):
+        kind = rng.random()
+        pool = streams.moving
+        if kind < config.still_share:
+            pool = streams.still
+        elif kind < config.still_share + config.pan_share:
+            pool = streams.pans
+        samples.append(simulate(pool[rng.integers(len(pool))], frames, config, rng))
+    return {
+        name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
+        for name in samples[0]
+    }
 
 
 def simulate(
     latents: Latents, frames: int, config: LITTraining, rng: np.random.Generator
-) -> Sample:
-    """Run the closed loop over a random crop and stretch of a clip; return its last window."""
+) -> dict[str, NDArray[np.float32]]:
+    """Run the closed loop over a random crop and stretch of a clip.
+
+    :returns: the last window before the receiver and the truth, as in :class:`RelativeError`
+    """
     size = config.crop
     channels = latents.shape[3]
+    pace = int(rng.choice([1, 1, 1, 2, 3]))
+    if rng.random() < 0.3:
+        pace = -pace
+    latents = latents[::pace]
     length = int(rng.integers(frames, max(frames + 1, config.longest_history)))
     length = min(length, len(latents))
     start = rng.integers(len(latents) - length + 1)
     top = rng.integers(latents.shape[1] - size + 1)
     left = rng.integers(latents.shape[2] - size + 1)
     stretch = latents[start:start + length, top:top + size, left:left + size].astype(np.float32)
-    if rng.random() < 0.5:
-        stretch = stretch[:, :, ::-1]
     tau = math.exp(rng.uniform(math.log(config.tau_low), math.log(config.tau_high)))
-    ceiling = int(size * size * rng.uniform(0.02, 0.5)) if rng.random() < 0.15 else 0
+    ceiling = int(size * size * rng.uniform(0.02, 0.5)) if rng.random() < 0.1 else 0
+    loss = rng.uniform(0.05, 0.3) if rng.random() < 0.1 else 0.0
     selector = Selector(
         size * size,
         channels,
@@ -99,70 +201,81 @@ def simulate(
     )
     # A stream seldom begins at its keyframe: ages start anywhere.
     age = np.full(size * size, float(rng.integers(0, 200)), np.float32)
-    held = np.zeros((frames, size, size, channels), np.float32)
-    kept = np.zeros((frames, size, size), np.float32)
-    ages = np.full((frames, size, size), AGE_LIMIT, np.float32)
+    received = np.zeros((size * size, channels), np.float32)
+    window = []
     for step in range(length):
         selector.config = dataclasses.replace(selector.config, max_tokens=ceiling if step else 0)
-        keep = selector.step(stretch[step].reshape(-1, channels)).keep
+        keep = selector.step(stretch[step].reshape(-1, channels)).keep.copy()
         age = np.minimum(age + 1, AGE_LIMIT - 1)
+        if 0 < step < length - 1 and rng.random() < loss:
+            continue
+        received[keep] = selector.reference[keep]
         if not step:
-            keep = np.zeros_like(keep)
+            keep[:] = False
         age[keep] = 0
-        slot = step - (length - frames)
-        if slot >= 0:
-            held[slot] = selector.reference.reshape(size, size, channels)
-            kept[slot] = keep.reshape(size, size)
-            ages[slot] = age.reshape(size, size)
-    return Sample(held, kept, ages, tau, stretch[-1])
+        window.append((received.copy(), keep.astype(np.float32), age.copy()))
+    window = [window[0]] * (frames - len(window)) + window[-frames:]
+    held, kept, ages = (np.stack(arrays) for arrays in zip(*window))
+    return {
+        'held': held.reshape(frames, size, size, channels),
+        'kept': kept.reshape(frames, size, size),
+        'age': ages.reshape(frames, size, size),
+        'tau': np.float32(tau),
+        'truth': stretch[-1],
+    }
 
 
-def relative_error(model: LatentInpaintingTransformer, samples: list[Sample]) -> Tensor:
-    """Squared error at the positions that were not sent, over that of holding, per sample.
+class RelativeError(nn.Module):
+    """Squared error at the positions that were not sent, over that of holding.
 
     Each sample weighs the same, however little moves in it; the floor keeps a sample in which
-    holding is all but perfect from dominating.
+    holding is all but perfect from dominating. Being worse than holding costs ``caution``
+    times as much again: where LIT cannot help, it shall not harm.
     """
-    held = torch.from_numpy(np.stack([s.held for s in samples]))
-    kept = torch.from_numpy(np.stack([s.kept for s in samples]))
-    age = torch.from_numpy(np.stack([s.age for s in samples]))
-    tau = torch.tensor([s.tau for s in samples])
-    truth = torch.from_numpy(np.stack([s.truth for s in samples]))
-    missing = (1.0 - kept[:, -1]).unsqueeze(-1)
-    error = ((model(held, kept, age, tau) - truth).square() * missing).sum(dim=(1, 2, 3))
-    holding = ((held[:, -1] - truth).square() * missing).sum(dim=(1, 2, 3))
-    floor = 1e-4 * tau.square() * missing.sum(dim=(1, 2, 3)) * held.shape[-1]
-    return cast(Tensor, error / (holding + floor + 1e-6))
+
+    figures = ('relative_error', 'worse_than_hold')
+
+    def __init__(self, model: LatentInpaintingTransformer, caution: float) -> None:
+        super().__init__()
+        self.model = model
+        self.caution = caution
+
+    def forward(
+        self, held: Tensor, kept: Tensor, age: Tensor, tau: Tensor, truth: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Arguments as of the model, ``truth`` ``[B, H, W, C]`` float32."""
+        missing = (1.0 - kept[:, -1]).unsqueeze(-1)
+        restored = self.model(held, kept, age, tau).float()
+        error = ((restored - truth).square() * missing).sum(dim=(1, 2, 3))
+        holding = ((held[:, -1] - truth).square() * missing).sum(dim=(1, 2, 3))
+        floor = 1e-4 * tau.square() * missing.sum(dim=(1, 2, 3)) * held.shape[-1]
+        ratio = error / (holding + floor + 1e-6)
+        excess = torch.relu(ratio - holding / (holding + floor + 1e-6))
+        loss = (ratio + self.caution * excess).mean()
+        return loss, torch.stack([ratio.mean(), (excess > 0.01).float().mean()])
 
 
 def train(
-    data: Path, encode: Encode, channels: int, config: LITTraining
-) -> LatentInpaintingTransformer:
-    """Train from scratch on the CPU over the clips and photos marked ``train``."""
+    footage: list[Footage],
+    encode: Encode,
+    channels: int,
+    stride: int,
+    config: LITTraining,
+    processes: Processes,
+    checkpoint: Path,
+    resume: bool,
+) -> tuple[LatentInpaintingTransformer, Progress]:
+    """Train over clips and photos, from scratch or from the checkpoint.
+
+    :raises ModelError: nothing to train on, or the checkpoint cannot be used
+    """
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    moving = encode_clips(
-        load_clips(data, 'train', config.longest_side, config.frames_per_clip), encode, config.crop
-    )
-    still = encode_still_scenes(load_photos(data), encode, config.crop, rng)
+    streams = prepare(footage, encode, stride, config)
     model = LatentInpaintingTransformer(channels)
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-2)
-    progress = tqdm(range(config.steps), unit='step', mininterval=5.0)
-    average = 1.0
-    for step in progress:
-        ramp = min(1.0, (step + 1) / config.warmup)
-        rate = config.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group['lr'] = rate
-        samples = []
-        for _ in range(config.batch):
-            pool = still if rng.random() < config.still_share else moving
-            samples.append(simulate(pool[rng.integers(len(pool))], model.frames, config, rng))
-        loss = relative_error(model, samples).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average += 0.02 * (float(loss.detach()) - average)
-        progress.set_postfix(relative_error=f'{average:.3f}')
-    return model.eval()
+
+    def draw(rng: np.random.Generator) -> dict[str, Tensor]:
+        return draw_batch(streams, model.frames, config, rng)
+
+    objective = RelativeError(model, config.caution)
+    progress = fit(objective, draw, config, processes, checkpoint, resume)
+    return model.eval(), progress

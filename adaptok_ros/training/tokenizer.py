@@ -1,53 +1,92 @@
-"""Train the ``adaptok-tiny`` autoencoder: reconstruction, and latents that ignore noise."""
+"""Train the ``adaptok-tiny`` autoencoders: reconstruction, and latents that ignore noise."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
-from tqdm import tqdm
+from torch import Tensor, nn
 
+from adaptok_ros.models import ModelError
 from adaptok_ros.tokenizers.tiny import TinyAutoencoder
-from adaptok_ros.training.data import load_clips, load_photos
+from adaptok_ros.training.data import Footage, load_clips, load_photos
+from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
 Image = NDArray[np.uint8]
 
+FRAMES_APART = 8
+"""Of a clip every this many frames are used: neighbours say the same."""
+
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerTraining:
-    """Hyperparameters, as read from ``config/train_tokenizer.yaml``."""
+class TokenizerTraining(LoopConfig):
+    """Hyperparameters, as read from ``config/train_tokenizer*.yaml``.
+
+    :ivar crop: side in pixels of a training image
+    :ivar noise_weight: of the latents' move under noise against reconstruction
+    :ivar max_noise: sigma of the noise in 8-bit steps, drawn from 0 to this
+    """
 
     steps: int = 11000
+    weight_decay: float = 1e-3
+    precision: str = 'bfloat16'
     batch: int = 16
     crop: int = 128
-    learning_rate: float = 2e-3
-    warmup: int = 200
     noise_weight: float = 0.3
     max_noise: float = 8.0
     frames_per_clip: int = 60
     longest_side: int = 960
-    seed: int = 0
+    stride: int = 8
+    channels: int = 16
+    encoder_width: int = 96
+    encoder_hidden: int = 64
+    encoder_blocks: int = 4
+    decoder_width: int = 128
+    decoder_blocks: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop < self.stride or self.crop % self.stride:
+            raise ModelError(f'crop is {self.crop}; allowed: multiples of stride {self.stride}')
+
+    def build(self) -> TinyAutoencoder:
+        """An untrained model of these sizes."""
+        return TinyAutoencoder(
+            self.stride,
+            self.channels,
+            self.encoder_width,
+            self.encoder_hidden,
+            self.encoder_blocks,
+            self.decoder_width,
+            self.decoder_blocks,
+        )
 
 
-def load_images(data: Path, config: TokenizerTraining) -> list[Image]:
-    """Photos and every eighth clip frame, each at least one crop large."""
-    images = load_photos(data)
-    for clip in load_clips(data, 'train', config.longest_side, 8 * config.frames_per_clip):
-        images += clip.frames[::8]
-    return [image for image in images if min(image.shape[:2]) >= config.crop]
+def load_images(footage: list[Footage], config: TokenizerTraining) -> list[Image]:
+    """Photos and every eighth clip frame, each at least one crop large.
+
+    :raises ModelError: there is none
+    """
+    images = load_photos(footage)
+    frames = FRAMES_APART * config.frames_per_clip
+    for clip in load_clips(footage, config.longest_side, frames):
+        images += clip.frames[::FRAMES_APART]
+    large = [image for image in images if min(image.shape[:2]) >= config.crop]
+    if not large:
+        raise ModelError(
+            f'data: no image whose sides are at least {config.crop} pixels; allowed: larger '
+            'images or a smaller crop'
+        )
+    return large
 
 
-def sample_batch(
+def draw_batch(
     images: list[Image], config: TokenizerTraining, rng: np.random.Generator
-) -> Tensor:
-    """Random crops, mirrored half the time: ``[B, 3, crop, crop]`` in [-1, 1]."""
+) -> dict[str, Tensor]:
+    """Random crops, mirrored half the time, and noise: the arguments of :class:`Objective`."""
     size = config.crop
     batch = np.empty((config.batch, size, size, 3), np.uint8)
     for item in range(config.batch):
@@ -56,27 +95,37 @@ def sample_batch(
         left = rng.integers(image.shape[1] - size + 1)
         crop = image[top:top + size, left:left + size]
         batch[item] = crop[:, ::-1] if rng.random() < 0.5 else crop
-    return torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    clean = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    sigma = rng.random((config.batch, 1, 1, 1), np.float32) * (config.max_noise / 127.5)
+    noise = rng.standard_normal((config.batch, 3, size, size), np.float32) * sigma
+    return {'clean': clean, 'noise': torch.from_numpy(noise)}
 
 
-def losses(
-    model: TinyAutoencoder, clean: Tensor, max_noise: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+class Objective(nn.Module):
     """Reconstruction of the clean image from a noisy one, and the latent's move under noise.
 
     The second term is in units of each channel's spread over the batch, hence blind to the
     scale of the latents: it is the mean delta that sensor noise causes.
     """
-    shape = (clean.shape[0], 1, 1, 1)
-    sigma = torch.rand(shape, generator=generator) * (max_noise / 127.5)
-    noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
-    both = model.encode(torch.cat([clean, noisy]))
-    latent, latent_noisy = both.float().chunk(2)
-    error = model.decode(latent_noisy).float() - clean
-    reconstruction = error.abs().mean() + 4.0 * error.square().mean()
-    spread = latent.std(dim=(0, 2, 3), keepdim=True) + 1e-6
-    stability = ((latent_noisy - latent) / spread).abs().mean()
-    return reconstruction, stability
+
+    figures = ('psnr', 'stability')
+
+    def __init__(self, model: TinyAutoencoder, noise_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.noise_weight = noise_weight
+
+    def forward(self, clean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, 3, h, w]`` in [-1, 1], and noise to add."""
+        both = self.model.encode(torch.cat([clean, clean + noise]))
+        latent, noisy = both.float().chunk(2)
+        error = self.model.decode(noisy).float() - clean
+        squared = error.square().mean()
+        spread = latent.std(dim=(0, 2, 3), keepdim=True) + 1e-6
+        stability = ((noisy - latent) / spread).abs().mean()
+        loss = error.abs().mean() + 4.0 * squared + self.noise_weight * stability
+        psnr = 10.0 * torch.log10(4.0 / squared)
+        return loss, torch.stack([psnr, stability])
 
 
 def channel_statistics(
@@ -85,39 +134,37 @@ def channel_statistics(
     """Per-channel mean and standard deviation of raw latents over random crops."""
     rng = np.random.default_rng(config.seed + 1)
     with torch.no_grad():
-        latents = torch.cat([model.encode(sample_batch(images, config, rng)) for _ in range(64)])
+        latents = torch.cat(
+            [model.encode(draw_batch(images, config, rng)['clean']) for _ in range(64)]
+        )
     mean = latents.mean(dim=(0, 2, 3))
     std = latents.std(dim=(0, 2, 3))
+    if not bool((std > 0).all() & std.isfinite().all()):
+        raise ModelError(f'std of the latents is {std.tolist()}; allowed: above 0: it diverged')
     return mean.tolist(), std.tolist()
 
 
-def train(data: Path, config: TokenizerTraining) -> tuple[TinyAutoencoder, list[Image]]:
-    """Train from scratch on the CPU; returns the model and the images it was trained on."""
+def train(
+    footage: list[Footage],
+    config: TokenizerTraining,
+    processes: Processes,
+    checkpoint: Path,
+    resume: bool,
+) -> tuple[TinyAutoencoder, list[float], list[float], Progress]:
+    """Train from scratch or from the checkpoint.
+
+    :returns: the model, its per-channel mean and std over training crops, what it took
+    :raises ModelError: nothing to train on, or the checkpoint cannot be used
+    """
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    images = load_images(data, config)
-    model = TinyAutoencoder()
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-3)
-    progress = tqdm(range(config.steps), unit='step', mininterval=5.0)
-    started = time.monotonic()
-    for step in progress:
-        ramp = min(1.0, (step + 1) / config.warmup)
-        rate = config.learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group['lr'] = rate
-        clean = sample_batch(images, config, rng)
-        with torch.autocast('cpu', torch.bfloat16):
-            reconstruction, stability = losses(model, clean, config.max_noise, generator)
-        loss = reconstruction + config.noise_weight * stability
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0:
-            with torch.no_grad():
-                mse = functional.mse_loss(model.decode(model.encode(clean)).clamp(-1, 1), clean)
-            psnr = 10 * math.log10(4.0 / float(mse))
-            progress.set_postfix(psnr=f'{psnr:.2f}', stability=f'{float(stability):.4f}')
-    progress.write(f'{config.steps} steps in {(time.monotonic() - started) / 60:.1f} minutes')
-    return model.eval(), images
+    images = load_images(footage, config)
+    model = config.build()
+
+    def draw(rng: np.random.Generator) -> dict[str, Tensor]:
+        return draw_batch(images, config, rng)
+
+    objective = Objective(model, config.noise_weight)
+    progress = fit(objective, draw, config, processes, checkpoint, resume)
+    model.eval()
+    mean, std = channel_statistics(model, images, config)
+    return model, mean, std, progress
