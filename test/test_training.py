@@ -98,7 +98,7 @@ def test_a_trained_folder_runs(trained):
 
 
 def test_the_card_says_what_it_was_trained_on_and_how(trained):
-    card = (trained / 'MODEL_CARD.md').read_text()
+    card = (trained / 'README.md').read_text()
     assert '6 steps' in card and '4 steps' in card
     assert 'scene (video)' in card and 'photos (photos)' in card and 'not stated' in card
     training = json.loads((trained / 'lit.json').read_text())['training']
@@ -108,7 +108,7 @@ def test_the_card_says_what_it_was_trained_on_and_how(trained):
 
 def test_nothing_is_left_beside_the_model(trained):
     assert {path.name for path in trained.iterdir()} == {
-        'MODEL_CARD.md', 'decoder.onnx', 'encoder.onnx', 'lit.checkpoint', 'lit.json', 'lit.onnx',
+        'README.md', 'decoder.onnx', 'encoder.onnx', 'lit.checkpoint', 'lit.json', 'lit.onnx',
         'lit.safetensors', 'tokenizer.checkpoint', 'tokenizer.json', 'tokenizer.safetensors',
     }
 

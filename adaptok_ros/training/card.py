@@ -34,12 +34,12 @@ def record(
 
 
 def write_card(folder: Path) -> None:
-    """Write ``MODEL_CARD.md`` from the JSON files of a model folder."""
+    """Write ``README.md`` from the JSON files of a model folder."""
     lines = [f'# {json.loads((folder / SECTIONS[0][1]).read_text())["name"]}']
     for title, name in SECTIONS:
         if (folder / name).is_file():
             lines += _section(title, json.loads((folder / name).read_text()))
-    (folder / 'MODEL_CARD.md').write_text('\n'.join(lines) + '\n')
+    (folder / 'README.md').write_text('\n'.join(lines) + '\n')
 
 
 def _section(title: str, description: dict[str, Any]) -> list[str]:
