@@ -7,14 +7,17 @@ import sys
 from collections.abc import Sequence
 
 from adaptok_ros.bags import BagError
-from adaptok_ros.cli import bag, demo, train
+from adaptok_ros.cli import bag, demo, evaluate, train
 from adaptok_ros.engines import EngineError
+from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.models import ModelError
 from adaptok_ros.packet import PacketError
 from adaptok_ros.video import VideoError
 
-COMMANDS = {'demo': demo, 'bag': bag, 'train': train}
-EXPECTED = (BagError, EngineError, ModelError, PacketError, VideoError, FileNotFoundError)
+COMMANDS = {'demo': demo, 'bag': bag, 'evaluate': evaluate, 'train': train}
+EXPECTED = (
+    BagError, EngineError, EvaluationError, ModelError, PacketError, VideoError, FileNotFoundError
+)  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.evaluation.clips import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
+from adaptok_ros.evaluation.streams import send
 from adaptok_ros.receiver import Receiver
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender
@@ -51,7 +52,8 @@ class _Mechanism:
 def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str, Any] | None:
     """Time and distortion of threshold, bisection and probe at equal tokens per block.
 
-    Seconds are those until it is known which tokens to send, so without the receiver's part.
+    Seconds are processor time, which other work on the machine does not lengthen, until it is
+    known which tokens to send, so without the receiver's part.
 
     :param tokenizer: must run its encoder at every call
     :returns: None if the clip has no whole block after its first frame
@@ -64,7 +66,7 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
     threshold, bisection, probe = _Mechanism(), _Mechanism(), _Mechanism()
     sender = Sender(tokenizer, SelectionConfig(tau=tau, refresh_period=0))
     receiver = Receiver()
-    receiver.apply(sender.send(frames[0], 0, ''))
+    receiver.apply(send(sender, frames[0]))
     tokenizer.decode(receiver.held, height, width)  # the first pass of an engine is slow
     held_bisection = held_probe = receiver.held.copy()
     tokens, searched = 0, 0
@@ -73,9 +75,9 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
         kept = 0
         errors = []
         for offset, image in enumerate(images):
-            start = time.perf_counter()
-            packet = sender.send(image, 1 + block * BLOCK_FRAMES + offset, '')
-            threshold.seconds += time.perf_counter() - start
+            start = time.process_time()
+            packet = send(sender, image, 1 + block * BLOCK_FRAMES + offset)
+            threshold.seconds += time.process_time() - start
             receiver.apply(packet)
             kept += packet.kept
             errors.append(squared_error(image, tokenizer.decode(receiver.held, height, width)))
@@ -88,14 +90,14 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
         shares = _divide(kept, np.ones(BLOCK_FRAMES))
         held_bisection = _send(tokenizer, images, held_bisection, shares, bisection)
 
-        start = time.perf_counter()
+        start = time.process_time()
         latents = [tokenizer.encode(image).copy() for image in images]
         information = [
             squared_error(image, tokenizer.decode(grid, height, width))
             for image, grid in zip(images, latents)
         ]
         shares = _divide(kept, np.array(information))
-        probe.seconds += time.perf_counter() - start
+        probe.seconds += time.process_time() - start
         probe.passes += 1
         held_probe = _send(tokenizer, images, held_probe, shares, probe)
     count = blocks * BLOCK_FRAMES
@@ -123,8 +125,8 @@ def _bisect(
     tokenizer: Tokenizer, images: list[Image], held: Grid, target: float, totals: _Mechanism
 ) -> int:
     """Fewest tokens a frame with which the block's error is at most ``target``; all at most."""
-    low, high = 0, held.shape[0] * held.shape[1]
-    start = time.perf_counter()
+    low, high = 0, int(held[..., 0].size)
+    start = time.process_time()
     while low < high:
         middle = (low + high) // 2
         grids = _allocate(tokenizer, images, held, [middle] * len(images))
@@ -133,7 +135,7 @@ def _bisect(
             high = middle
         else:
             low = middle + 1
-    totals.seconds += time.perf_counter() - start
+    totals.seconds += time.process_time() - start
     return high
 
 

@@ -14,7 +14,7 @@ from adaptok_ros.evaluation.clips import Clip, Image
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
 from adaptok_ros.evaluation.noise import noise_gain, static_scene
 from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpips
-from adaptok_ros.evaluation.quality import psnr, squared_error
+from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import Grid, SharedEncoder, Stream, lit_id
@@ -148,13 +148,14 @@ class _Sweep:
             latents |= {(mode, tau): grid for mode, grid in stream.send(image).items()}
         before = self._previous.send(image) if self._previous is not None else {}
         if self._can_decode:
+            original = Original(image)
             for key, grid in latents.items():
-                self._scores[key].add(image, self._encoder.decode(grid, *self._shape))
+                self._scores[key].add(original, self._encoder.decode(grid, *self._shape))
             for mode, grid in before.items():
                 decoded = self._encoder.decode(grid, *self._shape)
                 self._previous_errors[mode].append(squared_error(image, decoded))
             if not why_no_fvd():
-                self._originals.add(image, image)
+                self._originals.add(original, image)
         if self._count in self._picks:
             self._draw(image, latents[self._modes[-1], self._shown])
         self._count += 1

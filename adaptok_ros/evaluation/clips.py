@@ -34,7 +34,7 @@ class Preparation:
     size: int = 0
 
     def __post_init__(self) -> None:
-        if self.frames and self.frames < 2 or self.frames < 0:
+        if self.frames < 0 or self.frames == 1:
             raise EvaluationError(f'--frames is {self.frames}; allowed: 0 (all) or 2 and more')
         for name, value in (('--longest-side', self.longest_side), ('--size', self.size)):
             if value and not SMALLEST_SIDE <= value <= LARGEST_SIDE:
@@ -110,6 +110,8 @@ class Clip:
                 count += 1
                 yield prepared
         except VideoError as error:
-            raise EvaluationError(str(error)) from error
+            # Results go to others: they are not to tell where this machine keeps its data.
+            reason = str(error).replace(str(self._path), self._path.name)
+            raise EvaluationError(reason) from error
         if count < 2:
-            raise EvaluationError(f'{self._path}: {count} frame; allowed: 2 and more')
+            raise EvaluationError(f'{self._path.name}: {count} frame; allowed: 2 and more')

@@ -69,8 +69,8 @@ def jpeg_at(clip: Clip, target: int) -> dict[str, float]:
     quality = nearest(lambda q: sum(data.size for _, data in encode(q)), 1, 100, target)
     errors, size = [], 0
     for image, data in encode(quality):
-        decoded = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        errors.append(squared_error(image, np.asarray(decoded, np.uint8)))
+        decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+        errors.append(squared_error(image, decoded[..., ::-1]))
         size += data.size
     return {
         'quality': quality,

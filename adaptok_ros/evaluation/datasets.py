@@ -114,9 +114,9 @@ def _folder(data: Path) -> tuple[ClipSource, ...]:
         if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
             found.append(folder)
     if not found:
+        suffixes = ', '.join(sorted(VIDEO_SUFFIXES))
         raise EvaluationError(
-            f"{data}: no clip in this folder; allowed: videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
-            ' and folders of frames'
+            f'{data}: no clip in this folder; allowed: videos ({suffixes}) and folders of frames'
         )
     return tuple(_named(path, data) for path in sorted(found))
 

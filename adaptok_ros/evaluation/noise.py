@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.evaluation.streams import SharedEncoder
+from adaptok_ros.evaluation.streams import SharedEncoder, send
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
@@ -59,7 +59,7 @@ def static_scene(
     for index in range(frames):
         noisy = add_noise(image, STATIC_SIGMA, random)
         for place, sender in enumerate(senders):
-            packet = sender.send(noisy, index, '')
+            packet = send(sender, noisy, index)
             if index:
                 shares[place] += packet.kept / packet.positions
     means = shares / (frames - 1)

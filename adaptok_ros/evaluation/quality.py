@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.evaluation import EvaluationError
-
 Image = NDArray[np.uint8]
+Values = NDArray[Any]
+"""``[h, w, C]`` float32 or float64 on the scale 0 to 255."""
+
 PEAK = 255.0
+SSIM_WINDOW = 7
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_WINDOW = 11
 MS_SSIM_SMALLEST_SIDE = MS_SSIM_WINDOW << (len(MS_SSIM_WEIGHTS) - 1)
@@ -32,71 +36,99 @@ def psnr(mean_squared_error: float) -> float:
     return 20.0 * math.log10(PEAK / (math.sqrt(mean_squared_error) + epsilon))
 
 
-def ssim(image: Image, other: Image) -> float:
-    """Structural similarity as scikit-image defines it (7x7 uniform window, mean of channels).
+class Original:
+    """A camera's frame; what its comparisons with several reconstructions share is kept."""
 
-    :raises EvaluationError: scikit-image is missing
-    """
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise EvaluationError(
-            "SSIM needs scikit-image: pip install 'adaptok_ros[evaluate]'"
-        ) from error
-    return float(structural_similarity(image, other, data_range=PEAK, channel_axis=-1))
+    def __init__(self, image: Image) -> None:
+        """Take a ``[h, w, 3]`` uint8 image of at least 7 pixels a side."""
+        self.image = image
+        self._plain = _Moments(image.astype(np.float64), _uniform)
+        self._scales: list[_Moments] = []
+        if min(image.shape[:2]) >= MS_SSIM_SMALLEST_SIDE:
+            x = image.astype(np.float32)
+            for scale in range(len(MS_SSIM_WEIGHTS)):
+                x = _halve(x) if scale else x
+                self._scales.append(_Moments(x, _gaussian))
+
+    def ssim(self, other: Image) -> float:
+        """Structural similarity by the definition of scikit-image's defaults.
+
+        Wang et al., "Image quality assessment: from error visibility to structural
+        similarity", 2004, with a uniform window of 7x7, sample covariance, and the mean over
+        the channels.
+        """
+        luminance, contrast = self._plain.compare(
+            other.astype(np.float64), SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
+        )
+        return float(_channel_means(luminance * contrast).mean())
+
+    def ms_ssim(self, other: Image) -> float | None:
+        """Multi-scale structural similarity, mean of the channels; None for too small images.
+
+        Wang, Simoncelli, Bovik, "Multi-scale structural similarity for image quality
+        assessment", 2003: five scales, Gaussian window of 11 with sigma 1.5, contrast and
+        structure at every scale, luminance at the coarsest, halved by averaging in between.
+        Negative contrast terms count as 0.
+        """
+        if not self._scales:
+            return None
+        y = other.astype(np.float32)
+        result = np.ones(y.shape[2])
+        for scale, (moments, weight) in enumerate(zip(self._scales, MS_SSIM_WEIGHTS)):
+            y = _halve(y) if scale else y
+            luminance, contrast = moments.compare(y, 1.0)
+            last = scale == len(MS_SSIM_WEIGHTS) - 1
+            term = _channel_means(luminance * contrast if last else contrast)
+            result *= np.maximum(term, 0.0) ** weight
+        return float(result.mean())
 
 
-def ms_ssim(image: Image, other: Image) -> float | None:
-    """Multi-scale structural similarity, mean of the channels; None for too small images.
+class _Moments:
+    """Local mean and variance of an image, to compare others of its size with it."""
 
-    Wang, Simoncelli, Bovik, "Multi-scale structural similarity for image quality
-    assessment", 2003: five scales, Gaussian window of 11 with sigma 1.5, contrast and
-    structure at every scale, luminance at the coarsest, halved by averaging in between.
-    Negative contrast terms count as 0.
-    """
-    if min(image.shape[:2]) < MS_SSIM_SMALLEST_SIDE:
-        return None
-    x, y = image.astype(np.float32), other.astype(np.float32)
-    result = np.ones(x.shape[2])
-    for scale, weight in enumerate(MS_SSIM_WEIGHTS):
-        luminance, contrast = _ssim_terms(x, y)
-        last = scale == len(MS_SSIM_WEIGHTS) - 1
-        result *= np.maximum(luminance if last else contrast, 0.0) ** weight
-        if not last:
-            x, y = _halve(x), _halve(y)
-    return float(result.mean())
+    def __init__(self, x: Values, window: Callable[[Values], Values]) -> None:
+        self._x, self._window = x, window
+        self._mean = window(x)
+        self._square = self._mean * self._mean
+        self._variance = window(x * x) - self._square
 
+    def compare(self, y: Values, correction: float) -> tuple[Values, Values]:
+        """SSIM's luminance term, and its contrast and structure term, at every place.
 
-def _ssim_terms(
-    x: NDArray[np.float32], y: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean SSIM, and its contrast and structure part alone, per channel, ``[C]`` each."""
-    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-    mean_x, mean_y = _window(x), _window(y)
-    variance = _window(x * x) + _window(y * y) - mean_x * mean_x - mean_y * mean_y
-    covariance = _window(x * y) - mean_x * mean_y
-    contrast = (2.0 * covariance + c2) / (variance + c2)
-    luminance = (2.0 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    return _channel_means(luminance * contrast), _channel_means(contrast)
+        :param correction: factor on variances and covariance
+        """
+        c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+        mean = self._window(y)
+        square, product = mean * mean, self._mean * mean
+        covariance = correction * (self._window(self._x * y) - product)
+        variance = correction * (self._variance + self._window(y * y) - square)
+        luminance = (2.0 * product + c1) / (self._square + square + c1)
+        return luminance, (2.0 * covariance + c2) / (variance + c2)
 
 
-def _channel_means(x: NDArray[np.float32]) -> NDArray[np.float64]:
+def _channel_means(x: Values) -> NDArray[np.float64]:
     return np.array(cv2.mean(x)[:x.shape[2]])
 
 
-def _window(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gaussian mean where the window fits entirely."""
-    margin = MS_SSIM_WINDOW // 2
-    size = (MS_SSIM_WINDOW, MS_SSIM_WINDOW)
-    blurred: NDArray[np.float32] = cv2.GaussianBlur(x, size, 1.5)
-    return np.ascontiguousarray(blurred[margin:-margin, margin:-margin])
+def _uniform(x: Values) -> Values:
+    return _inside(cv2.blur(x, (SSIM_WINDOW, SSIM_WINDOW)), SSIM_WINDOW)
 
 
-def _halve(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _gaussian(x: Values) -> Values:
+    return _inside(cv2.GaussianBlur(x, (MS_SSIM_WINDOW, MS_SSIM_WINDOW), 1.5), MS_SSIM_WINDOW)
+
+
+def _inside(x: Values, window: int) -> Values:
+    """Where the window fits entirely."""
+    margin = window // 2
+    return np.ascontiguousarray(x[margin:-margin, margin:-margin])
+
+
+def _halve(x: Values) -> Values:
     height, width = x.shape[0] // 2, x.shape[1] // 2
     even = x[:2 * height, :2 * width]
-    halved = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
-    return np.asarray(halved, np.float32)
+    halved: Values = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
+    return halved
 
 
 @dataclasses.dataclass
@@ -111,11 +143,11 @@ class VideoQuality:
     ssims: list[float] = dataclasses.field(default_factory=list)
     ms_ssims: list[float] = dataclasses.field(default_factory=list)
 
-    def add(self, original: Image, decoded: Image) -> None:
+    def add(self, original: Original, decoded: Image) -> None:
         """Compare one frame with what was decoded of it."""
-        self.errors.append(squared_error(original, decoded))
-        self.ssims.append(ssim(original, decoded))
-        value = ms_ssim(original, decoded)
+        self.errors.append(squared_error(original.image, decoded))
+        self.ssims.append(original.ssim(decoded))
+        value = original.ms_ssim(decoded)
         if value is not None:
             self.ms_ssims.append(value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from adaptok_ros.evaluation.perceptual import I3D, Image, Lpips
-from adaptok_ros.evaluation.quality import VideoQuality
+from adaptok_ros.evaluation.quality import Original, VideoQuality
 
 
 class Scores:
@@ -17,11 +17,11 @@ class Scores:
         self._distances: list[float] = []
         self._frames: list[Image] = []
 
-    def add(self, original: Image, decoded: Image) -> None:
-        """Compare one frame ``[h, w, 3]`` uint8 with what was decoded of it."""
+    def add(self, original: Original, decoded: Image) -> None:
+        """Compare one frame with what was decoded of it."""
         self.quality.add(original, decoded)
         if self._lpips is not None:
-            self._distances.append(self._lpips(original, decoded))
+            self._distances.append(self._lpips(original.image, decoded))
         if self._i3d is not None:
             self._frames.append(self._i3d.prepare(decoded))
 

@@ -25,7 +25,7 @@ class Settings:
     """
 
     tokenizer: str
-    preparation: Preparation = Preparation()
+    preparation: Preparation = dataclasses.field(default_factory=Preparation)
     taus: tuple[float, ...] = DEFAULT_TAUS
     refresh_period: int = 0
     static_frames: int = 0

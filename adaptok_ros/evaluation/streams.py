@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.models import find_model, read_description
@@ -49,6 +50,17 @@ class SharedEncoder(Tokenizer):
         return self._latents
 
 
+def send(sender: Sender, image: NDArray[np.uint8], stamp: int = 0) -> Packet:
+    """Send one image of a tokenizer that gives a grid for every image.
+
+    :raises EvaluationError: this one does not
+    """
+    packet = sender.send(image, stamp, FRAME_ID)
+    if packet is None:
+        raise EvaluationError(f'{sender.tokenizer.description.id}: no latents for a single image')
+    return packet
+
+
 @dataclasses.dataclass
 class LatentError:
     """Squared error of latents at positions that were not sent, summed over a stream."""
@@ -85,7 +97,8 @@ class Stream:
         self.packet: Packet | None = None
         self.kept: list[float] = []
         self.bytes: list[int] = []
-        self.errors = {mode: LatentError() for mode in (('hold', 'lit') if with_lit else ('hold',))}
+        modes = ('hold', 'lit') if with_lit else ('hold',)
+        self.errors = {mode: LatentError() for mode in modes}
 
     @property
     def keep(self) -> NDArray[np.bool_]:
@@ -100,7 +113,7 @@ class Stream:
     def send(self, image: NDArray[np.uint8]) -> dict[str, Grid]:
         """Send one frame and return the latents that a policy gets in each mode."""
         self._truth = truth = self._encoder.encode(image)
-        packet = self._sender.send(image, len(self.kept) * NOMINAL_PERIOD, FRAME_ID)
+        packet = send(self._sender, image, len(self.kept) * NOMINAL_PERIOD)
         self._receiving.push(packet)
         latents = {'hold': self.held}
         if self._with_lit:

@@ -1,0 +1,275 @@
+"""The results as a page of markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Cell = str | float | None
+MISSING = '-'
+
+
+def markdown(record: dict[str, Any], plots: Sequence[str]) -> str:
+    """The whole page.
+
+    :param record: contents of ``results.json``
+    :param plots: file names of the plots beside the page
+    """
+    overall = record['overall']
+    parts = ['# Results', _how(record)]
+    parts += [f'![{name}]({name})' for name in plots]
+    parts += ['## Overall', _sweep(overall['tau'], overall.get('dense'))]
+    if record['fvd']:
+        parts.append(_fvd(record['fvd']))
+    if record['lit']:
+        parts.append(_lit(overall['tau']))
+    parts += ['## By kind of content', _kinds(record)]
+    parts += ['## Noise', _noise(record)]
+    if 'previous' in overall:
+        parts += ['## Reference: held or previous', _previous(overall['previous'])]
+    if 'codecs' in overall:
+        parts += ['## Codecs at equal bytes', _codecs(record)]
+    if 'allocation' in overall:
+        parts += ['## The cost of deciding how many tokens', _allocation(overall['allocation'])]
+    parts += ['## Every clip', _clips(record)]
+    if record['skipped']:
+        parts += ['## Skipped', _skipped(record['skipped'])]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _number(value: Cell, digits: int = 2, scale: float = 1.0) -> str:
+    if value is None:
+        return MISSING
+    return value if isinstance(value, str) else f'{scale * value:.{digits}f}'
+
+
+def _how(record: dict[str, Any]) -> str:
+    machine, protocol = record['machine'], record['protocol']
+    versions = ', '.join(f'{name} {value}' for name, value in machine['versions'].items())
+    split = f", split {protocol['split']}" if protocol['split'] else ''
+    refresh = protocol['refresh_period']
+    lines = [
+        f"`{record['command']}`",
+        '',
+        f"- tokenizer {record['tokenizer']}, {record['lit'] or 'no LIT'}",
+        f"- {record['overall']['clips']} clips ({protocol['layout']}{split}), "
+        f"{len(record['skipped'])} skipped; {protocol['frames']}; frame rate "
+        f"{protocol['frame_rate']}; resolution: {protocol['resolution']}",
+        f"- payload {protocol['payload']}, keyframe: {protocol['keyframes']}, refresh "
+        f"{f'every {refresh} frames' if refresh else 'off'}, reference {protocol['reference']}",
+        f"- bytes: {protocol['bytes']}; the mask bits are charged",
+        f"- PSNR: {protocol['psnr']}",
+        f"- SSIM: {protocol['ssim']}; MS-SSIM: {protocol['ms_ssim']}",
+        f"- {machine['processor']}, cores: {machine['cores']}, {machine['system']}; {versions}",
+        *(f'- {line}' for line in record['left_out']),
+    ]
+    return '\n'.join(lines)
+
+
+def _sweep(taus: dict[str, Any], dense: dict[str, Any] | None) -> str:
+    header = [
+        'tau', 'kept %', 'kept % after keyframe', 'kB/frame', 'bits/pixel',
+        'PSNR hold', 'PSNR LIT', 'SSIM hold', 'SSIM LIT', 'MS-SSIM hold', 'MS-SSIM LIT',
+    ]  # fmt: skip
+    with_lpips = bool(dense and 'lpips' in dense)
+    header += ['LPIPS hold', 'LPIPS LIT'] if with_lpips else []
+    rows = [
+        [
+            tau,
+            _number(row['kept'], 1, 100.0),
+            _number(row['kept_after_keyframe'], 1, 100.0),
+            _number(row['bytes_per_frame'], 2, 1e-3),
+            _number(row['bits_per_pixel'], 3),
+            *_qualities(row.get('hold'), row.get('lit'), with_lpips),
+        ]
+        for tau, row in taus.items()
+    ]
+    if dense:
+        rows.append(
+            ['all sent', '100.0', '100.0', MISSING, MISSING, *_qualities(dense, None, with_lpips)]
+        )
+    return _table(header, rows)
+
+
+def _qualities(
+    hold: dict[str, Any] | None, lit: dict[str, Any] | None, with_lpips: bool
+) -> list[str]:
+    metrics = [('psnr', 2), ('ssim', 4), ('ms_ssim', 4), *([('lpips', 4)] if with_lpips else [])]
+    return [
+        _number((mode or {}).get(metric), digits)
+        for metric, digits in metrics
+        for mode in (hold, lit)
+    ]
+
+
+def _fvd(values: dict[str, float]) -> str:
+    return _table(['reconstruction', 'FVD'], [[k, _number(v, 1)] for k, v in values.items()])
+
+
+def _lit(taus: dict[str, Any]) -> str:
+    header = ['tau', 'latent MSE hold', 'latent MSE LIT', 'LIT / hold', 'worst clip',
+              'clips better with LIT']  # fmt: skip
+    return 'At positions that were not sent:\n\n' + _table(header, [
+        [
+            tau,
+            _number(row.get('latent_mse_hold'), 5),
+            _number(row.get('latent_mse_lit'), 5),
+            _number(row.get('lit_over_hold'), 3),
+            _number(row.get('lit_over_hold_worst'), 3),
+            _number(row.get('share_of_clips_better_with_lit'), 0, 100.0) + ' %',
+        ]
+        for tau, row in taus.items()
+    ])  # fmt: skip
+
+
+def _per_tau(record: dict[str, Any]) -> list[str]:
+    taus = [f'{tau:g}' for tau in record['protocol']['tau']]
+    return [f'{what} at {tau}' for tau in taus for what in ('kept %', 'PSNR hold, LIT')]
+
+
+def _row_per_tau(entry: dict[str, Any]) -> list[str]:
+    cells = [_number((entry.get('dense') or {}).get('psnr'), 1)]
+    for row in entry['tau'].values():
+        cells.append(_number(row['kept_after_keyframe'], 1, 100.0))
+        pair = ((row.get(mode) or {}).get('psnr') for mode in ('hold', 'lit'))
+        cells.append(', '.join(_number(value, 1) for value in pair))
+    return cells
+
+
+def _kinds(record: dict[str, Any]) -> str:
+    rows = [
+        [kind, str(entry['clips']), *_row_per_tau(entry)]
+        for kind, entry in record['kinds'].items()
+    ]
+    return 'Kept after the keyframe.\n\n' + _table(
+        ['kind', 'clips', 'PSNR all sent', *_per_tau(record)], rows
+    )
+
+
+def _clips(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            clip['name'],
+            clip['kind'],
+            f"{clip['width']}x{clip['height']}x{clip['frames']}",
+            *_row_per_tau(clip),
+        ]
+        for clip in record['clips']
+    ]
+    header = ['clip', 'kind', 'size', 'PSNR all sent', *_per_tau(record)]
+    return 'Kept after the keyframe.\n\n' + _table(header, rows)
+
+
+def _noise(record: dict[str, Any]) -> str:
+    overall = record['overall']
+    text = 'Delta that noise alone causes, 99.9th percentile:\n\n' + _table(
+        ['sigma', 'mean of clips', 'worst clip'],
+        [
+            [f'{sigma}/255', _number(value, 4), _number(overall['noise_worst'][sigma], 4)]
+            for sigma, value in overall['noise'].items()
+        ],
+    )
+    if 'static' in overall:
+        text += (
+            '\n\nThe first frame of every clip standing still, with fresh noise of sigma 4/255, '
+            'no refresh; positions sent after the keyframe:\n\n'
+        ) + _table(
+            ['tau', 'mean of clips %', 'worst clip %'],
+            [
+                [tau, _number(value, 4, 100.0), _number(overall['static_worst'][tau], 4, 100.0)]
+                for tau, value in overall['static'].items()
+            ],
+        )
+    return text
+
+
+def _previous(entry: dict[str, Any]) -> str:
+    header = ['reference', 'kept %', 'kB/frame', 'PSNR hold', 'PSNR LIT',
+              'positions past the bound in the last frame %']  # fmt: skip
+    rows = [
+        [
+            name,
+            _number(entry[name]['kept'], 1, 100.0),
+            _number(entry[name]['bytes_per_frame'], 2, 1e-3),
+            *(_number((entry[name].get(mode) or {}).get('psnr')) for mode in ('hold', 'lit')),
+            _number(entry[name]['share_over_tau_at_end'], 2, 100.0),
+        ]
+        for name in ('held', 'previous')
+    ]
+    return f"At tau {entry['tau']:g}.\n\n" + _table(header, rows)
+
+
+def _codecs(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            clip['name'],
+            _number(clip['codecs']['bytes_per_frame'], 2, 1e-3),
+            *(_number(_shown(clip).get('psnr')),),
+            *(
+                _number(clip['codecs'][codec][figure], 2, scale)
+                for codec in ('jpeg', 'h264')
+                for figure, scale in (('bytes_per_frame', 1e-3), ('psnr', 1.0))
+            ),
+        ]
+        for clip in record['clips']
+    ]
+    tau = record['clips'][0]['codecs']['tau']
+    return (
+        f"At tau {tau:g}, keyframe included. A reminder of what a codec does for people's eyes; "
+        'a policy that gets one still has to encode the image itself. H.264: libx264, preset '
+        'medium, tune zerolatency, 4:2:0, one key frame.\n\n'
+    ) + _table(
+        ['clip', 'tokens kB/frame', 'tokens PSNR', 'JPEG kB/frame', 'JPEG PSNR',
+         'H.264 kB/frame', 'H.264 PSNR'],
+        rows,
+    )  # fmt: skip
+
+
+def _shown(clip: dict[str, Any]) -> dict[str, Any]:
+    row = clip['tau'][f"{clip['codecs']['tau']:g}"]
+    return dict(row.get('lit') or row.get('hold') or {})
+
+
+def _allocation(entry: dict[str, Any]) -> str:
+    names = {
+        'ours': 'threshold (ours)',
+        'elastictok': "ElasticTok's bisection",
+        'infotok': "InfoTok's probe",
+    }
+    rows = [
+        [
+            title,
+            _number(entry[name]['passes_per_block'], 1),
+            _number(entry[name]['seconds_per_frame'], 1, 1e3),
+            _number(entry[name]['time_over_ours'], 1),
+            _number(entry[name]['psnr']),
+        ]
+        for name, title in names.items()
+    ]
+    text = _table(
+        ['mechanism', 'passes a block', 'ms a frame', 'time over ours', 'PSNR at equal tokens'],
+        rows,
+    )
+    return (
+        f"At tau {entry['tau']:g}, in blocks of {entry['block_frames']:g} frames after the "
+        'keyframe, processor time of one thread until it is known which tokens to send, same '
+        'tokenizer, same run, same number of tokens in every block.\n\n'
+        f'{text}\n\n'
+        "Reimplemented is each mechanism on this frozen tokenizer, not the papers' models. "
+        "ElasticTok (arXiv 2410.08368): bisection on the tokens a block gets until the decoded "
+        'pixels meet a target error (that of our stream), every probe a full encoder and decoder '
+        'pass. InfoTok (arXiv 2512.16975): one decoder pass at full rate; its squared error '
+        'stands for the likelihood, and frames get tokens in proportion. Both papers train the '
+        'tokenizer so that the first tokens matter most, or that a frame packs into fewer; here '
+        "a frame's tokens are the positions that moved farthest, and the rest is held. The PSNR "
+        'therefore compares ways to divide tokens among frames, the time what deciding costs.'
+    )
+
+
+def _skipped(skipped: list[dict[str, str]]) -> str:
+    return '\n'.join(f"- {clip['name']}: {clip['reason']}" for clip in skipped)
