@@ -30,6 +30,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         'train': ['torch>=2.1', 'onnx>=1.15', 'safetensors>=0.4'],
+        'tokenizers': requirements('tokenizers'),
         'test': requirements('test'),
     },
     entry_points={'console_scripts': ['adaptok = adaptok_ros.cli:main']},

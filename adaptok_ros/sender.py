@@ -32,9 +32,11 @@ class Sender:
     ) -> None:
         """Prepare to send.
 
-        :param input_height: images are resized to this many rows first, 0 = as they come
+        :param input_height: images are resized to this many rows first, 0 = as they come, or
+            as the tokenizer needs them where it takes one size only
         :param input_width: likewise; both or neither
-        :raises ValueError: only one of the two is set, or one is out of range
+        :raises ValueError: only one of the two is set, one is out of range, or the tokenizer
+            takes another size only
         """
         for name, side in (('input_height', input_height), ('input_width', input_width)):
             if side and not SMALLEST_SIDE <= side <= LARGEST_SIDE:
@@ -46,7 +48,16 @@ class Sender:
                 f'input_height is {input_height} and input_width is {input_width}; allowed: '
                 'both 0 or both set'
             )
+        fixed = tokenizer.description.image_size
+        if fixed and input_height and (input_height, input_width) != fixed:
+            raise ValueError(
+                f'input_height is {input_height} and input_width is {input_width}; allowed by '
+                f'{tokenizer.description.id}: both 0, or {fixed[0]} and {fixed[1]}'
+            )
+        if fixed:
+            input_height, input_width = fixed
         self.tokenizer = tokenizer
+        self._stream = tokenizer.stream()
         self._config = config
         self._input_size = (input_height, input_width)
         self._resized = np.empty((input_height, input_width, 3), np.uint8)
@@ -74,14 +85,17 @@ class Sender:
     def reset(self) -> None:
         """Begin a new epoch with the next image: forget what the receiver holds."""
         self._selector = None
+        self._stream.reset()
 
     def request_keyframe(self) -> None:
         """Send every position with the next image."""
         if self._selector is not None:
             self._selector.request_keyframe()
 
-    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents; begins an epoch if due.
+
+        None where the image completes no grid, see :meth:`TokenizerStream.encode`.
 
         :raises ValueError: not such an array, or a side is out of range
         """
@@ -99,7 +113,9 @@ class Sender:
                 image, self._input_size[::-1], dst=self._resized, interpolation=cv2.INTER_AREA
             )
             image = self._resized
-        latents = self.tokenizer.encode(image)
+        latents = self._stream.encode(image)
+        if latents is None:
+            return None
         size = (image.shape[0], image.shape[1])
         if self._selector is None or size != self._image_size:
             self._image_size = size
@@ -139,11 +155,12 @@ class Sender:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         return packet
 
-    def send(self, image: NDArray[np.uint8], stamp: int, frame_id: str) -> Packet:
-        """Encode, select and pack one image.
+    def send(self, image: NDArray[np.uint8], stamp: int, frame_id: str) -> Packet | None:
+        """Encode, select and pack one image; None where it completes no grid.
 
         :param image: ``[h, w, 3]`` uint8 RGB
         :param stamp: time of the image in nanoseconds
         :raises ValueError: see :meth:`encode`
         """
-        return self.select(self.encode(image), stamp, frame_id)
+        latents = self.encode(image)
+        return None if latents is None else self.select(latents, stamp, frame_id)

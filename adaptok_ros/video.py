@@ -57,8 +57,22 @@ def frame_rate(source: str | Path, default: float = 30.0) -> float:
     return rate if 0.0 < rate <= 1000.0 else default
 
 
-def read_frames(source: str | Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield every frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
+def frame_count(source: str | Path) -> int:
+    """Frames of a folder or video as it states; 0 where it states none.
+
+    :raises VideoError: the source cannot be opened
+    """
+    if str(source) and Path(source).is_dir():
+        return len(_folder_images(Path(source)))
+    capture = _open(source)
+    try:
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    finally:
+        capture.release()
+
+
+def read_frames(source: str | Path, step: int = 1) -> Iterator[NDArray[np.uint8]]:
+    """Yield every ``step``-th frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
 
     A folder yields its images in the order of their names, and one that does not decode is an
     error. A damaged video ends at the damage, as OpenCV does not tell it from the end.
@@ -67,7 +81,7 @@ def read_frames(source: str | Path) -> Iterator[NDArray[np.uint8]]:
         it can be decoded
     """
     if str(source) and Path(source).is_dir():
-        for path in _folder_images(Path(source)):
+        for path in _folder_images(Path(source))[::step]:
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
                 raise VideoError(f'{path}: not an image that OpenCV can decode')
@@ -76,11 +90,13 @@ def read_frames(source: str | Path) -> Iterator[NDArray[np.uint8]]:
     capture = _open(source)
     try:
         count = 0
-        while True:
-            ok, image = capture.read()
+        while capture.grab():
+            count += 1
+            if (count - 1) % step:
+                continue
+            ok, image = capture.retrieve()
             if not ok:
                 break
-            count += 1
             yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
         if not count:
             raise VideoError(f'{source}: no frame could be decoded')

@@ -514,6 +514,11 @@ def test_images_are_resized_to_the_input(tokenizer):
 class Mirror:
     """Stands in for a tokenizer: its latents are the pixels, eight by eight to a position."""
 
+    description = Tokenizer(MODEL).description
+
+    def stream(self):
+        return self
+
     def encode(self, image):
         rows, columns = image.shape[0] // STRIDE, image.shape[1] // STRIDE
         blocks = image.reshape(rows, STRIDE, columns, STRIDE, 3).swapaxes(1, 2)

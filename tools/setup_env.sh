@@ -301,16 +301,17 @@ step_build() {
 
 install_torch() {
   [[ -n ${TORCH:-} ]] || return 0
-  say "torch $TORCH for the CPU"
+  say "torch $TORCH for the CPU, diffusers and transformers"
   # The extra index has builds without CUDA, which are preferred; where it cannot be reached
   # pip goes on without it.
   pip_install --retries 0 --extra-index-url "$torch_index" "torch==$TORCH"
+  pip_install -r "$root/requirements/tokenizers.txt" "torch==$TORCH"
 }
 
 step_test() {
   local hash
   step_env
-  hash=$(hash_of "$revision" "${TORCH:-}" -- requirements/test.txt)
+  hash=$(hash_of "$revision" "${TORCH:-}" -- requirements/test.txt requirements/tokenizers.txt)
   is_done test "$hash" && return
   say 'what the tests need'
   pip_install -r "$root/requirements/test.txt"

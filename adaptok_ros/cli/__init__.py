@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from adaptok_ros.bags import BagError
-from adaptok_ros.cli import bag, demo, evaluate, train
+from adaptok_ros.cli import bag, calibrate, demo, evaluate, train
 from adaptok_ros.engines import EngineError
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.models import ModelError

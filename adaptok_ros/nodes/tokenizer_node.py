@@ -160,6 +160,8 @@ class TokenizerNode(StreamNode):
             if sender.config is not self._config:
                 sender.config = self._config
             latents = sender.encode(image)
+            if latents is None:
+                return
             encoded = time.perf_counter()
             packet = sender.select(latents, stamp, message.header.frame_id)
         except (ImageError, ValueError) as error:

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Engine, create_engine
+from adaptok_ros.engines import Engine, EngineError, create_engine
 from adaptok_ros.models import ModelError, find_model, read_description
+
+if TYPE_CHECKING:
+    from adaptok_ros.tokenizers.causal import CausalState
+    from adaptok_ros.tokenizers.torch_runtime import CausalEngine
+
+FAMILIES = {
+    'adaptok': 'encoder.onnx',
+    'taesd': 'encoder.onnx',
+    'autoencoder-tiny': 'encoder.onnx',
+    'dinov2': 'encoder.onnx',
+    'siglip': 'encoder.onnx',
+    'cosmos': 'config.json',
+    'wan': 'config.json',
+    'cosmos-torchscript': 'encoder.jit',
+}
+"""Families of tokenizers, and the file of a model folder that runs one of each."""
+
+CAUSAL_FAMILIES = ('cosmos', 'wan')
+"""Families whose latents depend on earlier images; they run in torch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +44,9 @@ class TokenizerDescription:
     :ivar mean: per channel, of raw latents; normalised = (raw - mean) / std
     :ivar std: per channel, likewise
     :ivar receptive_field: side in pixels of what a latent depends on; 0 = the whole image
+    :ivar family: one of :data:`FAMILIES`
+    :ivar temporal_stride: images per latent grid, after the first of a stream
+    :ivar image_size: the only height and width it takes; None = any
     """
 
     id: str
@@ -33,6 +56,9 @@ class TokenizerDescription:
     std: tuple[float, ...]
     receptive_field: int
     can_decode: bool
+    family: str = 'adaptok'
+    temporal_stride: int = 1
+    image_size: tuple[int, int] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> TokenizerDescription:
@@ -49,16 +75,35 @@ class TokenizerDescription:
                 mean=tuple(float(v) for v in fields['mean']),
                 std=tuple(float(v) for v in fields['std']),
                 receptive_field=int(fields['receptive_field']),
-                can_decode='decoder.onnx' in fields['files'],
+                can_decode=not {'decoder.onnx', 'decoder.jit'}.isdisjoint(fields['files']),
+                family=str(fields.get('family', 'adaptok')),
+                temporal_stride=int(fields.get('temporal_stride', 1)),
+                image_size=_image_size(fields.get('image_size')),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelError(f'{folder}/tokenizer.json: bad or missing field: {error}') from error
-        if 'encoder.onnx' not in fields['files']:
-            raise ModelError(f'{folder}/tokenizer.json: files does not list encoder.onnx')
-        if min(description.stride, description.channels) < 1 or description.receptive_field < 0:
+        if description.family not in FAMILIES:
             raise ModelError(
-                f'{folder}/tokenizer.json: stride and channels must be at least 1, '
-                'receptive_field at least 0'
+                f'{folder}/tokenizer.json: family is {description.family!r}; allowed: '
+                f"{', '.join(FAMILIES)}"
+            )
+        if FAMILIES[description.family] not in fields['files']:
+            raise ModelError(
+                f'{folder}/tokenizer.json: files does not list {FAMILIES[description.family]}'
+            )
+        sizes = (description.stride, description.channels, description.temporal_stride)
+        if min(sizes) < 1 or description.receptive_field < 0:
+            raise ModelError(
+                f'{folder}/tokenizer.json: stride, channels and temporal_stride must be at least '
+                '1, receptive_field at least 0'
+            )
+        if description.image_size and (
+            min(description.image_size) < 1
+            or any(side % description.stride for side in description.image_size)
+        ):
+            raise ModelError(
+                f'{folder}/tokenizer.json: image_size is {list(description.image_size)}; '
+                f'allowed: multiples of the stride {description.stride}'
             )
         counts = (len(description.mean), len(description.std))
         if counts != (description.channels, description.channels):
@@ -74,15 +119,27 @@ class TokenizerDescription:
             )
         return description
 
+    @property
+    def is_causal(self) -> bool:
+        """Latents depend on earlier images, so images must be encoded by a stream."""
+        return self.family in CAUSAL_FAMILIES
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the latent grid that covers an image of that size."""
         return -(-height // self.stride), -(-width // self.stride)
 
 
+def _image_size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    height, width = value
+    return int(height), int(width)
+
+
 class Tokenizer:
     """Encodes images to normalised latents on one engine; decodes on another.
 
-    The graphs hold everything between a uint8 image and normalised latents. The decoder is
+    The engines hold everything between a uint8 image and normalised latents. The decoder is
     loaded when it is first needed.
     """
 
@@ -97,16 +154,13 @@ class Tokenizer:
         self._threads = threads
         self.description = TokenizerDescription.load(self._folder)
         self._encoder: Engine | None = None
+        self._causal: CausalEngine | None = None
         self._decoder: Engine | None = None
         self._padded = np.empty((0, 0, 3), np.uint8)
 
-    def load_encoder(self) -> Engine:
+    def load_encoder(self) -> Engine | CausalEngine:
         """The encoder's engine, created at the first call."""
-        if self._encoder is None:
-            self._encoder = create_engine(
-                self._folder / 'encoder.onnx', self._backend, self._threads
-            )
-        return self._encoder
+        return self._load_causal() if self.description.is_causal else self._load_encoder()
 
     def load_decoder(self) -> Engine:
         """The decoder's engine, created at the first call.
@@ -116,20 +170,72 @@ class Tokenizer:
         if not self.description.can_decode:
             raise ModelError(f'{self.description.id} has no decoder')
         if self._decoder is None:
-            self._decoder = create_engine(
-                self._folder / 'decoder.onnx', self._backend, self._threads
-            )
+            self._decoder = self._create('decoder')
         return self._decoder
+
+    def _load_encoder(self) -> Engine:
+        if self._encoder is None:
+            self._encoder = self._create('encoder')
+        return self._encoder
+
+    def _create(self, part: str) -> Engine:
+        if self.description.family == 'cosmos-torchscript':
+            self._need_torch()
+            from adaptok_ros.tokenizers.torch_runtime import TorchScriptEngine
+
+            return TorchScriptEngine(self._folder, self.description, part, self._threads)
+        return create_engine(self._folder / f'{part}.onnx', self._backend, self._threads)
+
+    def _load_causal(self) -> CausalEngine:
+        if self._causal is None:
+            self._need_torch()
+            from adaptok_ros.tokenizers.torch_runtime import CausalEngine
+
+            self._causal = CausalEngine(self._folder, self.description, self._threads)
+        return self._causal
+
+    def _need_torch(self) -> None:
+        family = self.description.family
+        if self._backend != 'auto':
+            raise EngineError(
+                f'backend is {self._backend!r}; allowed: auto (family {family} runs in torch)'
+            )
+        if importlib.util.find_spec('torch') is None:
+            raise ModelError(
+                f"family {family} runs in torch: pip install 'adaptok_ros[tokenizers]'"
+            )
+
+    def stream(self) -> TokenizerStream:
+        """Begin the stream of one camera."""
+        return TokenizerStream(self)
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
 
         An image whose sides the stride does not divide is padded by repeating its last row
         and column.
+
+        :raises ModelError: latents depend on earlier images (use :meth:`stream`), or the
+            image has not the one size that this tokenizer takes
         """
-        padded = self._pad(image)[None]
-        latents: NDArray[np.float32] = self.load_encoder().run({'image': padded})['latents'][0]
+        if self.description.is_causal:
+            raise ModelError(
+                f'{self.description.id}: latents depend on earlier images; encode with stream()'
+            )
+        padded = self.pad(image)[None]
+        latents: NDArray[np.float32] = self._load_encoder().run({'image': padded})['latents'][0]
         return latents
+
+    def encode_group(
+        self, images: NDArray[np.uint8], state: CausalState | None
+    ) -> tuple[NDArray[np.float32], CausalState]:
+        """Images of one grid of a causal family -> its latents and the stream's new state.
+
+        :param images: ``[T, h, w, 3]`` RGB as :meth:`pad` gives them; T is 1 where ``state`` is
+            None, else ``temporal_stride``
+        :return: ``[H, W, C]`` normalised latents, and the state for the next group
+        """
+        return self._load_causal().step(images, state)
 
     def decode(
         self, latents: NDArray[np.float32], height: int, width: int
@@ -144,13 +250,23 @@ class Tokenizer:
 
     def close(self) -> None:
         """Free the engines."""
-        for engine in (self._encoder, self._decoder):
+        for engine in (self._encoder, self._causal, self._decoder):
             if engine is not None:
                 engine.close()
-        self._encoder = self._decoder = None
+        self._encoder = self._causal = self._decoder = None
 
-    def _pad(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def pad(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Whole positions of ``[h, w, 3]``, contiguous; overwritten by the next call.
+
+        :raises ModelError: not the one size that this tokenizer takes
+        """
         height, width = image.shape[:2]
+        fixed = self.description.image_size
+        if fixed and (height, width) != fixed:
+            raise ModelError(
+                f'image is {width}x{height} pixels; allowed by {self.description.id}: '
+                f'{fixed[1]}x{fixed[0]}'
+            )
         rows, columns = self.description.grid(height, width)
         shape = (rows * self.description.stride, columns * self.description.stride, 3)
         if image.shape == shape:
@@ -161,3 +277,42 @@ class Tokenizer:
         self._padded[height:, :width] = image[-1:]
         self._padded[:, width:] = self._padded[:, width - 1:width]
         return self._padded
+
+
+class TokenizerStream:
+    """One camera's images in order, with whatever the tokenizer remembers of earlier ones.
+
+    Streams of one tokenizer do not disturb each other.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget earlier images: the next one begins a clip."""
+        self._state: CausalState | None = None
+        self._pending: list[NDArray[np.uint8]] = []
+        self._size: tuple[int, int] = (0, 0)
+
+    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
+
+        None where the image completes no grid: a causal tokenizer gives one for the first
+        image, then one for every ``temporal_stride`` images. A new size begins a new clip.
+
+        :raises ModelError: not the one size that this tokenizer takes
+        """
+        description = self._tokenizer.description
+        if not description.is_causal:
+            return self._tokenizer.encode(image)
+        size = (image.shape[0], image.shape[1])
+        if size != self._size:
+            self.reset()
+            self._size = size
+        self._pending.append(self._tokenizer.pad(image).copy())
+        if self._state is not None and len(self._pending) < description.temporal_stride:
+            return None
+        group, self._pending = np.stack(self._pending), []
+        latents, self._state = self._tokenizer.encode_group(group, self._state)
+        return latents

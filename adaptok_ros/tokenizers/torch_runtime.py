@@ -1,0 +1,116 @@
+"""Tokenizers that run in torch: causal video encoders, and TorchScript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adaptok_ros.models import ModelError
+from adaptok_ros.tokenizers.causal import CausalState
+from adaptok_ros.tokenizers.families import load_family
+from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+
+DEVICES = ('auto', 'cpu', 'cuda')
+
+
+def choose_device(device: str = 'auto') -> str:
+    """``cpu`` or ``cuda``; ``auto`` is CUDA where there is some.
+
+    :raises ModelError: unknown, or CUDA where there is none
+    """
+    if device not in DEVICES:
+        raise ModelError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ModelError("device is 'cuda'; allowed here: auto, cpu (torch finds no CUDA device)")
+    if device == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    return device
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """``[B, h, w, 3]`` uint8 -> ``[B, 3, h, w]`` float32 in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+
+
+class CausalEngine:
+    """Runs a causal video encoder; holds no state, the streams do."""
+
+    backend = 'torch'
+
+    def __init__(self, folder: Path, description: TokenizerDescription, threads: int = 0) -> None:
+        """Load the encoder of a model folder.
+
+        :param threads: CPU threads of torch in this process, 0 = as they are
+        :raises ModelError: it does not hold that model, or a library is missing
+        """
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = choose_device()
+        frozen = load_family(folder, description.family)
+        found = (frozen.stride, frozen.channels, frozen.temporal_stride)
+        stated = (description.stride, description.channels, description.temporal_stride)
+        if found != stated:
+            raise ModelError(
+                f'{folder}/tokenizer.json: stride, channels, temporal_stride are {stated}; the '
+                f'model has {found}'
+            )
+        self._model: Any = frozen.model.to(self.device)
+        self._mean = torch.tensor(description.mean, device=self.device)
+        self._std = torch.tensor(description.std, device=self.device)
+
+    def step(
+        self, images: NDArray[np.uint8], state: CausalState | None
+    ) -> tuple[NDArray[np.float32], CausalState]:
+        """Encode the images of one grid; see ``Tokenizer.encode_group``."""
+        with torch.inference_mode():
+            pixels = to_pixels(torch.from_numpy(images).to(self.device))
+            latents, state = self._model.step(pixels.transpose(0, 1)[None], state)
+            normalised = (latents[0].permute(1, 2, 0) - self._mean) / self._std
+            array: NDArray[np.float32] = normalised.contiguous().cpu().numpy()
+            return array, state
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model = None
+
+
+class TorchScriptEngine:
+    """One half of a TorchScript image tokenizer, with the interface of an ``Engine``."""
+
+    backend = 'torch'
+
+    def __init__(
+        self, folder: Path, description: TokenizerDescription, part: str, threads: int = 0
+    ) -> None:
+        """Load ``encoder`` or ``decoder``.
+
+        :param threads: CPU threads of torch in this process, 0 = as they are
+        :raises ModelError: not TorchScript
+        """
+        from adaptok_ros.training.export import DecoderGraph, EncoderGraph
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = choose_device()
+        model: Any = load_family(folder, description.family).model
+        graph = EncoderGraph if part == 'encoder' else DecoderGraph
+        statistics = torch.tensor(description.mean), torch.tensor(description.std)
+        self._graph: nn.Module | None = graph(model, *statistics).to(self.device)
+        self._output = 'latents' if part == 'encoder' else 'image'
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See :meth:`adaptok_ros.engines.Engine.run`."""
+        assert self._graph is not None
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(array).to(self.device) for array in inputs.values()]
+            return {self._output: self._graph(*tensors).contiguous().cpu().numpy()}
+
+    def close(self) -> None:
+        """See :meth:`adaptok_ros.engines.Engine.close`."""
+        self._graph = None
