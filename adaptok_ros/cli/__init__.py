@@ -14,7 +14,9 @@ from adaptok_ros.models import ModelError
 from adaptok_ros.packet import PacketError
 from adaptok_ros.video import VideoError
 
-COMMANDS = {'demo': demo, 'bag': bag, 'evaluate': evaluate, 'train': train}
+COMMANDS = {
+    'demo': demo, 'bag': bag, 'calibrate': calibrate, 'evaluate': evaluate, 'train': train
+}  # fmt: skip
 EXPECTED = (
     BagError, EngineError, EvaluationError, ModelError, PacketError, VideoError, FileNotFoundError
 )  # fmt: skip
