@@ -24,6 +24,7 @@ from adaptok_ros.evaluation.noise import add_noise, noise_gain, static_scene
 from adaptok_ros.evaluation.output import check_output
 from adaptok_ros.evaluation.perceptual import I3D, frechet_distance, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.quality import MS_SSIM_SMALLEST_SIDE, Original, VideoQuality, psnr
+from adaptok_ros.evaluation.run import evaluate
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
@@ -609,3 +610,13 @@ def test_output_may_be_an_empty_folder(tmp_path):
     for path in (tmp_path, tmp_path / 'file'):
         with pytest.raises(EvaluationError, match='allowed: a new or an empty folder'):
             check_output(path)
+
+
+def test_a_tokenizer_that_needs_earlier_images_is_refused(tmp_path, monkeypatch):
+    class Causal:
+        id, is_causal = 'causal@0', True
+
+    monkeypatch.setattr('adaptok_ros.evaluation.run.TokenizerDescription.load', lambda _: Causal)
+    dataset = find_clips(write_frames(tmp_path / 'walk', scene_frames(2)))
+    with pytest.raises(EvaluationError, match='--tokenizer is causal@0, .*; allowed: '):
+        evaluate(dataset, Settings(DEFAULT_TOKENIZER), '')

@@ -50,6 +50,11 @@ def evaluate(
     :raises ModelError: no such tokenizer, or it is damaged
     """
     description = TokenizerDescription.load(find_model(settings.tokenizer))
+    if description.is_causal:
+        raise EvaluationError(
+            f'--tokenizer is {description.id}, whose latents depend on earlier images; allowed: '
+            'one that encodes every image by itself'
+        )
     lit = lit_id(settings.tokenizer)
     if 'codecs' in settings.compare:
         require_av()
