@@ -618,5 +618,5 @@ def test_a_tokenizer_that_needs_earlier_images_is_refused(tmp_path, monkeypatch)
 
     monkeypatch.setattr('adaptok_ros.evaluation.run.TokenizerDescription.load', lambda _: Causal)
     dataset = find_clips(write_frames(tmp_path / 'walk', scene_frames(2)))
-    with pytest.raises(EvaluationError, match='--tokenizer is causal@0, .*; allowed: '):
+    with pytest.raises(EvaluationError, match=r'--tokenizer is causal@0, .*; allowed: '):
         evaluate(dataset, Settings(DEFAULT_TOKENIZER), '')
