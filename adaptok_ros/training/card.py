@@ -54,7 +54,8 @@ def _section(title: str, description: dict[str, Any]) -> list[str]:
         f"{training['hardware']}, torch {training['torch']}",
     ]
     figures = ', '.join(f'{name} {value:.4g}' for name, value in training['figures'].items())
-    lines += [f'- on its training samples at the end: {figures}']
+    if figures:
+        lines += [f'- on its training samples at the end: {figures}']
     config = ', '.join(f'{name} {value}' for name, value in training['config'].items())
     lines += [f'- hyperparameters: {config}', '', '| data | origin | rights |', '|---|---|---|']
     groups: dict[tuple[str, str], list[str]] = {}
