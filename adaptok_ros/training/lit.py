@@ -37,7 +37,7 @@ class LITTraining(LoopConfig):
     :ivar stills: number of still photos under sensor noise
     """
 
-    steps: int = 16000
+    steps: int = 9300
     learning_rate: float = 1.5e-3
     batch: int = 8
     crop: int = 32
