@@ -16,7 +16,13 @@ class VideoError(ValueError):
     """A source of frames that cannot be opened or holds no frame."""
 
 
-def _folder_images(folder: Path) -> list[Path]:
+def _image_files(source: str | Path) -> list[Path] | None:
+    """Files of a folder of images, or an image alone; None for a video or device."""
+    folder = Path(source)
+    if not str(source) or not folder.is_dir():
+        # OpenCV would take 001.png for the first of a sequence.
+        alone = folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES
+        return [folder] if alone else None
     paths = sorted(
         path
         for path in folder.iterdir()
@@ -46,8 +52,7 @@ def frame_rate(source: str | Path, default: float = 30.0) -> float:
 
     :raises VideoError: the source cannot be opened
     """
-    if str(source) and Path(source).is_dir():
-        _folder_images(Path(source))
+    if _image_files(source) is not None:
         return default
     capture = _open(source)
     try:
@@ -62,8 +67,9 @@ def frame_count(source: str | Path) -> int:
 
     :raises VideoError: the source cannot be opened
     """
-    if str(source) and Path(source).is_dir():
-        return len(_folder_images(Path(source)))
+    images = _image_files(source)
+    if images is not None:
+        return len(images)
     capture = _open(source)
     try:
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -80,8 +86,9 @@ def read_frames(source: str | Path, step: int = 1) -> Iterator[NDArray[np.uint8]
     :raises VideoError: at the first frame asked for: the source cannot be opened, or none of
         it can be decoded
     """
-    if str(source) and Path(source).is_dir():
-        for path in _folder_images(Path(source))[::step]:
+    images = _image_files(source)
+    if images is not None:
+        for path in images[::step]:
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
                 raise VideoError(f'{path}: not an image that OpenCV can decode')

@@ -131,7 +131,7 @@ def data(tmp_path_factory):
     """Thirty-odd frames in order, as a folder of images."""
     folder = tmp_path_factory.mktemp('data') / 'clip'
     folder.mkdir()
-    for number, image in enumerate(moving_pictures(33, seed=7)):
+    for number, image in enumerate(moving_pictures(33, 48, 64, seed=7)):
         cv2.imwrite(str(folder / f'{number:03}.png'), image[:, :, ::-1])
     return folder
 
@@ -294,12 +294,15 @@ def test_stream_equals_the_whole_clip(library, name):
     assert stride == (8 if name == 'cosmos-8' else 4)
     assert not description.can_decode and description.receptive_field == 0
     assert description.stride == (16 if name == 'wan-2.2' else 8)
-    images = moving_pictures(2 + 4 * stride)
+    images = moving_pictures(2 + 3 * stride)
     stream = tokenizer.stream()
     for start in (0, 1):
-        clip = images[start:start + 1 + 4 * stride - start * stride]
+        clip = images[start:start + 1 + (3 - start) * stride]
         whole = library_latents(library, name, clip)
-        found = [stream.encode(image) for image in clip]
+        buffer, found = np.empty_like(clip[0]), []
+        for image in clip:
+            buffer[:] = image
+            found.append(stream.encode(buffer))
         complete = [number for number, grid in enumerate(found) if grid is not None]
         assert complete == list(range(0, len(clip), stride))
         for number, raw in zip(complete, whole, strict=True):
@@ -307,7 +310,7 @@ def test_stream_equals_the_whole_clip(library, name):
                 found[number], normalised(raw, description), atol=2e-4, rtol=1e-4
             )
         stream.reset()
-    assert np.abs(found[complete[1]] - found[complete[2]]).max() > 0.01
+    assert np.abs(found[0] - found[complete[1]]).max() > 0.01
     tokenizer.close()
 
 
@@ -520,9 +523,9 @@ def test_own_tokenizer_is_measured_again(data, tmp_path):
     not list(TAEF2.glob('*.safetensors')), reason=f'no TAEF2 weights in {TAEF2}'
 )
 def test_real_taef2_reconstructs_a_photograph(tmp_path):
-    photos = sorted(SHARED.glob('images/*/*.jpg'))[:4]
+    photos = sorted(SHARED.glob('images/*/*.jpg'))[:2]
     output = tmp_path / 'taef2'
-    description = calibrate(str(TAEF2), photos, output, frames=4, image_size=(128, 192))
+    description = calibrate(str(TAEF2), photos, output, frames=2, image_size=(96, 128))
     assert (description.family, description.channels, description.stride) == ('taesd', 32, 8)
     assert description.receptive_field == 0, 'its group normalisation sees the whole image'
     assert 0.1 < min(description.std) and max(description.std) < 10
@@ -530,11 +533,11 @@ def test_real_taef2_reconstructs_a_photograph(tmp_path):
     errors = []
     for path in photos:
         photo = cv2.imread(str(path))[:, :, ::-1]
-        image = cv2.resize(photo, (192, 128), interpolation=cv2.INTER_AREA)
-        decoded = tokenizer.decode(tokenizer.encode(image), 128, 192)
+        image = cv2.resize(photo, (128, 96), interpolation=cv2.INTER_AREA)
+        decoded = tokenizer.decode(tokenizer.encode(image), 96, 128)
         errors.append(np.mean((decoded.astype(float) - image) ** 2))
-    # With the normalisation grouped otherwise, or left out, it is below 23 dB.
-    assert -10 * np.log10(np.mean(errors) / 255**2) > 24
+    # 27.6 dB; with the normalisation in 8 groups 25.7 dB, in 2 groups 24.1 dB.
+    assert -10 * np.log10(np.mean(errors) / 255**2) > 26.5
     tokenizer.close()
 
 
@@ -576,7 +579,7 @@ def test_receptive_field_holds_what_a_latent_depends_on(make):
         column = before.shape[3] // 2
         left = column * stride - (field - stride) // 2
         reaching = []
-        for at in range(0, side, 7):
+        for at in range(0, side, 11):
             changed = pixels.clone()
             changed[..., at] += 0.5
             if not torch.equal(model.encode(changed)[..., column], before[..., column]):
@@ -624,6 +627,8 @@ def test_sample_is_spread_and_repeatable(data, tmp_path):
     everything = [group[0].tobytes() for group in sample_images([data], 99, 1)]
     assert len(first) == 5 and len(everything) == 33
     assert [everything.index(image) for image in first] == [0, 6, 12, 18, 24]
+    (group,) = sample_images([data / '004.png'], 9, 9)
+    assert [image.tobytes() for image in group] == [everything[4]], 'one image is no sequence'
     (clip,) = sample_images([data], 9, 9)
     assert [image.tobytes() for image in clip] == everything[:9]
 
@@ -640,28 +645,21 @@ def test_calibrated_folder_can_be_calibrated_again(library, data, tmp_path, name
 # The command
 
 
-def adaptok(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, '-m', 'adaptok_ros', *map(str, arguments)],
-        capture_output=True, text=True, timeout=100,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', **environment},
-    )  # fmt: skip
-
-
-def test_command_from_source_to_latents(library, data, tmp_path):
+def test_command_from_source_to_latents(data, tmp_path):
     output = tmp_path / 'tiny-decoder'
-    done = adaptok(
-        'calibrate', library.source('autoencoder-tiny'), '--data', data, '--output', output,
-        '--frames', 4,
+    done = subprocess.run(
+        [sys.executable, '-m', 'adaptok_ros', 'calibrate', 'adaptok-tiny', '--data', str(data),
+         '--output', str(output), '--frames', '4', '--image-size', '48x64'],
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     tokenizer = Tokenizer(str(output), threads=1)
     assert tokenizer.description.id in done.stdout
-    assert tokenizer.encode(moving_pictures(1)[0]).shape == (8, 12, 4)
+    assert tokenizer.encode(moving_pictures(1)[0]).shape == (8, 12, 16)
     assert sorted(os.listdir(tmp_path)) == ['tiny-decoder']
-    assert {path.stat().st_mode & 0o444 for path in output.iterdir()} != {0o400}
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1
     with pytest.raises(ModelError, match='output exists; allowed: a folder that does not'):
-        calibrate(str(library.source('autoencoder-tiny')), [data], output)
+        calibrate('adaptok-tiny', [data], output)
 
 
 @pytest.mark.parametrize(('module', 'name'), [
@@ -907,8 +905,12 @@ def test_hub_downloads_the_files_of_one_folder_only(library, data, tmp_path, mon
         calibrate('owner/name/none', [data], tmp_path / 'none')
 
 
+class TransportError(Exception):
+    """As the HTTP libraries behind the hub raise: none of Python's own."""
+
+
 @pytest.mark.parametrize('error', [
-    ConnectionError('no route'), ValueError('bad id'), RuntimeError('gated'), OSError('404'),
+    TransportError('no route'), ValueError('bad id'), RuntimeError('gated'), OSError('404'),
 ])  # fmt: skip
 def test_hub_that_cannot_provide(data, tmp_path, monkeypatch, error):
     import huggingface_hub

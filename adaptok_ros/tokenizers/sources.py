@@ -58,9 +58,9 @@ def _download(source: str, suffixes: tuple[str, ...]) -> Path:
                 f'{source}: no file on the hub that ends in {", ".join(suffixes)}'
             )
         root = huggingface_hub.snapshot_download(f'{owner}/{name}', allow_patterns=wanted)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except ModelError:
+        raise
+    except Exception as error:  # another class for every cause, from several libraries
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f'{source}: no such local path, and the hub cannot provide it: {reason[0]}'
