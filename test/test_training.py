@@ -247,9 +247,9 @@ def test_bad_hyperparameters(tmp_path, text, message):
 
 def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(ModelError, match='device is cuda'):
+    with pytest.raises(ModelError, match="device is 'cuda'"):
         Processes('cuda')
-    with pytest.raises(ModelError, match='device is tpu'):
+    with pytest.raises(ModelError, match="device is 'tpu'"):
         Processes('tpu')
 
 

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from adaptok_ros.models import ModelError
+from adaptok_ros.tokenizers.torch_runtime import choose_device
 
 PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-DEVICES = ('auto', 'cpu', 'cuda')
 
 Item = TypeVar('Item')
 Draw = Callable[[np.random.Generator], Item]
@@ -72,11 +72,7 @@ class Processes:
 
         :raises ModelError: unknown device, or ``cuda`` where there is none
         """
-        if device not in DEVICES:
-            raise ModelError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
-        if device == 'cuda' and not torch.cuda.is_available():
-            raise ModelError('device is cuda, but torch finds no CUDA device; use cpu or auto')
-        cuda = device != 'cpu' and torch.cuda.is_available()
+        cuda = choose_device(device) == 'cuda'
         self.world = int(os.environ.get('WORLD_SIZE', '1'))
         self.rank = int(os.environ.get('RANK', '0'))
         local = int(os.environ.get('LOCAL_RANK', '0'))
