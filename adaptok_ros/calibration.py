@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from adaptok_ros.folders import new_folder
 from adaptok_ros.models import ModelError, sha256
 from adaptok_ros.tokenizers.families import FrozenModel, detect_family, load_family
+from adaptok_ros.tokenizers.graphs import to_pixels
 from adaptok_ros.tokenizers.sources import find_source
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
-from adaptok_ros.tokenizers.torch_runtime import choose_device, to_pixels
-from adaptok_ros.training.export import (
-    TOLERANCE,
-    DecoderGraph,
-    EncoderGraph,
-    ExportError,
-    export_graph,
-    write_description,
-)
-from adaptok_ros.video import IMAGE_SUFFIXES, frame_count, read_frames
+from adaptok_ros.tokenizers.torch_runtime import choose_device
+from adaptok_ros.training.export import ExportError, export_graphs, write_description
+from adaptok_ros.video import find_sources, frame_count, read_frames, shrink
 
-VIDEO_SUFFIXES = frozenset({'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpg', '.webm'})
 LONGEST_SIDE = 640
 """Footage is scaled down to this where no image size is given."""
 GRIDS_PER_CLIP = 8
@@ -90,17 +83,7 @@ def find_clips(data: Sequence[Path]) -> list[Path]:
     """
     clips = []
     for path in data:
-        found = [path] if path.is_file() else []
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            suffixes = {Path(name).suffix.lower() for name in names if name[0] != '.'}
-            if suffixes & IMAGE_SUFFIXES:
-                found.append(Path(folder))
-            found += [
-                Path(folder, name)
-                for name in sorted(names)
-                if Path(name).suffix.lower() in VIDEO_SUFFIXES and name[0] != '.'
-            ]
+        found = [path] if path.is_file() else find_sources(path)
         if not found:
             raise ModelError(f'{path}: data holds no image and no video')
         clips += found
@@ -134,13 +117,12 @@ def sample_images(clips: Sequence[Path], count: int, consecutive: int) -> Iterat
 
 def _fit(image: Image, size: tuple[int, int] | None, stride: int) -> Image:
     """Resize to the size given, or to at most :data:`LONGEST_SIDE`; cut to whole positions."""
-    height, width = image.shape[:2]
     if size is None:
-        scale = min(1.0, LONGEST_SIDE / max(height, width))
-        size = (max(stride, round(scale * height)), max(stride, round(scale * width)))
-    if size != (height, width):
+        image = shrink(image, LONGEST_SIDE, stride)
+    elif size != image.shape[:2]:
         image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
-    return image[:size[0] // stride * stride, :size[1] // stride * stride]
+    rows, columns = (side // stride for side in image.shape[:2])
+    return image[:rows * stride, :columns * stride]
 
 
 def measure(
@@ -220,26 +202,12 @@ def calibrate(
             f'image size is {size[0]}x{size[1]}; allowed: multiples of the stride {frozen.stride}'
         )
     mean, std = measure(frozen, clips, size, frames, device)
-    folder = Path(tempfile.mkdtemp(prefix=f'.{output.name}-', dir=output.absolute().parent))
     try:
-        _write(frozen, mean, std, name, frames, folder)
-        description = TokenizerDescription.load(folder)
-        _open_to_readers(folder)
-        folder.rename(output)
+        with new_folder(output) as folder:
+            _write(frozen, mean, std, name, frames, folder)
+            return TokenizerDescription.load(folder)
     except (ExportError, OSError) as error:
         raise ModelError(f'{output}: cannot be written: {error}') from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return description
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Permissions that the umask gives; temporary folders and safetensors are made private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
-    folder.chmod(0o777 & ~mask)
 
 
 def _write(
@@ -268,7 +236,10 @@ def _write(
         )
         files.append('config.json')
     if not frozen.torchscript and frozen.temporal_stride == 1:
-        files += _export(frozen, mean, std, folder)
+        files += export_graphs(
+            frozen.model, mean, std, frozen.stride, frozen.channels, folder,
+            image_size=frozen.image_size, can_decode=frozen.can_decode,
+        )  # fmt: skip
     fields: dict[str, Any] = {
         'name': name,
         'family': frozen.family,
@@ -282,26 +253,3 @@ def _write(
         'calibration': {'frames': frames},
     }
     write_description(folder, 'tokenizer.json', fields, files)
-
-
-def _export(
-    frozen: FrozenModel, mean: list[float], std: list[float], folder: Path
-) -> list[str]:
-    statistics = torch.tensor(mean), torch.tensor(std)
-    generator = torch.Generator().manual_seed(0)
-    height, width = frozen.image_size or (4 * frozen.stride, 8 * frozen.stride)
-    image = torch.randint(0, 256, (1, height, width, 3), generator=generator).to(torch.uint8)
-    axes = {0: 'batch'} if frozen.image_size else {0: 'batch', 1: 'height', 2: 'width'}
-    export_graph(
-        EncoderGraph(frozen.model, *statistics), {'image': image}, 'latents',
-        {'image': axes, 'latents': {0: 'batch'}}, folder / 'encoder.onnx', TOLERANCE,
-    )  # fmt: skip
-    if not frozen.can_decode:
-        return ['encoder.onnx']
-    latents = torch.randn((1, 4, 8, frozen.channels), generator=generator)
-    export_graph(
-        DecoderGraph(frozen.model, *statistics), {'latents': latents}, 'image',
-        {'latents': {0: 'batch', 1: 'rows', 2: 'columns'}, 'image': {0: 'batch'}},
-        folder / 'decoder.onnx', tolerance=1.0,
-    )  # fmt: skip
-    return ['encoder.onnx', 'decoder.onnx']

@@ -10,10 +10,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = frozenset({'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
+VIDEO_SUFFIXES = frozenset(
+    {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm'}
+)
 
 
 class VideoError(ValueError):
     """A source of frames that cannot be opened or holds no frame."""
+
+
+def find_sources(folder: Path) -> list[Path]:
+    """Videos and folders that hold images, at or below a folder, in the order of their paths.
+
+    What begins with a dot is left out. Empty where there is none or no such folder.
+    """
+    found: set[Path] = set()
+    for path in folder.rglob('*'):
+        if any(part.startswith('.') for part in path.relative_to(folder).parts):
+            continue
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES and path.is_file():
+            found.add(path)
+        elif suffix in IMAGE_SUFFIXES and path.is_file():
+            found.add(path.parent)
+    return sorted(found)
+
+
+def shrink(image: NDArray[np.uint8], longest: int, at_least: int = 1) -> NDArray[np.uint8]:
+    """Scale down by area to at most ``longest`` pixels a side, and no side below ``at_least``."""
+    scale = longest / max(image.shape[:2])
+    if scale >= 1.0:
+        return image
+    height, width = (max(at_least, round(side * scale)) for side in image.shape[:2])
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _image_files(source: str | Path) -> list[Path] | None:

@@ -505,7 +505,8 @@ def test_tokens_are_divided_without_loss(weights):
 def test_summary_is_the_mean_over_clips():
     def entry(kept, ratio):
         return {'kind': 'a', 'tau': {'0.1': {
-            'kept': kept, 'lit_over_hold': ratio, 'hold': {'psnr': 10 * kept, 'ms_ssim': None},
+            'kept': kept, 'kept_after_keyframe': kept / 10, 'lit_over_hold': ratio,
+            'hold': {'psnr': 10 * kept, 'ms_ssim': None},
         }}, 'noise': {'2': kept}}  # fmt: skip
 
     summary = summarize([entry(1.0, 0.5), entry(3.0, 2.0), entry(5.0, None)])
@@ -516,6 +517,9 @@ def test_summary_is_the_mean_over_clips():
     assert row['lit_over_hold_worst'] == 2.0
     assert row['share_of_clips_better_with_lit'] == 0.5
     assert row['hold'] == {'psnr': 30.0, 'ms_ssim': None}
+    assert summary['moderate'] == {'pairs': 2, 'lit_over_hold': pytest.approx(1.0)}
+    rare, moving = entry(0.9, 3.0), entry(6.0, 0.5)
+    assert 'moderate' not in summarize([rare, moving])
     assert summary['noise_worst'] == {'2': 5.0}
     assert mean([]) is None and geometric_mean([None, 0.0]) is None
 

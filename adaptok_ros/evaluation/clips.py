@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.sender import SMALLEST_SIDE
-from adaptok_ros.video import IMAGE_SUFFIXES, VideoError, read_frames
+from adaptok_ros.video import VideoError, frame_count, read_frames, shrink
 
 Image = NDArray[np.uint8]
 
@@ -50,14 +50,11 @@ class Preparation:
         """Resize, by area, and cut one frame ``[h, w, 3]`` uint8."""
         height, width = image.shape[:2]
         if self.size:
-            scale = self.size / min(height, width)
-            resized = _resize(image, scale, self.size)
+            resized = _resize(image, self.size / min(height, width), self.size)
             top = (resized.shape[0] - self.size) // 2
             left = (resized.shape[1] - self.size) // 2
             return np.ascontiguousarray(resized[top:top + self.size, left:left + self.size])
-        if self.longest_side and max(height, width) > self.longest_side:
-            return _resize(image, self.longest_side / max(height, width), SMALLEST_SIDE)
-        return image
+        return shrink(image, self.longest_side, SMALLEST_SIDE) if self.longest_side else image
 
 
 def _resize(image: Image, scale: float, at_least: int) -> Image:
@@ -70,12 +67,10 @@ def _resize(image: Image, scale: float, at_least: int) -> Image:
 
 def expected_frames(path: Path, preparation: Preparation) -> int:
     """How many frames a clip claims to have, for progress; 0 if it does not say."""
-    if path.is_dir():
-        claimed = sum(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir())
-    else:
-        capture = cv2.VideoCapture(str(path))
-        claimed = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        capture.release()
+    try:
+        claimed = frame_count(path)
+    except VideoError:
+        claimed = 0
     return min(claimed, preparation.frames or claimed)
 
 

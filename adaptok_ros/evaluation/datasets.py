@@ -7,11 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.video import IMAGE_SUFFIXES
+from adaptok_ros.video import VIDEO_SUFFIXES, find_sources
 
-VIDEO_SUFFIXES = frozenset(
-    {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm'}
-)
 DEFAULT_SPLIT = 'val'
 
 
@@ -85,7 +82,7 @@ def _manifest(data: Path) -> tuple[ClipSource, ...]:
 
 def _only_video(folder: Path) -> Path:
     """The one video in a clip's folder, or the folder itself as frames."""
-    videos = [path for path in _visible(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [path for path in find_sources(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
     return videos[0] if len(videos) == 1 else folder
 
 
@@ -105,31 +102,16 @@ def _davis(data: Path, split: str) -> tuple[ClipSource, ...]:
 
 
 def _folder(data: Path) -> tuple[ClipSource, ...]:
-    found = []
-    for folder in (data, *sorted(path for path in data.rglob('*') if path.is_dir())):
-        if any(part.startswith('.') for part in folder.relative_to(data).parts):
-            continue
-        files = _visible(folder)
-        found += [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
-            found.append(folder)
+    found = find_sources(data)
     if not found:
         suffixes = ', '.join(sorted(VIDEO_SUFFIXES))
         raise EvaluationError(
             f'{data}: no clip in this folder; allowed: videos ({suffixes}) and folders of frames'
         )
-    return tuple(_named(path, data) for path in sorted(found))
+    return tuple(_named(path, data) for path in found)
 
 
 def _named(path: Path, data: Path) -> ClipSource:
     relative = path.relative_to(data)
     name = relative.as_posix() if relative.parts else data.resolve().name
     return ClipSource(name, relative.parts[0] if len(relative.parts) > 1 else 'all', path)
-
-
-def _visible(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.is_file() and not path.name.startswith('.')
-    )

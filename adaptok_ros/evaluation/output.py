@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.clips import Image
 from adaptok_ros.evaluation.plots import draw_drift, draw_rate_distortion
 from adaptok_ros.evaluation.report import markdown
+from adaptok_ros.folders import new_folder
 
 
 def check_output(output: Path) -> None:
@@ -31,8 +30,7 @@ def check_output(output: Path) -> None:
 
 def write_results(record: dict[str, Any], pictures: dict[str, Image], output: Path) -> None:
     """Write ``results.json``, ``results.md``, the plots and ``kept/<clip>.jpg``."""
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.parent))
-    try:
+    with new_folder(output) as temporary:
         plots = []
         if record['overall'].get('dense'):
             draw_rate_distortion(record, temporary / 'rate_distortion.png')
@@ -47,11 +45,6 @@ def write_results(record: dict[str, Any], pictures: dict[str, Image], output: Pa
         (temporary / 'results.md').write_text(markdown(record, plots))
         text = json.dumps(_rounded(record), indent=1, allow_nan=False)
         (temporary / 'results.json').write_text(text + '\n')
-        temporary.chmod(0o755)
-        temporary.replace(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _rounded(value: Any) -> Any:

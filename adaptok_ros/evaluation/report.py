@@ -22,7 +22,7 @@ def markdown(record: dict[str, Any], plots: Sequence[str]) -> str:
     if record['fvd']:
         parts.append(_fvd(record['fvd']))
     if record['lit']:
-        parts.append(_lit(overall['tau']))
+        parts.append(_lit(overall))
     parts += ['## By kind of content', _kinds(record)]
     parts += ['## Noise', _noise(record)]
     if 'previous' in overall:
@@ -111,10 +111,10 @@ def _fvd(values: dict[str, float]) -> str:
     return _table(['reconstruction', 'FVD'], [[k, _number(v, 1)] for k, v in values.items()])
 
 
-def _lit(taus: dict[str, Any]) -> str:
+def _lit(overall: dict[str, Any]) -> str:
     header = ['tau', 'latent MSE hold', 'latent MSE LIT', 'LIT / hold', 'worst clip',
               'clips better with LIT']  # fmt: skip
-    return 'At positions that were not sent:\n\n' + _table(header, [
+    text = 'At positions that were not sent:\n\n' + _table(header, [
         [
             tau,
             _number(row.get('latent_mse_hold'), 5),
@@ -123,8 +123,15 @@ def _lit(taus: dict[str, Any]) -> str:
             _number(row.get('lit_over_hold_worst'), 3),
             _number(row.get('share_of_clips_better_with_lit'), 0, 100.0) + ' %',
         ]
-        for tau, row in taus.items()
+        for tau, row in overall['tau'].items()
     ])  # fmt: skip
+    moderate = overall.get('moderate')
+    if moderate:
+        text += (
+            f"\n\nLIT / hold over the {moderate['pairs']} pairs of clip and tau in which 10 to "
+            f"50 % were kept: {moderate['lit_over_hold']:.3f}"
+        )
+    return text
 
 
 def _per_tau(record: dict[str, Any]) -> list[str]:

@@ -40,6 +40,10 @@ def mean_tree(trees: list[Any]) -> Any:
 PARTS = ('dense', 'tau', 'noise', 'static', 'previous', 'codecs', 'allocation')
 
 
+MODERATE = (0.1, 0.5)
+"""Shares sent between which LIT has both something to go by and something to do."""
+
+
 def summarize(clips: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over clips of everything measured, and how LIT did against hold."""
     measured = [{part: clip[part] for part in PARTS if clip.get(part)} for clip in clips]
@@ -50,6 +54,16 @@ def summarize(clips: list[dict[str, Any]]) -> dict[str, Any]:
         if known:
             row['lit_over_hold_worst'] = max(known)
             row['share_of_clips_better_with_lit'] = float(np.mean(np.array(known) < 1.0))
+    moderate = [
+        row['lit_over_hold']
+        for clip in clips
+        for row in clip.get('tau', {}).values()
+        if row.get('lit_over_hold') and MODERATE[0] <= row['kept_after_keyframe'] <= MODERATE[1]
+    ]
+    if moderate:
+        summary['moderate'] = {
+            'pairs': len(moderate), 'lit_over_hold': geometric_mean(moderate)
+        }
     if 'noise' in summary:
         summary['noise_worst'] = {
             sigma: max(clip['noise'][sigma] for clip in clips) for sigma in summary['noise']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import argparse
 import signal
 import sys
@@ -70,11 +71,10 @@ class Worker:
             self._work()
 
 
-class StreamNode(LifecycleNode):
+class StreamNode(LifecycleNode, abc.ABC):
     """A lifecycle node that computes on a worker and reports on ``/diagnostics``.
 
-    Subclasses implement :meth:`allocate`, :meth:`start`, :meth:`stop`, :meth:`release`,
-    :meth:`process` and :meth:`report`.
+    Subclasses implement the abstract methods.
     """
 
     def __init__(self, name: str, table: Sequence[NodeParameter]) -> None:
@@ -94,33 +94,33 @@ class StreamNode(LifecycleNode):
 
     # What a subclass provides.
 
+    @abc.abstractmethod
     def allocate(self, values: dict[str, Any]) -> None:
         """Create publishers, services and engines. Raises on bad parameters or models."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def start(self) -> None:
         """Create the subscriptions."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def stop(self) -> None:
         """Destroy the subscriptions and drop what was pending."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def release(self) -> None:
         """Destroy all but the outputs that :meth:`allocate` made, also if it failed half-way."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def process(self) -> None:
         """Handle everything pending, on the worker."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def report(self) -> tuple[list[str], dict[str, str]]:
         """Warnings and figures for diagnostics, once a second on the executor's thread."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def apply(self, changes: dict[str, Any]) -> None:
         """Take runtime parameters. Raises ValueError where they do not fit together."""
-        raise NotImplementedError
 
     # Lifecycle.
 

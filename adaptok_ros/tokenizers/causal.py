@@ -8,6 +8,7 @@ of the library's encoder on the whole clip.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
@@ -31,7 +32,7 @@ class CausalState:
     cache: dict[str, Any]
 
 
-class CausalEncoder(nn.Module):
+class CausalEncoder(nn.Module, abc.ABC):
     """An encoder that runs grid by grid.
 
     :ivar temporal_stride: frames per latent grid, after the first
@@ -39,6 +40,7 @@ class CausalEncoder(nn.Module):
 
     temporal_stride: int
 
+    @abc.abstractmethod
     def step(
         self, pixels: Tensor, state: CausalState | None
     ) -> tuple[Tensor, CausalState]:
@@ -49,7 +51,6 @@ class CausalEncoder(nn.Module):
         :param state: None begins a clip
         :return: ``[B, C, H, W]`` raw latents and the state for the next grid
         """
-        raise NotImplementedError
 
 
 class WanEncoder(CausalEncoder):

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from adaptok_ros.models import ModelError
 from adaptok_ros.tokenizers.causal import CausalState
 from adaptok_ros.tokenizers.families import load_family
+from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph, to_pixels
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 DEVICES = ('auto', 'cpu', 'cuda')
@@ -31,11 +32,6 @@ def choose_device(device: str = 'auto') -> str:
     if device == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     return device
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """``[B, h, w, 3]`` uint8 -> ``[B, 3, h, w]`` float32 in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
 
 
 class CausalEngine:
@@ -93,8 +89,6 @@ class TorchScriptEngine:
         :param threads: CPU threads of torch in this process, 0 = as they are
         :raises ModelError: not TorchScript
         """
-        from adaptok_ros.training.export import DecoderGraph, EncoderGraph
-
         if threads:
             torch.set_num_threads(threads)
         self.device = choose_device()

@@ -13,14 +13,11 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adaptok_ros.video import IMAGE_SUFFIXES, VideoError, read_frames
-
-VIDEO_SUFFIXES = frozenset({'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpg', '.webm'})
+from adaptok_ros.video import VideoError, find_sources, read_frames, shrink
 
 Image = NDArray[np.uint8]
 
@@ -79,22 +76,8 @@ def _listed(data: Path, use: str) -> Iterator[Footage]:
 
 
 def _unlisted(data: Path) -> Iterator[Footage]:
-    for path in sorted([data, *data.rglob('*')]):
-        if path.is_dir():
-            if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir()):
-                yield Footage(path.name, path, True, path.name, 'not stated')
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            yield Footage(path.stem, path, False, path.name, 'not stated')
-
-
-def shrink(image: Image, longest: int) -> Image:
-    """Scale an image down so that its longer side is at most ``longest`` pixels."""
-    scale = longest / max(image.shape[:2])
-    if scale >= 1.0:
-        return image
-    return np.asarray(
-        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8
-    )
+    for path in find_sources(data):
+        yield Footage(path.stem, path, path.is_dir(), path.name, 'not stated')
 
 
 def load_clips(footage: list[Footage], longest: int, max_frames: int) -> list[Clip]:

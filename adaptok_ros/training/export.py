@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adaptok_ros.folders import replacing
 from adaptok_ros.lit.model import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.models import sha256
+from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
 from adaptok_ros.tokenizers.tiny import TinyAutoencoder
 
 OPSET = 17
@@ -27,36 +26,6 @@ TOLERANCE = 1e-3
 
 class ExportError(RuntimeError):
     """A graph that does not compute what the model computes."""
-
-
-class EncoderGraph(nn.Module):
-    """``[B, h, w, 3]`` uint8 RGB -> ``[B, H, W, C]`` normalised latents."""
-
-    def __init__(self, model: TinyAutoencoder, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer('mean', mean.reshape(1, -1, 1, 1))
-        self.register_buffer('std', std.reshape(1, -1, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        pixels = image.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1.0
-        latents = (self.model.encode(pixels) - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-        return latents.permute(0, 2, 3, 1)
-
-
-class DecoderGraph(nn.Module):
-    """``[B, H, W, C]`` normalised latents -> ``[B, h, w, 3]`` uint8 RGB."""
-
-    def __init__(self, model: TinyAutoencoder, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer('mean', mean.reshape(1, -1, 1, 1))
-        self.register_buffer('std', std.reshape(1, -1, 1, 1))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        raw = latents.permute(0, 3, 1, 2) * cast(Tensor, self.std) + cast(Tensor, self.mean)
-        pixels = (self.model.decode(raw).clamp(-1.0, 1.0) + 1.0) * 127.5
-        return pixels.round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def export_graph(
@@ -93,17 +62,49 @@ def export_graph(
         raise ExportError(f'{path}: ONNX Runtime is {error} from torch; allowed: {tolerance}')
 
 
-@contextlib.contextmanager
-def replacing(folder: Path, description: str) -> Iterator[Path]:
-    """Yield an empty folder whose files move into ``folder`` if all goes well.
+def export_graphs(
+    model: Any,
+    mean: list[float],
+    std: list[float],
+    stride: int,
+    channels: int,
+    folder: Path,
+    image_size: tuple[int, int] | None = None,
+    can_decode: bool = True,
+) -> list[str]:
+    """Write ``encoder.onnx``, and ``decoder.onnx`` where there is a decoder.
 
-    The description moves last, so that a cut leaves files that it refuses, not a mixture.
+    :param model: with ``encode`` and, where it can decode, ``decode``, as :class:`EncoderGraph`
+        and :class:`DecoderGraph` need them
+    :param image_size: the only height and width that it takes; None = any
+    :returns: names of the files
+    :raises ExportError: ONNX Runtime and torch disagree
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.partial-') as partial:
-        yield Path(partial)
-        for file in sorted(Path(partial).iterdir(), key=lambda path: path.name == description):
-            file.replace(folder / file.name)
+    statistics = torch.tensor(mean), torch.tensor(std)
+    generator = torch.Generator().manual_seed(0)
+    height, width = image_size or (4 * stride, 8 * stride)
+    image = torch.randint(0, 256, (1, height, width, 3), generator=generator).to(torch.uint8)
+    axes = {0: 'batch'} if image_size else {0: 'batch', 1: 'height', 2: 'width'}
+    export_graph(
+        EncoderGraph(model, *statistics),
+        {'image': image},
+        'latents',
+        {'image': axes, 'latents': {0: 'batch'}},
+        folder / 'encoder.onnx',
+        TOLERANCE,
+    )
+    if not can_decode:
+        return ['encoder.onnx']
+    latents = torch.randn((1, 4, 8, channels), generator=generator)
+    export_graph(
+        DecoderGraph(model, *statistics),
+        {'latents': latents},
+        'image',
+        {'latents': {0: 'batch', 1: 'rows', 2: 'columns'}, 'image': {0: 'batch'}},
+        folder / 'decoder.onnx',
+        tolerance=1.0,
+    )
+    return ['encoder.onnx', 'decoder.onnx']
 
 
 def write_description(folder: Path, name: str, fields: dict[str, Any], files: list[str]) -> None:
@@ -126,29 +127,9 @@ def export_tokenizer(
     :raises ExportError: ONNX Runtime and torch disagree; nothing is written
     """
     model = model.eval()
-    statistics = torch.tensor(mean), torch.tensor(std)
-    generator = torch.Generator().manual_seed(0)
-    side = 4 * model.stride
-    image = torch.randint(0, 256, (1, side, 2 * side, 3), generator=generator).to(torch.uint8)
-    latents = torch.randn((1, 4, 8, model.channels), generator=generator)
     with replacing(folder, 'tokenizer.json') as partial:
         save_file(model.state_dict(), partial / 'tokenizer.safetensors')
-        export_graph(
-            EncoderGraph(model, *statistics),
-            {'image': image},
-            'latents',
-            {'image': {0: 'batch', 1: 'height', 2: 'width'}, 'latents': {0: 'batch'}},
-            partial / 'encoder.onnx',
-            TOLERANCE,
-        )
-        export_graph(
-            DecoderGraph(model, *statistics),
-            {'latents': latents},
-            'image',
-            {'latents': {0: 'batch', 1: 'rows', 2: 'columns'}, 'image': {0: 'batch'}},
-            partial / 'decoder.onnx',
-            tolerance=1.0,
-        )
+        graphs = export_graphs(model, mean, std, model.stride, model.channels, partial)
         write_description(
             partial,
             'tokenizer.json',
@@ -161,7 +142,7 @@ def export_tokenizer(
                 'receptive_field': model.receptive_field,
                 'training': training or {},
             },
-            ['tokenizer.safetensors', 'encoder.onnx', 'decoder.onnx'],
+            ['tokenizer.safetensors', *graphs],
         )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adaptok_ros.evaluation.noise import add_noise
 from adaptok_ros.lit.model import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.models import ModelError
 from adaptok_ros.selection import SelectionConfig, Selector
@@ -118,16 +119,14 @@ def wander(photo: Image, side: int, rng: np.random.Generator) -> list[Image]:
             photo, matrix, (side, side), flags=cv2.INTER_AREA,
             borderMode=cv2.BORDER_REFLECT_101,
         )
-        noisy = view + rng.normal(0.0, sigma, view.shape)
-        frames.append(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+        frames.append(add_noise(np.asarray(view, np.uint8), sigma, rng))
     return frames
 
 
 def rest(photo: Image, rng: np.random.Generator) -> list[Image]:
     """A camera before a scene in which nothing moves: sensor noise of sigma 0 to 5 / 255."""
     sigma = rng.uniform(0.0, 5.0)
-    noise = rng.normal(0.0, sigma, (VIEW_FRAMES, *photo.shape))
-    return list(np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8))
+    return [add_noise(photo, sigma, rng) for _ in range(VIEW_FRAMES)]
 
 
 def prepare(

@@ -1,0 +1,46 @@
+"""What surrounds a frozen model: from uint8 images to normalised latents, and back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """``[B, h, w, 3]`` uint8 -> ``[B, 3, h, w]`` float32 in [-1, 1].
+
+    The cast comes first: TensorRT does not transpose uint8.
+    """
+    return images.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1.0
+
+
+class _NormalisedModel(nn.Module):
+    """A model and the mean and std of its raw latents, ``[C]`` each."""
+
+    def __init__(self, model: Any, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer('mean', mean.reshape(1, -1, 1, 1))
+        self.register_buffer('std', std.reshape(1, -1, 1, 1))
+
+
+class EncoderGraph(_NormalisedModel):
+    """``[B, h, w, 3]`` uint8 RGB -> ``[B, H, W, C]`` normalised latents."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``model.encode`` takes what :func:`to_pixels` gives."""
+        raw = self.model.encode(to_pixels(image))
+        latents = (raw - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        return cast(Tensor, latents.permute(0, 2, 3, 1))
+
+
+class DecoderGraph(_NormalisedModel):
+    """``[B, H, W, C]`` normalised latents -> ``[B, h, w, 3]`` uint8 RGB."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """``model.decode`` gives pixels in about [-1, 1]."""
+        raw = latents.permute(0, 3, 1, 2) * cast(Tensor, self.std) + cast(Tensor, self.mean)
+        pixels = (self.model.decode(raw).clamp(-1.0, 1.0) + 1.0) * 127.5
+        return cast(Tensor, pixels.round().permute(0, 2, 3, 1).to(torch.uint8))
