@@ -6,6 +6,20 @@ replenishment", BSTJ 1969; temporal L1 threshold: arXiv 2606.06158), so that a s
 cannot stay below the threshold for ever. After every frame, at every position,
 
     the token was sent, or it was deferred by the ceiling, or mean_c |z - held| < tau.
+
+Arithmetic. :class:`Selector` (numpy) and both backends of ``adaptok_ros.kernels`` (torch,
+Triton) agree bit for bit because all follow this, in IEEE float32, to nearest even, with
+subnormal numbers and without fused multiply-add:
+
+- Before anything else a latent that is NaN becomes 0, and every other is clipped to +-65504.
+- delta: ``|z - ref|`` per channel, zeros appended up to a power of two, then neighbours added
+  (0+1, 2+3, ...) until one number is left, times float32(1/C). Infinite where the receiver
+  holds nothing yet. A position is over where ``delta >= float32(tau)``.
+- Priority under the ceiling: ``delta + WAITING_GAIN * waiting``; equal ones go by position.
+- int8: ``step = max(max |z| / 127, 1e-12)`` per channel over the tokens of the packet, a true
+  division; values are ``z / step`` rounded to nearest even; the receiver holds value * step.
+  The error compared with tau is ``mean_c |value * step - z|``, added up as delta is.
+- float16: rounded to nearest even.
 """
 
 from __future__ import annotations
@@ -19,8 +33,14 @@ from numpy.typing import NDArray
 
 from adaptok_ros.packet import TAU_LIMIT, Payload, decode_values, encode_values
 
-WAITING_GAIN = 0.1
-"""Delta that each frame of waiting under the ceiling adds to a position's priority."""
+WAITING_GAIN = 0.125
+"""Delta that each frame of waiting under the ceiling adds to a position's priority.
+
+A power of two: the product is exact, so that no way of adding it can round differently.
+"""
+
+LATENT_LIMIT = float(np.finfo(np.float16).max)
+"""Latents are clipped to +- this: any payload can express them."""
 
 PERIOD_LIMIT = 1_000_000
 TOKEN_LIMIT = 16_777_216
@@ -92,11 +112,50 @@ class Selection:
         return self.kept == self.keep.size
 
 
+class Schedule:
+    """When everything is due: keyframes on request and at the interval, and rolling refresh.
+
+    :ivar frame: frames so far
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        self.frame = 0
+        self._last_keyframe = 0
+        self._keyframe_requested = True
+        self._last_reference = reference
+
+    def request_keyframe(self) -> None:
+        """Make every position due with the next frame."""
+        self._keyframe_requested = True
+
+    def advance(self, config: SelectionConfig) -> tuple[bool, bool]:
+        """Begin a frame: is every position due, and must the receiver's grid be forgotten.
+
+        It must when the closed loop takes over from ``reference: previous``, which does not
+        know what the receiver holds. Position ``frame % refresh_period`` and every
+        ``refresh_period``-th after it are due as well; ``frame`` counts on afterwards.
+        """
+        forget = (
+            self._last_reference is Reference.PREVIOUS and config.reference is Reference.HELD
+        )
+        self._last_reference = config.reference
+        interval = config.keyframe_interval
+        all_due = self._keyframe_requested or bool(
+            interval and self.frame - self._last_keyframe >= interval
+        )
+        if all_due:
+            self._last_keyframe = self.frame
+            self._keyframe_requested = False
+        self.frame += 1
+        return all_due, forget
+
+
 class Selector:
     """The sending half of the loop for one grid size.
 
     ``reference`` is ``[P, C]`` float32: at every known position the bytes the receiver holds.
-    Buffers are allocated once. ``config`` may be replaced between steps.
+    ``delta`` is ``[P]`` float32, of the last frame. Buffers are allocated once. ``config`` may
+    be replaced between steps.
     """
 
     def __init__(self, positions: int, channels: int, config: SelectionConfig) -> None:
@@ -104,19 +163,19 @@ class Selector:
         self.reference = np.zeros((positions, channels), np.float32)
         self.delta = np.zeros(positions, np.float32)
         self._known = np.zeros(positions, np.bool_)
+        self._all_known = False
         self._due = np.zeros(positions, np.bool_)
         self._over = np.zeros(positions, np.bool_)
         self._keep = np.zeros(positions, np.bool_)
         self._waiting = np.zeros(positions, np.int32)
-        self._difference = np.empty((positions, channels), np.float32)
-        self._last_reference = config.reference
-        self._frame = 0
-        self._last_keyframe = 0
-        self._keyframe_requested = True
+        self._any_waiting = False
+        self._tokens = np.empty((positions, channels), np.float32)
+        self._mean = _ChannelMean(positions, channels)
+        self._schedule = Schedule(config.reference)
 
     def request_keyframe(self) -> None:
         """Make every position due with the next frame."""
-        self._keyframe_requested = True
+        self._schedule.request_keyframe()
 
     def step(self, latents: NDArray[np.float32]) -> Selection:
         """Select from ``[P, C]`` normalised latents and update the reference.
@@ -129,67 +188,56 @@ class Selector:
         rounded token would itself miss tau, the packet goes out as float16.
         """
         config = self.config
-        if self._last_reference is Reference.PREVIOUS and config.reference is Reference.HELD:
+        phase = self._schedule.frame
+        all_due, forget = self._schedule.advance(config)
+        if forget:
             self._known.fill(False)
-        self._last_reference = config.reference
-        latents = self._measure(latents)
-        tau = np.float32(config.tau)
-        np.greater_equal(self.delta, tau, out=self._over)
-        self._mark_due()
+            self._all_known = False
+        latents = clean(latents)
+        self._mean(latents, self.reference, out=self.delta)
+        if not self._all_known:
+            self.delta[~self._known] = np.inf
+        np.greater_equal(self.delta, np.float32(config.tau), out=self._over)
+        if all_due:
+            self._due.fill(True)
+        if config.refresh_period:
+            self._due[phase % config.refresh_period::config.refresh_period] = True
         np.logical_or(self._over, self._due, out=self._keep)
-        wanted = int(np.count_nonzero(self._keep))
-        if config.max_tokens and wanted > config.max_tokens:
-            self._apply_ceiling(config.max_tokens)
-            self._over &= ~self._keep
-            deferred = int(np.count_nonzero(self._over))
-        else:
-            self._waiting.fill(0)
-            deferred = 0
-        self._due &= ~self._keep
+        deferred = self._apply_ceiling(config.max_tokens)
         index = np.flatnonzero(self._keep)
-        payload, data, scale, rounded = self._round(latents[index])
+        # As float32 the tokens are themselves the payload, which the caller may keep.
+        room = None if config.payload == Payload.FLOAT32 else self._tokens[:index.size]
+        # Not mode 'raise', the default: that one works on a copy of `out`.
+        tokens = np.take(latents, index, axis=0, out=room, mode='clip')
+        payload, data, scale, rounded = self._round(tokens)
         if config.reference is Reference.HELD:
             self.reference[index] = rounded
         else:
             np.copyto(self.reference, latents)
-        self._known |= self._keep
-        self._frame += 1
+        self._due[index] = False
+        if not self._all_known:
+            self._known[index] = True
+            self._all_known = bool(self._known.all())
         return Selection(self._keep, index.size, deferred, payload, scale, data)
 
-    def _measure(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        np.subtract(latents, self.reference, out=self._difference)
-        np.abs(self._difference, out=self._difference)
-        np.mean(self._difference, axis=1, out=self.delta)
-        limit = np.float32(np.finfo(np.float16).max)
-        # NaN compares false, so that it is caught here too.
-        if not (latents.min() >= -limit and latents.max() <= limit):
-            latents = np.nan_to_num(latents, nan=0.0).clip(-limit, limit)
-            self.delta[:] = np.abs(latents - self.reference).mean(axis=1)
-        if not self._known.all():
-            self.delta[~self._known] = np.inf
-        return latents
-
-    def _mark_due(self) -> None:
-        config = self.config
-        interval = config.keyframe_interval
-        if self._keyframe_requested or (
-            interval and self._frame - self._last_keyframe >= interval
-        ):
-            self._due.fill(True)
-            self._last_keyframe = self._frame
-            self._keyframe_requested = False
-        if config.refresh_period:
-            self._due[self._frame % config.refresh_period::config.refresh_period] = True
-
-    def _apply_ceiling(self, ceiling: int) -> None:
+    def _apply_ceiling(self, ceiling: int) -> int:
+        """Cut ``keep`` to the ceiling; positions over tau that are left out."""
+        if not ceiling or np.count_nonzero(self._keep) <= ceiling:
+            if self._any_waiting:
+                self._waiting.fill(0)
+                self._any_waiting = False
+            return 0
         candidates = np.flatnonzero(self._keep)
-        priority = self.delta[candidates] + WAITING_GAIN * self._waiting[candidates]
+        waiting = self._waiting[candidates]
+        priority = self.delta[candidates] + waiting.astype(np.float32) * np.float32(WAITING_GAIN)
         chosen = candidates[np.argsort(-priority, kind='stable')[:ceiling]]
-        self._waiting[~self._keep] = 0
-        self._waiting[candidates] += 1
+        self._waiting.fill(0)
+        self._waiting[candidates] = waiting + 1
         self._waiting[chosen] = 0
+        self._any_waiting = True
         self._keep.fill(False)
         self._keep[chosen] = True
+        return int(np.count_nonzero(self._over & ~self._keep))
 
     def _round(
         self, tokens: NDArray[np.float32]
@@ -199,9 +247,55 @@ class Selector:
         data, scale = encode_values(tokens, payload)
         rounded = decode_values(data, scale, payload, channels)
         if payload == Payload.INT8 and self.config.tau > 0:
-            error = np.abs(rounded - tokens).mean(axis=1)
+            error = self._mean(rounded, tokens)
             if (error >= np.float32(self.config.tau)).any():
                 payload = Payload.FLOAT16
                 data, scale = encode_values(tokens, payload)
                 rounded = decode_values(data, scale, payload, channels)
         return payload, data, scale, rounded
+
+
+class _ChannelMean:
+    """``mean_c |a - b|`` in the order that the module states, in buffers of its own."""
+
+    def __init__(self, positions: int, channels: int) -> None:
+        width = padded_width(channels)
+        self._padded = np.zeros((positions, width), np.float32)
+        self._difference = self._padded[:, :channels]
+        self._levels = [self._padded.reshape(-1)]
+        while self._levels[-1].size > positions:
+            self._levels.append(np.empty(self._levels[-1].size // 2, np.float32))
+        self._share = channel_share(channels)
+
+    def __call__(
+        self,
+        a: NDArray[np.float32],
+        b: NDArray[np.float32],
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """``[n, C]``, ``[n, C]`` -> ``[n]``, n at most the positions."""
+        difference = self._difference[:len(a)]
+        np.subtract(a, b, out=difference)
+        np.abs(difference, out=difference)
+        level = self._levels[0][:len(a) * self._padded.shape[1]]
+        for following in self._levels[1:]:
+            level = np.add(level[0::2], level[1::2], out=following[:level.size // 2])
+        return np.multiply(level, self._share, out=out)
+
+
+def padded_width(channels: int) -> int:
+    """Channels with the zeros appended before they are added up: the next power of two."""
+    return 1 << (channels - 1).bit_length()
+
+
+def channel_share(channels: int) -> np.float32:
+    """What the sum over channels is multiplied by, for the mean."""
+    return np.float32(1 / channels)
+
+
+def clean(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``[P, C]`` without NaN and clipped: the latents themselves where nothing is to do."""
+    # NaN compares false, so that it is caught here too.
+    if latents.min() >= -LATENT_LIMIT and latents.max() <= LATENT_LIMIT:
+        return latents
+    return np.nan_to_num(latents, nan=0.0).clip(-LATENT_LIMIT, LATENT_LIMIT)
