@@ -18,6 +18,9 @@ MAX_VALUES = 1 << 26
 
 TAU_LIMIT = 100.0
 
+INT8_MINIMUM_STEP = 1e-12
+"""int8 step of a channel that is zero, or nearly so, in all tokens of a packet."""
+
 SCALE_LIMIT = float(np.finfo(np.float32).max) / 128
 """Largest int8 step: every value times it is finite."""
 
@@ -176,7 +179,7 @@ def encode_values(
     """
     if payload == Payload.INT8:
         peak = np.abs(values).max(axis=0, initial=0.0)
-        scale = np.maximum(peak / np.float32(127), np.float32(1e-12)).astype(np.float32)
+        scale = np.maximum(peak / np.float32(127), np.float32(INT8_MINIMUM_STEP))
         steps = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
         return steps.reshape(-1).view(np.uint8), scale
     if payload == Payload.FLOAT16:

@@ -265,7 +265,7 @@ class _ChannelMean:
         self._levels = [self._padded.reshape(-1)]
         while self._levels[-1].size > positions:
             self._levels.append(np.empty(self._levels[-1].size // 2, np.float32))
-        self._share = channel_share(channels)
+        self._share = np.float32(channel_share(channels))
 
     def __call__(
         self,
@@ -280,7 +280,8 @@ class _ChannelMean:
         level = self._levels[0][:len(a) * self._padded.shape[1]]
         for following in self._levels[1:]:
             level = np.add(level[0::2], level[1::2], out=following[:level.size // 2])
-        return np.multiply(level, self._share, out=out)
+        mean: NDArray[np.float32] = np.multiply(level, self._share, out=out)
+        return mean
 
 
 def padded_width(channels: int) -> int:
@@ -288,14 +289,14 @@ def padded_width(channels: int) -> int:
     return 1 << (channels - 1).bit_length()
 
 
-def channel_share(channels: int) -> np.float32:
-    """What the sum over channels is multiplied by, for the mean."""
-    return np.float32(1 / channels)
+def channel_share(channels: int) -> float:
+    """What the sum over channels is multiplied by, for the mean: 1/C as float32 has it."""
+    return float(np.float32(1 / channels))
 
 
 def clean(latents: NDArray[np.float32]) -> NDArray[np.float32]:
     """``[P, C]`` without NaN and clipped: the latents themselves where nothing is to do."""
     # NaN compares false, so that it is caught here too.
-    if latents.min() >= -LATENT_LIMIT and latents.max() <= LATENT_LIMIT:
-        return latents
-    return np.nan_to_num(latents, nan=0.0).clip(-LATENT_LIMIT, LATENT_LIMIT)
+    if not (latents.min() >= -LATENT_LIMIT and latents.max() <= LATENT_LIMIT):
+        latents = np.nan_to_num(latents, nan=0.0).clip(-LATENT_LIMIT, LATENT_LIMIT)
+    return latents
