@@ -31,7 +31,7 @@ class DeviceSelector:
     place. A captured graph holds for the payload and the reference of the configuration that
     was in force; everything else in ``config`` may be replaced between frames.
 
-    On CUDA one copy from the device is made a frame, and a second one only where the frame
+    On CUDA one copy from the device is made a frame, and a second one only if the frame
     needed more than any of the last :data:`REMEMBERED_FRAMES`.
 
     :ivar config: may be replaced between frames
@@ -60,26 +60,24 @@ class DeviceSelector:
         self.device = torch.device(device)
         self._state = State(positions, channels, self.device)
         self._schedule = Schedule(config.reference)
-        self._on_cuda = self.device.type == 'cuda'
         self._stream: torch.cuda.Stream | None = None
-        if self._on_cuda:
+        if self.device.type == 'cuda':
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self._control = self._state.control
-        self._host = self._state.output
-        if self._on_cuda:
-            self._control = torch.zeros_like(self._control, device='cpu', pin_memory=True)
-            self._host = torch.zeros_like(self._host, device='cpu', pin_memory=True)
+        self._control, self._host = (
+            torch.zeros_like(buffer, device='cpu', pin_memory=self.device.type == 'cuda')
+            for buffer in (self._state.control, self._state.output)
+        )
         self._written = self._control.numpy()
         self._read = self._host.numpy()
         self._needed: collections.deque[int] = collections.deque(
             [self._state.layout.size], REMEMBERED_FRAMES
         )
-        self._step: Step = torch_step.step
+        self._run: Step = torch_step.step
         self.backend = 'torch'
-        self.note = '' if backend == 'auto' else f'{backend} was asked for'
+        self.note = 'torch was asked for' if backend == 'torch' else ''
         if backend != 'torch':
             try:
-                self._step = self._triton()
+                self._run = self._triton()
                 self.backend = 'triton'
             # A missing compiler, driver or library shows itself in many ways.
             except Exception as error:
@@ -89,6 +87,9 @@ class DeviceSelector:
                         f"on {self.device}: {error}; backend 'torch' does without"
                     ) from error
                 self.note = f'{type(error).__name__}: {error}'
+        if self.device.type == 'cuda':
+            # Frames may run on another stream than the one that filled the buffers.
+            torch.cuda.synchronize(self.device)
 
     @property
     def reference(self) -> torch.Tensor:
@@ -110,15 +111,18 @@ class DeviceSelector:
         :param latents: ``[P, C]`` float32, contiguous, on the device
         :raises ValueError: other latents
         """
+        # Before the frame is begun: a keyframe that was asked for must not be lost.
+        self._check(latents)
         if self._stream is None:
-            self.prepare()
-            self.enqueue(latents)
-            return self.collect()
+            return self._step_here(latents)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
-            self.prepare()
-            self.enqueue(latents)
-            return self.collect()
+            return self._step_here(latents)
+
+    def _step_here(self, latents: torch.Tensor) -> Selection:
+        self.prepare()
+        self._launch(latents)
+        return self.collect()
 
     def prepare(self) -> None:
         """Begin a frame: write down for the device what the host decides."""
@@ -140,22 +144,27 @@ class DeviceSelector:
         :param latents: ``[P, C]`` float32, contiguous, on the device
         :raises ValueError: other latents
         """
-        state = self._state
+        self._check(latents)
+        self._launch(latents)
+
+    def _launch(self, latents: torch.Tensor) -> None:
+        self._state.control.copy_(self._control, non_blocking=True)
+        previous = self.config.reference is Reference.PREVIOUS
+        self._run(self._state, latents, self.config.payload, previous)
+
+    def _check(self, latents: torch.Tensor) -> None:
+        reference = self._state.reference
         if (
-            latents.shape != state.reference.shape
+            latents.shape != reference.shape
             or latents.dtype != torch.float32
-            or latents.device != state.reference.device
+            or latents.device != reference.device
             or not latents.is_contiguous()
         ):
             raise ValueError(
                 f'latents are {latents.dtype} {list(latents.shape)} on {latents.device} with '
                 f'strides {latents.stride()}; allowed: contiguous float32 '
-                f'{list(state.reference.shape)} on {state.reference.device}'
+                f'{list(reference.shape)} on {reference.device}'
             )
-        if self._on_cuda:
-            state.control.copy_(self._control, non_blocking=True)
-        previous = self.config.reference is Reference.PREVIOUS
-        self._step(state, latents, self.config.payload, previous)
 
     def collect(self) -> Selection:
         """Wait for the frame on the current stream; its arrays are the caller's."""
@@ -183,14 +192,13 @@ class DeviceSelector:
         )
 
     def _fetch(self, begin: int, end: int) -> None:
-        if self._on_cuda:
-            source = self._state.output[begin:end]
-            self._host[begin:end].copy_(source, non_blocking=True)
+        self._host[begin:end].copy_(self._state.output[begin:end], non_blocking=True)
+        if self.device.type == 'cuda':
             torch.cuda.current_stream(self.device).synchronize()
 
     def _triton(self) -> Step:
         """Triton's step, seen working for these sizes and this configuration."""
-        if not self._on_cuda and os.environ.get('TRITON_INTERPRET') != '1':
+        if self.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
             raise RuntimeError(f'Triton needs CUDA; the device is {self.device}')
         from adaptok_ros.kernels import triton_step
 
@@ -202,6 +210,6 @@ class DeviceSelector:
         trial = State(state.positions, state.channels, self.device)
         previous = self.config.reference is Reference.PREVIOUS
         triton_step.step(trial, trial.reference.clone(), self.config.payload, previous)
-        if self._on_cuda:
+        if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
         return triton_step.step

@@ -22,7 +22,8 @@ LARGEST_CHUNK = 1024
 """Positions that are worked on at a time, at most."""
 LARGEST_WIDTH = 4096
 """Channels that fit: a chunk is at least the eight positions of a byte of the mask."""
-WARPS = 16
+OPTIONS = {'num_warps': 16, 'enable_fp_fusion': False}
+"""A fused multiply-add would round once where the other backends round twice."""
 
 TAU = tl.constexpr(int(Control.TAU))
 MAX_TOKENS = tl.constexpr(int(Control.MAX_TOKENS))
@@ -128,23 +129,23 @@ def fused_step(
         digits = tl.arange(0, 16)
         threshold = positions * 0
         remaining = ceiling
-        for digit_index in tl.static_range(8):
+        for place in tl.static_range(8):
             tally = tl.zeros((CHUNK, 16), tl.int32)
             start = positions * 0
             while start < positions:
                 row = start + local
                 flags, _, bits = _load_candidates(wanted, delta, waiting, row, row < positions)
-                # Shifted twice: by 32 at once is undefined.
-                leading = (bits >> (28 - 4 * digit_index)) >> 4
-                here = ((flags & 1) != 0) & (leading == ((threshold >> (28 - 4 * digit_index)) >> 4))
-                digit = (bits >> (28 - 4 * digit_index)) & 15
+                # In two steps: to shift by all 32 bits at once is undefined.
+                leading = (bits >> (28 - 4 * place)) >> 4
+                here = (flags & 1 != 0) & (leading == (threshold >> (28 - 4 * place)) >> 4)
+                digit = (bits >> (28 - 4 * place)) & 15
                 tally += (here[:, None] & (digit[:, None] == digits[None, :])).to(tl.int32)
                 start += CHUNK
             counts = tl.sum(tally, axis=0)
             at_least = tl.sum(counts) - tl.cumsum(counts, 0) + counts
             chosen = tl.sum((at_least >= remaining).to(tl.int32)) - 1
             remaining -= tl.sum(tl.where(digits > chosen, counts, 0))
-            threshold += chosen << (28 - 4 * digit_index)
+            threshold += chosen << (28 - 4 * place)
         ties = positions * 0
         start = positions * 0
         while start < positions:
@@ -272,5 +273,5 @@ def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) 
         state.wanted, state.keep, state.control, state.header, state.scale, state.mask,
         state.float32, state.float16, state.int8, state.positions,
         **constants(state.channels, state.share, payload, previous),
-        num_warps=WARPS, enable_fp_fusion=False,
+        **OPTIONS,
     )  # fmt: skip
