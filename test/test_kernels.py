@@ -36,10 +36,6 @@ else:
     HERE = [('cpu', 'torch'), *(ON_CUDA if CUDA else [])]
 backends = pytest.mark.parametrize('backend', HERE, ids='-'.join)
 cuda_backends = pytest.mark.parametrize('backend', ON_CUDA, ids='-'.join)
-SLOW = INTERPRETED
-"""Every operation of the interpreter costs what a whole frame costs elsewhere."""
-
-
 class Pair:
     """A selector in numpy and one on a device that get the same frames."""
 
@@ -89,11 +85,11 @@ def small_chunks(monkeypatch):
 
 
 @backends
-@pytest.mark.parametrize('seed', range(24 if SLOW else 200))
+@pytest.mark.parametrize('seed', range(24 if INTERPRETED else 200))
 def test_every_byte_is_the_same(seed, backend, small_chunks):
     generator = np.random.default_rng(seed)
     payload, reference = list(Payload)[seed % 3], list(Reference)[seed // 3 % 2]
-    positions = int(generator.integers(1, 40 if SLOW else 300))
+    positions = int(generator.integers(1, 40 if INTERPRETED else 300))
     channels = int(generator.integers(1, 49))
     small_chunks(int(generator.choice([64, 512, 1024])))
     config = SelectionConfig(
@@ -131,7 +127,7 @@ def test_every_byte_is_the_same(seed, backend, small_chunks):
 def test_long_streams_stay_the_same(payload, backend, small_chunks):
     """What a ceiling makes wait is carried from frame to frame."""
     small_chunks(64)
-    count = 25 if SLOW else 400
+    count = 25 if INTERPRETED else 400
     pair = Pair(13, 3, SelectionConfig(0.1, 4, 60, 9, payload), backend)
     deferred = 0
     for latents in latent_frames(8, count, (1, 13, 3)):
@@ -170,6 +166,14 @@ def test_halves_round_to_even(backend):
             assert data.view(np.float16).reshape(8, 2)[:, 1].tolist() == [
                 2048, 2052, -2048, 0, 2**-23, 2**-24, 0, FLOAT16_LIMIT
             ]  # fmt: skip
+
+
+@backends
+def test_int8_error_of_exactly_tau_is_too_coarse(backend):
+    latents = np.array([[127], [0.5]], np.float32)
+    for tau, used in ((0.5, Payload.FLOAT16), (np.nextafter(0.5, 1, dtype='f4'), Payload.INT8)):
+        pair = Pair(2, 1, SelectionConfig(float(tau), payload=Payload.INT8), backend)
+        assert pair.step(latents).payload is used
 
 
 @backends

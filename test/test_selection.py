@@ -5,6 +5,7 @@ selector that made them.
 """
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -423,6 +424,18 @@ def test_contract_holds_again_when_previous_gives_way_to_held():
     receiver.apply(packet)
     assert packet.deferred == 0
     assert distance(latents, receiver.held).max() < 0.2
+
+
+def test_still_frame_allocates_next_to_nothing():
+    latents = latent_frames(2, 1, (60, 80, 16))[0].reshape(-1, 16)
+    selector = Selector(*latents.shape, still_config())
+    selector.step(latents)
+    selector.step(latents)
+    tracemalloc.start()
+    selector.step(latents)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4096
 
 
 def test_selectors_share_nothing():

@@ -72,13 +72,12 @@ class DeviceSelector:
         self._needed: collections.deque[int] = collections.deque(
             [self._state.layout.size], REMEMBERED_FRAMES
         )
-        self._run: Step = torch_step.step
         self.backend = 'torch'
-        self.note = 'torch was asked for' if backend == 'torch' else ''
+        self.note = 'torch was asked for'
         if backend != 'torch':
             try:
-                self._run = self._triton()
-                self.backend = 'triton'
+                self._run = self._tried(self._triton())
+                self.backend, self.note = 'triton', ''
             # A missing compiler, driver or library shows itself in many ways.
             except Exception as error:
                 if backend == 'triton':
@@ -87,9 +86,8 @@ class DeviceSelector:
                         f"on {self.device}: {error}; backend 'torch' does without"
                     ) from error
                 self.note = f'{type(error).__name__}: {error}'
-        if self.device.type == 'cuda':
-            # Frames may run on another stream than the one that filled the buffers.
-            torch.cuda.synchronize(self.device)
+        if self.backend == 'torch':
+            self._run = self._tried(torch_step.step)
 
     @property
     def reference(self) -> torch.Tensor:
@@ -197,19 +195,24 @@ class DeviceSelector:
             torch.cuda.current_stream(self.device).synchronize()
 
     def _triton(self) -> Step:
-        """Triton's step, seen working for these sizes and this configuration."""
+        """Triton's step, where it can be had."""
         if self.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
             raise RuntimeError(f'Triton needs CUDA; the device is {self.device}')
         from adaptok_ros.kernels import triton_step
 
-        state = self._state
-        if state.channels > triton_step.LARGEST_WIDTH:
+        channels = self._state.channels
+        if channels > triton_step.LARGEST_WIDTH:
             raise RuntimeError(
-                f'channels is {state.channels}; allowed: at most {triton_step.LARGEST_WIDTH}'
+                f'channels is {channels}; allowed: at most {triton_step.LARGEST_WIDTH}'
             )
-        trial = State(state.positions, state.channels, self.device)
-        previous = self.config.reference is Reference.PREVIOUS
-        triton_step.step(trial, trial.reference.clone(), self.config.payload, previous)
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
         return triton_step.step
+
+    def _tried(self, run: Step) -> Step:
+        """The step, once a frame of zeros went through it: whatever it loads is loaded."""
+        trial = State(self._state.positions, self._state.channels, self.device)
+        previous = self.config.reference is Reference.PREVIOUS
+        run(trial, torch.zeros_like(trial.reference), self.config.payload, previous)
+        if self.device.type == 'cuda':
+            # Also because frames may run on another stream than what filled the buffers.
+            torch.cuda.synchronize(self.device)
+        return run
