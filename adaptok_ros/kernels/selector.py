@@ -47,10 +47,11 @@ class DeviceSelector:
         device: str | torch.device = 'cuda',
         backend: str = 'auto',
     ) -> None:
-        """Allocate everything, and compile.
+        """Allocate everything, compile, and try a frame.
 
-        :param backend: ``auto`` is Triton where it works, else torch. Triton needs CUDA, or
-            the environment variable ``TRITON_INTERPRET=1`` (slow, for tests)
+        :param backend: ``auto`` is Triton where it works and gives the bytes of torch in the
+            trial, else torch. Triton needs CUDA, or the environment variable
+            ``TRITON_INTERPRET=1`` (slow, for tests)
         :raises ValueError: unknown backend
         :raises RuntimeError: Triton was asked for and does not work, with the reason
         """
@@ -72,12 +73,16 @@ class DeviceSelector:
         self._needed: collections.deque[int] = collections.deque(
             [self._state.layout.size], REMEMBERED_FRAMES
         )
+        self._run: Step = torch_step.step
         self.backend = 'torch'
         self.note = 'torch was asked for'
+        expected = self._trial(torch_step.step)
         if backend != 'torch':
             try:
-                self._run = self._tried(self._triton())
-                self.backend, self.note = 'triton', ''
+                run = self._triton()
+                if not self._trial(run).agrees(expected):
+                    raise RuntimeError('its bytes are not those of torch')
+                self._run, self.backend, self.note = run, 'triton', ''
             # A missing compiler, driver or library shows itself in many ways.
             except Exception as error:
                 if backend == 'triton':
@@ -86,8 +91,6 @@ class DeviceSelector:
                         f"on {self.device}: {error}; backend 'torch' does without"
                     ) from error
                 self.note = f'{type(error).__name__}: {error}'
-        if self.backend == 'torch':
-            self._run = self._tried(torch_step.step)
 
     @property
     def reference(self) -> torch.Tensor:
@@ -207,12 +210,21 @@ class DeviceSelector:
             )
         return triton_step.step
 
-    def _tried(self, run: Step) -> Step:
-        """The step, once a frame of zeros went through it: whatever it loads is loaded."""
-        trial = State(self._state.positions, self._state.channels, self.device)
-        previous = self.config.reference is Reference.PREVIOUS
-        run(trial, torch.zeros_like(trial.reference), self.config.payload, previous)
+    def _trial(self, run: Step) -> State:
+        """What a step makes of one frame; whatever it needs is compiled and loaded then."""
+        positions, channels = self._state.positions, self._state.channels
+        trial = State(positions, channels, self.device)
+        trial.control[Control.TAU] = int(np.float32(0.1).view(np.int32))
+        trial.control[Control.MAX_TOKENS] = (positions + 1) // 2
+        trial.known.fill_(1)
+        latents = torch.linspace(-1, 1, positions * channels, device=self.device)
+        run(
+            trial,
+            latents.view(positions, channels),
+            self.config.payload,
+            self.config.reference is Reference.PREVIOUS,
+        )
         if self.device.type == 'cuda':
             # Also because frames may run on another stream than what filled the buffers.
             torch.cuda.synchronize(self.device)
-        return run
+        return trial

@@ -156,11 +156,11 @@ def fused_step(
             tie = (candidate & (bits == threshold)).to(tl.int32)
             before = ties + tl.cumsum(tie, 0) - tie
             goes = candidate & ((bits > threshold) | ((tie != 0) & (before < remaining)))
-            waited = tl.where(candidate & ~goes, waited + 1, 0)
+            waited = tl.where(candidate & (goes == 0), waited + 1, 0)
             tl.debug_barrier()
             tl.store(waiting + row, waited, mask=inside)
             tl.store(keep + row, goes.to(tl.uint8), mask=inside)
-            deferred += tl.sum((((flags & 2) != 0) & ~goes).to(tl.int32))
+            deferred += tl.sum((((flags & 2) != 0) & (goes == 0)).to(tl.int32))
             ties += tl.sum(tie)
             start += CHUNK
         tl.debug_barrier()
