@@ -123,6 +123,17 @@ def test_every_byte_is_the_same(seed, backend, small_chunks):
 
 
 @backends
+@pytest.mark.parametrize('positions', [1, 7, 8, 9])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_smallest_grids(positions, channels, backend, small_chunks):
+    small_chunks(8)
+    config = SelectionConfig(0.3, (positions + 1) // 2, 0, 3, Payload.INT8)
+    pair = Pair(positions, channels, config, backend)
+    for latents in latent_frames(positions, 4, (1, positions, channels)):
+        pair.step(latents[0])
+
+
+@backends
 @pytest.mark.parametrize('payload', list(Payload))
 def test_long_streams_stay_the_same(payload, backend, small_chunks):
     """What a ceiling makes wait is carried from frame to frame."""
@@ -246,7 +257,7 @@ def test_torch_serves_where_triton_does_not_and_says_why():
 @backends
 def test_a_backend_that_gives_other_bytes_is_not_used(backend, monkeypatch):
     if backend[1] != 'triton':
-        pytest.skip('Triton is neither interpreted nor on CUDA here')
+        pytest.skip('neither TRITON_INTERPRET=1 nor a CUDA device with triton')
     from adaptok_ros.kernels import triton_step
 
     right = triton_step.step
