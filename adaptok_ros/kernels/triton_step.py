@@ -78,7 +78,8 @@ def _load_candidates(wanted, delta, waiting, row, inside):
     return flags, waited, priority.to(tl.int32, bitcast=True)
 
 
-@triton.jit
+# One position would make it a constant, and the loops have variables of its type.
+@triton.jit(do_not_specialize=['positions'])
 def fused_step(
     latents, reference, delta, known, due, waiting, wanted, keep, control,
     header, scale, mask, float32, float16, int8, positions,
