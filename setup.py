@@ -29,7 +29,7 @@ setup(
     zip_safe=False,
     install_requires=requirements('runtime'),
     extras_require={
-        'train': ['torch>=2.1', 'onnx>=1.15', 'safetensors>=0.4'],
+        'train': ['torch>=2.1', 'onnx>=1.15'],
         'tokenizers': requirements('tokenizers'),
         'evaluate': requirements('evaluate'),
         'test': requirements('test'),

@@ -12,6 +12,7 @@ from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.selection import SelectionConfig, Selector
 from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 SMALLEST_SIDE = 8
 
@@ -29,15 +30,23 @@ class Sender:
         config: SelectionConfig,
         input_height: int = 0,
         input_width: int = 0,
+        gating: Gating = Gating.OFF,
+        noise: float = DEFAULT_NOISE,
     ) -> None:
         """Prepare to send.
 
         :param input_height: images are resized to this many rows first, 0 = as they come, or
             as the tokenizer needs them where it takes one size only
         :param input_width: likewise; both or neither
-        :raises ValueError: only one of the two is set, one is out of range, or the tokenizer
-            takes another size only
+        :param gating: what makes a latent be computed again
+        :param noise: standard deviation of the camera's noise in steps of 8 bits, for
+            :attr:`Gating.NOISE`
+        :raises ValueError: only one of the two sides is set, a value is out of range, or the
+            tokenizer takes another size only
+        :raises EngineError: this tokenizer or its backend cannot be gated
         """
+        if not 0 <= noise <= NOISE_LIMIT:
+            raise ValueError(f'noise is {noise}; allowed: 0 to {NOISE_LIMIT}')
         for name, side in (('input_height', input_height), ('input_width', input_width)):
             if side and not SMALLEST_SIDE <= side <= LARGEST_SIDE:
                 raise ValueError(
@@ -57,7 +66,7 @@ class Sender:
         if fixed:
             input_height, input_width = fixed
         self.tokenizer = tokenizer
-        self._stream = tokenizer.stream()
+        self._stream = tokenizer.stream(gating, noise)
         self._config = config
         self._input_size = (input_height, input_width)
         self._resized = np.empty((input_height, input_width, 3), np.uint8)
@@ -76,6 +85,11 @@ class Sender:
         self._config = config
         if self._selector is not None:
             self._selector.config = config
+
+    @property
+    def encoded_share(self) -> float:
+        """See :attr:`TokenizerStream.encoded_share`."""
+        return self._stream.encoded_share
 
     @property
     def image_size(self) -> tuple[int, int]:

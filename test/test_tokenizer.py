@@ -516,7 +516,7 @@ class Mirror:
 
     description = Tokenizer(MODEL).description
 
-    def stream(self):
+    def stream(self, gating, noise):
         return self
 
     def encode(self, image):

@@ -21,6 +21,7 @@ from adaptok_ros.selection import (
     TOKEN_LIMIT,
     Reference,
 )
+from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 TRANSPORTS = ('raw', 'compressed')
 
@@ -112,6 +113,15 @@ TOKENIZER_NODE = (
         'tokenizer', DEFAULT_TOKENIZER, 'name of a shipped tokenizer, or the path of its folder'
     ),
     NodeParameter('backend', 'auto', 'engine that runs the encoder', choices=BACKENDS),
+    NodeParameter(
+        'gating', 'off', 'encode only what changed since it was last encoded: any difference '
+        "(exact), or one above the camera's noise (noise); on the CPU",
+        choices=tuple(gating.value for gating in Gating),
+    ),
+    NodeParameter(
+        'gating_noise', DEFAULT_NOISE, "standard deviation of the camera's noise in steps of 8 "
+        'bits, for gating noise; `adaptok noise` measures it', 0.0, NOISE_LIMIT,
+    ),
     NodeParameter(
         'input_height', 0, 'resize images to this height first; 0 = as they come', 0, LARGEST_SIDE
     ),

@@ -26,6 +26,7 @@ from adaptok_ros.packet import Packet, Payload, unpack_mask
 from adaptok_ros.selection import Reference, SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.gating import Gating
 
 RUNTIME = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')
 SILENCE = 5.0
@@ -53,8 +54,9 @@ class TokenizerNode(StreamNode):
         self._tokenizer = Tokenizer(values['tokenizer'], values['backend'])
         self._engine = self._tokenizer.load_encoder()
         self._sender = Sender(
-            self._tokenizer, self._config, values['input_height'], values['input_width']
-        )
+            self._tokenizer, self._config, values['input_height'], values['input_width'],
+            Gating(values['gating']), values['gating_noise'],
+        )  # fmt: skip
         self._converter = ImageConverter()
         self._pending: deque[Image | CompressedImage] = deque(maxlen=1)
         self._last_stamp = 0
@@ -64,6 +66,7 @@ class TokenizerNode(StreamNode):
             Percentiles(), Percentiles(), Percentiles()
         )  # fmt: skip
         self._kept_share = Percentiles()
+        self._encoded_share = Percentiles()
         self._bytes = Percentiles()
         self._received = self._replaced = 0
         self._ceiling_hits = self._time_jumps = self._keyframes = 0
@@ -190,11 +193,13 @@ class TokenizerNode(StreamNode):
         )  # fmt: skip
 
     def _account(self, packet: Packet, encode: float, select: float) -> None:
+        assert self._sender is not None
         self._packets_out.tick()
         self._latency.add((self.get_clock().now().nanoseconds - packet.stamp) * 1e-6)
         self._encode_time.add(encode * 1e3)
         self._select_time.add(select * 1e3)
         self._kept_share.add(100.0 * packet.kept / packet.positions)
+        self._encoded_share.add(100.0 * self._sender.encoded_share)
         self._bytes.add(packet.nbytes / 1e3)
         self._ceiling_hits += packet.deferred > 0
         self._keyframes += packet.keyframe
@@ -259,6 +264,7 @@ class TokenizerNode(StreamNode):
             'camera_info in (Hz)': f'{announced:.2f}',
             'packets out (Hz)': f'{self._packets_out.value():.2f}',
             'kept (% of positions, median)': f'{self._kept_share.value(50)[0]:.2f}',
+            'encoder work (% of dense, median)': f'{self._encoded_share.value(50)[0]:.2f}',
             'packet size (kB, median)': f'{self._bytes.value(50)[0]:.2f}',
             'latency p50 (ms)': f'{p50:.2f}',
             'latency p95 (ms)': f'{p95:.2f}',

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.engines import Engine, EngineError, create_engine
 from adaptok_ros.models import ModelError, find_model, read_description
+from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
 
 if TYPE_CHECKING:
     from adaptok_ros.tokenizers.causal import CausalState
@@ -205,9 +206,35 @@ class Tokenizer:
                 f"family {family} runs in torch: pip install 'adaptok_ros[tokenizers]'"
             )
 
-    def stream(self) -> TokenizerStream:
-        """Begin the stream of one camera."""
-        return TokenizerStream(self)
+    def stream(
+        self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE
+    ) -> TokenizerStream:
+        """Begin the stream of one camera.
+
+        :param noise: standard deviation of its noise in steps of 8 bits, for ``Gating.NOISE``
+        :raises EngineError: this tokenizer or its backend cannot be gated
+        """
+        return TokenizerStream(self, gating, noise)
+
+    def gated(self, gating: Gating, noise: float) -> GatedEncoder:
+        """An encoder for one stream whose cost follows what changed; see :meth:`stream`."""
+        description = self.description
+        if description.family != 'adaptok':
+            raise EngineError(
+                f'gating is {gating.value}; allowed by {description.id}: off (only the family '
+                f'adaptok can be computed in part, not {description.family})'
+            )
+        device = self._load_encoder().device
+        if device != 'cpu':
+            raise EngineError(
+                f'gating is {gating.value}; allowed on {device}: off (choose backend onnxruntime '
+                'on the CPU to use it)'
+            )
+        encoder = ActiveEncoder(
+            self._folder / 'tokenizer.safetensors',
+            description.stride, description.mean, description.std,
+        )  # fmt: skip
+        return GatedEncoder(encoder, self.encode, description.stride, gating, noise)
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
@@ -285,15 +312,23 @@ class TokenizerStream:
     Streams of one tokenizer do not disturb each other.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, gating: Gating, noise: float) -> None:
         self._tokenizer = tokenizer
+        self._gated = None if gating is Gating.OFF else tokenizer.gated(gating, noise)
         self.reset()
+
+    @property
+    def encoded_share(self) -> float:
+        """Work that the last image took, as a share of the dense pass's; 1 without gating."""
+        return 1.0 if self._gated is None else self._gated.share
 
     def reset(self) -> None:
         """Forget earlier images: the next one begins a clip."""
         self._state: CausalState | None = None
         self._pending: list[NDArray[np.uint8]] = []
         self._size: tuple[int, int] = (0, 0)
+        if self._gated is not None:
+            self._gated.reset()
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
@@ -304,6 +339,8 @@ class TokenizerStream:
         :raises ModelError: not the one size that this tokenizer takes
         """
         description = self._tokenizer.description
+        if self._gated is not None:
+            return self._gated.encode(self._tokenizer.pad(image))
         if not description.is_causal:
             return self._tokenizer.encode(image)
         size = (image.shape[0], image.shape[1])

@@ -1,0 +1,28 @@
+"""Measure a camera's noise from a recording of a still scene, for gating."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+
+from adaptok_ros.tokenizers.gating import measure_noise
+from adaptok_ros.video import VideoError, read_frames
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``adaptok noise``."""
+    parser.add_argument('source', help='video, folder of images, or V4L2 device')
+    parser.add_argument(
+        '--frames', type=int, default=30, help='images to compare (default %(default)s)'
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the standard deviation, ready for the node."""
+    if arguments.frames < 2:
+        raise VideoError(f'--frames is {arguments.frames}; allowed: 2 or more')
+    images = list(islice(read_frames(arguments.source), arguments.frames))
+    if len(images) < 2:
+        raise VideoError(f'{arguments.source}: {len(images)} image(s); allowed: 2 or more')
+    print(f'gating_noise: {measure_noise(images):.2f}')
+    return 0

@@ -1,0 +1,199 @@
+"""Gated encoding: equal to the dense encoder, cheaper where little changes, closed loop."""
+
+import cv2
+import numpy as np
+import pytest
+
+from adaptok_ros.cli import main
+from adaptok_ros.engines import EngineError
+from adaptok_ros.models import shipped_models
+from adaptok_ros.scene import Scene
+from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sender import Sender
+from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.gating import PATIENCE, Gating, measure_noise
+
+ROUNDING = 1e-4
+"""Of a value in units of its channel's spread: the bound stated in docs/stream.md."""
+
+
+@pytest.fixture(scope='module', params=shipped_models())
+def tokenizer(request):
+    tokenizer = Tokenizer(request.param, threads=1)
+    yield tokenizer
+    tokenizer.close()
+
+
+def noisy(image, sigma, random):
+    noise = random.standard_normal(image.shape) * sigma
+    return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+
+
+def settle(stream, image):
+    """Until the activations of the whole image are at hand."""
+    for _ in range(PATIENCE + 1):
+        stream.encode(image)
+
+
+@pytest.mark.parametrize('size', [(240, 320), (96, 130), (16, 16), (250, 98)])
+def test_exact_gating_gives_the_latents_of_the_dense_encoder(tokenizer, size):
+    random = np.random.default_rng(0)
+    image = cv2.resize(
+        random.integers(0, 256, (8, 8, 3)).astype(np.uint8), size[::-1],
+        interpolation=cv2.INTER_LINEAR,
+    )  # fmt: skip
+    stream = tokenizer.stream(Gating.EXACT)
+    shares = []
+    for _ in range(30):
+        for _ in range(random.integers(0, 3)):
+            y, x = (int(random.integers(0, side)) for side in size)
+            height, width, step = (int(value) for value in random.integers(1, 30, 3))
+            image[y:y + height, x:x + width] += np.uint8(step)
+        latents = stream.encode(image)
+        np.testing.assert_allclose(latents, tokenizer.encode(image), atol=ROUNDING, rtol=0)
+        shares.append(stream.encoded_share)
+    assert 0.0 in shares or min(size) < 240
+
+
+def test_one_changed_value_is_noticed_wherever_it_is(tokenizer):
+    stride = tokenizer.description.stride
+    image = np.full((4 * stride, 5 * stride, 3), 90, np.uint8)
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        stream = tokenizer.stream(Gating.EXACT)
+        settle(stream, image)
+        other = image.copy()
+        at = tuple(int(random.integers(0, side)) for side in image.shape)
+        other[at] += 1
+        np.testing.assert_allclose(
+            stream.encode(other), tokenizer.encode(other), atol=ROUNDING, rtol=0
+        )
+        assert 0 < stream.encoded_share
+
+
+def test_a_still_image_costs_a_comparison(tokenizer):
+    image = Scene(320, 240).clean(0)
+    stream = tokenizer.stream(Gating.EXACT)
+    settle(stream, image)
+    before = stream.encode(image).copy()
+    assert stream.encoded_share == 0.0
+    np.testing.assert_array_equal(stream.encode(image), before)
+
+
+def test_noise_does_not_count_and_motion_does(tokenizer):
+    random = np.random.default_rng(2)
+    scene = Scene(320, 240).clean(0)
+    stream = tokenizer.stream(Gating.NOISE, 4.0)
+    shares = []
+    for _ in range(12):
+        stream.encode(noisy(scene, 4.0, random))
+        shares.append(stream.encoded_share)
+    assert shares[0] == 1.0 and shares[-8:] == [0.0] * 8
+    moved = scene.copy()
+    moved[96:144, 96:144] = moved[96:144, 96:144][::-1]
+    stream.encode(noisy(moved, 4.0, random))
+    assert 0.0 < stream.encoded_share < 0.5
+    # Within what this noise alone does to the latents, where it moved as elsewhere.
+    delta = np.abs(stream.encode(moved) - tokenizer.encode(moved)).mean(axis=2)
+    assert delta.max() < 0.1
+
+
+def test_slow_drift_adds_up_until_it_counts(tokenizer):
+    scene = Scene(160, 128).clean(0) // 2
+    stream = tokenizer.stream(Gating.NOISE, 2.0)
+    settle(stream, scene)
+    encoded = 0
+    for step in range(1, 61):
+        latents = stream.encode(scene + np.uint8(step))
+        encoded += stream.encoded_share > 0
+    # Each step is below the bound of sqrt(3) * 2; what is held is never further than that.
+    assert 60 / 4 <= encoded < 60
+    delta = np.abs(latents - tokenizer.encode(scene + np.uint8(60))).mean(axis=2)
+    assert delta.max() < 0.2
+
+
+def test_an_image_that_changes_everywhere_takes_the_dense_pass(tokenizer):
+    random = np.random.default_rng(3)
+    stream = tokenizer.stream(Gating.EXACT)
+    for _ in range(6):
+        image = random.integers(0, 256, (64, 96, 3)).astype(np.uint8)
+        np.testing.assert_array_equal(stream.encode(image), tokenizer.encode(image))
+        assert stream.encoded_share == 1.0
+
+
+def test_a_new_size_and_a_reset_begin_again(tokenizer):
+    stream = tokenizer.stream(Gating.EXACT)
+    for size in ((64, 64), (96, 64), (64, 64)):
+        image = np.full((*size, 3), 30, np.uint8)
+        settle(stream, image)
+        np.testing.assert_allclose(
+            stream.encode(image), tokenizer.encode(image), atol=ROUNDING, rtol=0
+        )
+    stream.reset()
+    stream.encode(image)
+    assert stream.encoded_share == 1.0
+
+
+def test_two_streams_of_one_tokenizer_do_not_mix(tokenizer):
+    images = [np.full((64, 64, 3), 10, np.uint8), np.full((64, 64, 3), 200, np.uint8)]
+    streams = [tokenizer.stream(Gating.EXACT) for _ in images]
+    for _ in range(PATIENCE + 2):
+        found = [stream.encode(image).copy() for stream, image in zip(streams, images)]
+    for latents, image in zip(found, images):
+        np.testing.assert_allclose(latents, tokenizer.encode(image), atol=ROUNDING, rtol=0)
+
+
+def test_the_sender_sends_the_same_with_and_without():
+    tokenizer = Tokenizer('adaptok-tiny', threads=1)
+    scene = Scene(640, 480)
+    config = SelectionConfig(tau=0.2)
+    plain, gated = Sender(tokenizer, config), Sender(tokenizer, config, gating=Gating.EXACT)
+    masks = []
+    for index in range(6):
+        image = scene.clean(20 + index)
+        masks.append([
+            sender.send(image, index, 'camera').mask.copy() for sender in (plain, gated)
+        ])  # fmt: skip
+    # A delta that rounding alone puts on the other side of tau is possible, and no more.
+    differing = sum(int(np.unpackbits(a ^ b).sum()) for a, b in masks)
+    assert differing <= 1
+    assert gated.encoded_share < 1.0 == plain.encoded_share
+
+
+def test_bad_settings_are_refused(tmp_path):
+    tokenizer = Tokenizer('adaptok-tiny', threads=1)
+    for noise in (-1.0, float('nan'), 1e3):
+        with pytest.raises(ValueError, match=r'noise is .*allowed: 0 to 64'):
+            Sender(tokenizer, SelectionConfig(), gating=Gating.NOISE, noise=noise)
+
+
+def test_other_families_name_what_is_allowed(monkeypatch):
+    import dataclasses
+
+    tokenizer = Tokenizer('adaptok-tiny', threads=1)
+    tokenizer.description = dataclasses.replace(tokenizer.description, family='dinov2')
+    with pytest.raises(EngineError, match=r'gating is exact; allowed by adaptok-tiny.*: off'):
+        tokenizer.stream(Gating.EXACT)
+
+
+@pytest.mark.parametrize('sigma', [1.0, 2.0, 5.0])
+def test_noise_is_measured_though_something_moves(sigma):
+    random = np.random.default_rng(4)
+    images = []
+    for index in range(8):
+        image = np.full((96, 128, 3), 120, np.uint8)
+        image[10:40, 10 * index:10 * index + 30] = 250
+        images.append(noisy(image, sigma, random))
+    assert measure_noise(images) == pytest.approx(sigma, rel=0.08)
+
+
+def test_noise_command(tmp_path, capsys):
+    random = np.random.default_rng(5)
+    for index in range(6):
+        image = noisy(np.full((64, 64, 3), 100, np.uint8), 3.0, random)
+        cv2.imwrite(str(tmp_path / f'{index}.png'), image)
+    assert main(['noise', str(tmp_path)]) == 0
+    name, value = capsys.readouterr().out.split()
+    assert name == 'gating_noise:' and float(value) == pytest.approx(3.0, rel=0.1)
+    assert main(['noise', str(tmp_path), '--frames', '1']) == 1
+    assert '--frames is 1; allowed: 2 or more' in capsys.readouterr().err
