@@ -26,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float32]
 Image = NDArray[np.uint8]
@@ -42,7 +43,7 @@ deviations. For activations noise's part is measured, see :meth:`ActiveEncoder.c
 NOISE_SEED = 0
 NOISE_LIMIT = 64.0
 DEFAULT_NOISE = 2.0
-DENSE_SHARE = 0.45
+DENSE_SHARE = 0.35
 """Share of the work beyond which the engine's dense pass is cheaper on a CPU."""
 
 LONGEST_PAUSE = 8
@@ -169,6 +170,7 @@ class ActiveEncoder:
         self._head = _matrix(tensors[f'{last}.weight']) / spread
         self._head_bias = (tensors[f'{last}.bias'] - np.asarray(mean, np.float32)) / spread
         self._stride = stride
+        self._threads = ThreadpoolController()
         hidden = self._blocks[0][0].shape[1]
         self._patches = np.empty((CHUNK, self._front.shape[0]), np.float32)
         self._around = np.empty((CHUNK, 9, width), np.float32)
@@ -231,6 +233,11 @@ class ActiveEncoder:
         :param changed: ``[H, W]``; None = everything, whatever was kept
         :returns: the work, as a share of what all positions would take
         """
+        # BLAS would wait for its threads by spinning, which starves a busy robot.
+        with self._threads.limit(limits=1, user_api='blas'):
+            return self._update(pixels, changed)
+
+    def _update(self, pixels: Image, changed: Mask | None) -> float:
         stride = self._stride
         tiles = pixels.reshape(self._rows, stride, self._columns, stride * 3).transpose(0, 2, 1, 3)
         everything = changed is None
@@ -358,12 +365,9 @@ class GatedEncoder:
             self._paused += 1
             return self._encode_densely(detector, image)
         encoder = self._encoder
-        # What noise hides dies out within a position or two.
-        rings = encoder.radius if self._gating is Gating.EXACT else 2
+        # What noise hides dies out within a position or two; once gated, the work itself tells.
+        rings = encoder.radius if self._gating is Gating.EXACT else 1
         if encoder.reach(detector.sampled(image), rings) > DENSE_SHARE:
-            return self._give_way(detector, image)
-        changed = detector.changed(image)
-        if encoder.reach(changed, rings) > DENSE_SHARE:
             return self._give_way(detector, image)
         if not self._current:
             self._calm += 1
@@ -378,6 +382,7 @@ class GatedEncoder:
             self.share = 1.0
             self._current, self._gated = True, 0
             return encoder.latents
+        changed = detector.changed(image)
         if changed.any():
             stride = self._stride
             shape = (changed.shape[0], stride, changed.shape[1], stride * 3)
