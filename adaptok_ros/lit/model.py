@@ -208,12 +208,12 @@ class LatentInpaintingTransformer(nn.Module):
         embedded = self.embed(
             torch.cat([patches, common.expand(batch, frames, rows, columns, 2)], dim=-1)
         )
-        embedded = embedded + self.when
+        embedded = (embedded + self.when).to(self.key_value.weight.dtype)
         key, value = self.key_value(functional.relu(embedded)).chunk(2, dim=-1)
         x = embedded[:, -1]
         for spatial, temporal, mlp in zip(self.spatial, self.temporal, self.mlp):
             x = mlp(temporal(spatial(x), key, value))
-        out = self.head(self.norm(x)).reshape(batch, rows, columns, PATCH, PATCH, channels)
+        out = self.head(self.norm(x)).to(held.dtype).reshape(batch, rows, columns, PATCH, PATCH, channels)
         out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
         residual = project_to_ball(out * threshold, threshold)
         sent = kept[:, -1].unsqueeze(-1) > 0.5

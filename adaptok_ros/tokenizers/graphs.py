@@ -1,7 +1,12 @@
-"""What surrounds a frozen model: from uint8 images to normalised latents, and back."""
+"""What surrounds a frozen model: from uint8 images to normalised latents, and back.
+
+In half precision the model itself runs in float16; what surrounds it, the inputs and the outputs
+are as in float32, since the statistics decide what a delta means.
+"""
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -17,11 +22,15 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 class _NormalisedModel(nn.Module):
-    """A model and the mean and std of its raw latents, ``[C]`` each."""
+    """A model and the mean and std of its raw latents, ``[C]`` each.
 
-    def __init__(self, model: Any, mean: Tensor, std: Tensor) -> None:
+    :param half: run a copy of the model in float16
+    """
+
+    def __init__(self, model: Any, mean: Tensor, std: Tensor, half: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model).half() if half else model
+        self._dtype = torch.float16 if half else torch.float32
         self.register_buffer('mean', mean.reshape(1, -1, 1, 1))
         self.register_buffer('std', std.reshape(1, -1, 1, 1))
 
@@ -31,7 +40,7 @@ class EncoderGraph(_NormalisedModel):
 
     def forward(self, image: Tensor) -> Tensor:
         """``model.encode`` takes what :func:`to_pixels` gives."""
-        raw = self.model.encode(to_pixels(image))
+        raw = self.model.encode(to_pixels(image).to(self._dtype)).to(torch.float32)
         latents = (raw - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         return cast(Tensor, latents.permute(0, 2, 3, 1))
 
@@ -42,5 +51,6 @@ class DecoderGraph(_NormalisedModel):
     def forward(self, latents: Tensor) -> Tensor:
         """``model.decode`` gives pixels in about [-1, 1]."""
         raw = latents.permute(0, 3, 1, 2) * cast(Tensor, self.std) + cast(Tensor, self.mean)
-        pixels = (self.model.decode(raw).clamp(-1.0, 1.0) + 1.0) * 127.5
+        decoded = self.model.decode(raw.to(self._dtype)).to(torch.float32)
+        pixels = (decoded.clamp(-1.0, 1.0) + 1.0) * 127.5
         return cast(Tensor, pixels.round().permute(0, 2, 3, 1).to(torch.uint8))
