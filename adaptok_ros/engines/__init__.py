@@ -1,46 +1,97 @@
-"""Engines run an exported ONNX graph; every backend has the same small interface."""
+"""Engines run the graphs of a model folder; every backend has the same small interface.
+
+An :class:`Engine` is a graph compiled for one device, and may serve several callers at once; a
+:class:`Binding` is what one caller runs: buffers on the engine's device, at addresses that never
+change. :class:`~adaptok_ros.engines.runner.Runner` runs arrays of the host on any engine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from adaptok_ros.engines.cache import Specification
 
-BACKENDS = ('auto', 'onnxruntime')
+BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch')
 """Values of the ``backend`` parameters."""
+
+PARTS = ('encoder', 'decoder', 'lit')
+"""Graphs that a model folder may hold."""
+
+Shape = tuple[int, ...]
+Buffer = Any
+"""A C-contiguous numpy array where the engine is on the CPU, else a torch tensor on its device."""
 
 
 class EngineError(RuntimeError):
-    """A backend that cannot be used here, or a file that is not a model."""
+    """A backend that cannot be used here, a file that is not a model, or no memory left."""
+
+
+class Binding(Protocol):
+    """Buffers of one caller for one set of shapes.
+
+    :ivar inputs: by name; written by the caller before a run
+    :ivar outputs: by name; what the last run gave, at addresses that stay
+    """
+
+    inputs: dict[str, Buffer]
+    outputs: dict[str, Buffer]
+
+    def bind_input(self, name: str, buffer: Buffer) -> None:
+        """Read this input from ``buffer``, of the same shape, type and device, from now on."""
+
+    def run(self) -> None:
+        """Run once. On CUDA: enqueue on torch's current stream, wait for nothing.
+
+        :raises EngineError: it fails, for example for want of memory
+        """
 
 
 class Engine(Protocol):
-    """A compiled graph with named inputs and outputs.
+    """A graph compiled for one device.
 
-    :ivar backend: name of the backend, one of :data:`BACKENDS` other than ``auto``
-    :ivar device: device that runs the graph, such as ``cpu``
+    :ivar backend: one of :data:`BACKENDS` other than ``auto``
+    :ivar device: ``cpu``, or ``cuda:0`` as torch writes it
+    :ivar notes: with ``backend='auto'``: why each better backend is not used
     """
 
     backend: str
     device: str
+    notes: tuple[str, ...]
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run on C-contiguous arrays; the outputs are views that the next run overwrites."""
+    def bind(self, shapes: Mapping[str, Shape]) -> Binding:
+        """Allocate buffers for these shapes of the inputs.
+
+        :raises EngineError: a shape that the engine does not take, or no memory
+        """
 
     def close(self) -> None:
-        """Free everything the engine holds; it cannot run afterwards."""
+        """Free everything; neither the engine nor its bindings can run afterwards."""
 
 
-def create_engine(model: Path, backend: str = 'auto', threads: int = 0) -> Engine:
-    """Load an ONNX file.
+@dataclasses.dataclass(frozen=True)
+class GraphRequest:
+    """Which graph of a model folder to run, and on what.
 
-    :param threads: CPU threads, 0 = one per core
-    :raises EngineError: unknown or missing backend, or not a model
+    :ivar folder: the model's
+    :ivar part: one of :data:`PARTS`
+    :ivar backend: one of :data:`BACKENDS`
+    :ivar image_size: height and width of every image, where they are known: an engine that is
+        built is then built for these alone; None = a range of sizes
+    :ivar batch: images at once, at most
+    :ivar threads: CPU threads, 0 = one per core
     """
-    if backend not in BACKENDS:
-        raise EngineError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
-    from adaptok_ros.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(model, threads)
+    folder: Path
+    part: str
+    backend: str = 'auto'
+    image_size: tuple[int, int] | None = None
+    batch: int = 1
+    threads: int = 0
+
+
+Builder = Callable[['Specification', Path], None]
+"""Builds and stores the engine that is missing, from an ONNX file; raises EngineError."""
