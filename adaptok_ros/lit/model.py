@@ -213,7 +213,8 @@ class LatentInpaintingTransformer(nn.Module):
         x = embedded[:, -1]
         for spatial, temporal, mlp in zip(self.spatial, self.temporal, self.mlp):
             x = mlp(temporal(spatial(x), key, value))
-        out = self.head(self.norm(x)).to(held.dtype).reshape(batch, rows, columns, PATCH, PATCH, channels)
+        out = self.head(self.norm(x)).to(held.dtype)
+        out = out.reshape(batch, rows, columns, PATCH, PATCH, channels)
         out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
         residual = project_to_ball(out * threshold, threshold)
         sent = kept[:, -1].unsqueeze(-1) > 0.5

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import create_engine
+from adaptok_ros.engines import Builder, GraphRequest, create_engine
+from adaptok_ros.engines.runner import Runner
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
@@ -21,9 +22,16 @@ class Restorer:
     attention windows tile it.
     """
 
-    def __init__(self, tokenizer: str, backend: str = 'auto', threads: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: str,
+        backend: str = 'auto',
+        threads: int = 0,
+        build: Builder | None = None,
+    ) -> None:
         """Load the LIT in a tokenizer's folder.
 
+        :param build: see :func:`~adaptok_ros.engines.create_engine`
         :raises ModelError: there is none, or it was made for another tokenizer
         :raises EngineError: the backend cannot run it
         """
@@ -33,9 +41,10 @@ class Restorer:
         self._frames: int = description['frames']
         self._multiple: int = description['window']
         self.channels: int = description['channels']
-        self._engine = create_engine(folder / 'lit.onnx', backend, threads)
-        self.backend = self._engine.backend
-        self.device = self._engine.device
+        self.engine = create_engine(
+            GraphRequest(folder, 'lit', backend, threads=threads), build
+        )
+        self._runner = Runner(self.engine)
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
@@ -98,7 +107,7 @@ class Restorer:
         Sent positions are bit for bit what was sent; elsewhere
         ``mean_c |restored - held| <= tau`` up to float rounding.
         """
-        outputs = self._engine.run(
+        outputs = self._runner.run(
             {'held': self._held, 'kept': self._kept, 'age': self._age, 'tau': self._tau}
         )
         latents: NDArray[np.float32] = outputs['latents'][0]
@@ -106,4 +115,4 @@ class Restorer:
 
     def close(self) -> None:
         """Free the engine."""
-        self._engine.close()
+        self.engine.close()

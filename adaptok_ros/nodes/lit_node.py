@@ -62,7 +62,7 @@ class LITNode(StreamNode):
             self._client = self.create_client(Trigger, values['keyframe_service'])
         restorer = self._stream.restorer
         self._backend, self._device = (
-            (restorer.backend, restorer.device) if restorer else ('none', 'none')
+            (restorer.engine.backend, restorer.engine.device) if restorer else ('none', 'none')
         )
         self.get_logger().info(
             f'{self._tokenizer.description.id}, mode {self._stream.mode}, on {self._backend} '

@@ -52,7 +52,7 @@ class TokenizerNode(StreamNode):
         )
         self._compressed = values['transport'] == 'compressed'
         self._tokenizer = Tokenizer(values['tokenizer'], values['backend'])
-        self._engine = self._tokenizer.load_encoder()
+        self._engine = self._tokenizer.load()
         self._sender = Sender(
             self._tokenizer, self._config, values['input_height'], values['input_width'],
             Gating(values['gating']), values['gating_noise'],

@@ -1,0 +1,143 @@
+"""torch: the models themselves, compiled on CUDA, without an exported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
+from adaptok_ros.engines.cuda import out_of_memory
+from adaptok_ros.lit.model import PATCH, LatentInpaintingTransformer
+from adaptok_ros.models import ModelError
+from adaptok_ros.tokenizers.families import load_family
+from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
+from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+
+INPUTS = {
+    'encoder': {'image': torch.uint8},
+    'decoder': {'latents': torch.float32},
+    'lit': dict.fromkeys(('held', 'kept', 'age', 'tau'), torch.float32),
+}
+OUTPUTS = {'encoder': 'latents', 'decoder': 'image', 'lit': 'latents'}
+
+
+def load_module(request: GraphRequest, half: bool) -> nn.Module:
+    """The graph of a model folder as a module, on the CPU.
+
+    :param half: the model in float16, as :mod:`adaptok_ros.tokenizers.graphs` has it
+    :raises ModelError: the folder does not hold it, or a library is missing
+    """
+    if request.part == 'lit':
+        lit = _load_lit(request)
+        return lit.half() if half else lit
+    description = TokenizerDescription.load(request.folder)
+    model = load_family(request.folder, description.family, description.image_size).model
+    graph = EncoderGraph if request.part == 'encoder' else DecoderGraph
+    mean, std = torch.tensor(description.mean), torch.tensor(description.std)
+    return graph(model, mean, std, half).eval().requires_grad_(False)
+
+
+def _load_lit(request: GraphRequest) -> LatentInpaintingTransformer:
+    path = request.folder / 'lit.safetensors'
+    try:
+        weights = load_file(path)
+        model = LatentInpaintingTransformer(
+            channels=weights['head.weight'].shape[0] // PATCH**2,
+            frames=weights['when'].shape[0],
+            width=weights['when'].shape[3],
+            heads=weights['spatial.0.bias'].shape[0],
+            layers=sum(name.startswith('spatial.') and name.endswith('.bias') and
+                       name.count('.') == 2 for name in weights),
+        )
+        model.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
+        raise ModelError(f'{path}: not the weights of a LIT: {error}') from error
+    return model.eval().requires_grad_(False)
+
+
+class TorchEngine:
+    """A module of torch's as an engine."""
+
+    backend = 'torch'
+    capturable = True
+
+    def __init__(self, module: nn.Module, part: str, device: str, compiled: bool) -> None:
+        """Take a module as :func:`load_module` gives it.
+
+        :param compiled: by ``torch.compile``, at the first run of a :meth:`bind`
+        """
+        self.device = 'cuda:0' if device == 'cuda' else 'cpu'
+        self.part = part
+        with out_of_memory(self.device):
+            module = module.to(self.device)
+        self.module: Any = torch.compile(module) if compiled else module
+        self.notes: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, request: GraphRequest, device: str) -> TorchEngine:
+        """Load the graph on ``cpu`` or ``cuda``; compiled, in half precision on CUDA.
+
+        :raises EngineError: the model cannot be loaded, or torch finds no CUDA
+        """
+        on_cuda = device == 'cuda'
+        if on_cuda and not torch.cuda.is_available():
+            raise EngineError(f'torch {torch.__version__} finds no CUDA device')
+        if request.threads:
+            torch.set_num_threads(request.threads)
+        try:
+            module = load_module(request, half=on_cuda)
+        except ModelError as error:
+            raise EngineError(str(error)) from error
+        return cls(module, request.part, device, compiled=on_cuda)
+
+    def bind(self, shapes: Mapping[str, Shape]) -> TorchBinding:
+        """See :meth:`adaptok_ros.engines.Engine.bind`."""
+        return TorchBinding(self, shapes)
+
+    def close(self) -> None:
+        """See :meth:`adaptok_ros.engines.Engine.close`."""
+        self.module = None
+
+
+class TorchBinding:
+    """See :class:`adaptok_ros.engines.Binding`."""
+
+    def __init__(self, engine: TorchEngine, shapes: Mapping[str, Shape]) -> None:
+        self._engine = engine
+        self._tensors = {
+            name: torch.zeros(shapes[name], dtype=kind, device=engine.device)
+            for name, kind in INPUTS[engine.part].items()
+        }
+        self.inputs = {name: _buffer(tensor) for name, tensor in self._tensors.items()}
+        try:
+            self._output = self._compute().contiguous().clone()
+        except RuntimeError as error:
+            raise EngineError(f'shapes {dict(shapes)} do not fit: {error}') from error
+        self.outputs = {OUTPUTS[engine.part]: _buffer(self._output)}
+
+    def _compute(self) -> Tensor:
+        with torch.inference_mode(), out_of_memory(self._engine.device):
+            result: Tensor = self._engine.module(*self._tensors.values())
+        return result
+
+    def bind_input(self, name: str, buffer: Buffer) -> None:
+        """See :meth:`adaptok_ros.engines.Binding.bind_input`."""
+        self.inputs[name] = buffer
+        if self._engine.device == 'cpu' and not buffer.flags.writeable:
+            buffer = buffer.copy()  # torch has no read-only tensors
+        self._tensors[name] = torch.as_tensor(buffer)
+
+    def run(self) -> None:
+        """See :meth:`adaptok_ros.engines.Binding.run`."""
+        self._output.copy_(self._compute())
+
+
+def _buffer(tensor: Tensor) -> Buffer:
+    return tensor.numpy() if tensor.device.type == 'cpu' else tensor
+
+
