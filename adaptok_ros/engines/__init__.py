@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from adaptok_ros.engines.cache import Specification
 
 __all__ = [
-    'BACKENDS', 'PARTS', 'Binding', 'Buffer', 'BuildCancelledError', 'Builder', 'Engine', 'EngineError',
-    'GraphRequest', 'Shape', 'create_engine',
+    'BACKENDS', 'PARTS', 'Binding', 'Buffer', 'BuildCancelledError', 'Builder', 'Engine',
+    'EngineError', 'GraphRequest', 'Shape', 'create_engine',
 ]  # fmt: skip
 
 BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch')
