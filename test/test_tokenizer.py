@@ -517,6 +517,7 @@ class Mirror:
     """Stands in for a tokenizer: its latents are the pixels, eight by eight to a position."""
 
     description = Tokenizer(MODEL).description
+    device_engine = None
 
     def stream(self, gating, noise):
         return self

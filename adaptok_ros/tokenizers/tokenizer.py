@@ -387,6 +387,14 @@ class TokenizerStream:
         """Work that the last image took, as a share of the dense pass's; 1 without gating."""
         return 1.0 if self._gated is None else self._gated.share
 
+    @property
+    def device_engine(self) -> Engine | None:
+        """The encoder where it runs on a GPU, and on each image for itself."""
+        if self._tokenizer.description.is_causal:
+            return None
+        engine = self._tokenizer.load_encoder()
+        return engine if engine.device != 'cpu' else None
+
     def reset(self) -> None:
         """Forget earlier images: the next one begins a clip."""
         self._state: CausalState | None = None
