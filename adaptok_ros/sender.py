@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.engines import Engine, EngineError
 from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.selection import SelectionConfig, Selector
@@ -16,7 +17,6 @@ from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 if TYPE_CHECKING:
-    from adaptok_ros.engines import Engine
     from adaptok_ros.kernels.device_path import DevicePath
 
 SMALLEST_SIDE = 8
@@ -74,6 +74,7 @@ class Sender:
         if fixed:
             input_height, input_width = fixed
         self.tokenizer = tokenizer
+        self._gating = gating, noise
         self._stream = tokenizer.stream(gating, noise)
         self._config = config
         self._input_size = (input_height, input_width)
@@ -115,6 +116,15 @@ class Sender:
         """Begin a new epoch with the next image: forget what the receiver holds."""
         self._selector = None
         self._stream.reset()
+
+    def fall_back(self, error: EngineError) -> None:
+        """Go on with the next backend that works, in a new epoch; see :meth:`Tokenizer.fall_back`.
+
+        :raises EngineError: ``error``, where there is none
+        """
+        self._selector = None
+        self.tokenizer.fall_back(error)
+        self._stream = self.tokenizer.stream(*self._gating)
 
     def request_keyframe(self) -> None:
         """Send every position with the next image."""

@@ -302,7 +302,7 @@ class RecordingBinding:
 @pytest.fixture
 def engine(monkeypatch):
     engine = RecordingEngine()
-    monkeypatch.setattr(restorer_module, 'create_engine', lambda *_: engine)
+    monkeypatch.setattr(restorer_module, 'acquire_engine', lambda *_: engine)
     return engine
 
 

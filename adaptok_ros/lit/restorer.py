@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Builder, GraphRequest, create_engine
+from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.runner import Runner
+from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
@@ -41,10 +44,8 @@ class Restorer:
         self._frames: int = description['frames']
         self._multiple: int = description['window']
         self.channels: int = description['channels']
-        self.engine = create_engine(
-            GraphRequest(folder, 'lit', backend, threads=threads), build
-        )
-        self._runner = Runner(self.engine)
+        self._request = GraphRequest(folder, 'lit', backend, threads=threads)
+        self._runner = Runner(acquire_engine(self._request, build))
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
@@ -113,6 +114,31 @@ class Restorer:
         latents: NDArray[np.float32] = outputs['latents'][0]
         return latents
 
+    @property
+    def engine(self) -> Engine:
+        """What runs LIT."""
+        return self._runner.engine
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Backends that :meth:`fall_back` left, and why."""
+        return self._request.rejected
+
+    def fall_back(self, error: EngineError) -> None:
+        """Leave the backend, which failed, for the next that works; the window stays.
+
+        Nothing is built for it.
+
+        :raises EngineError: ``error``, where the backend was named or no other works
+        """
+        if self._request.backend != 'auto':
+            raise error
+        self._request = dataclasses.replace(
+            self._request, rejected={**self._request.rejected, self.engine.backend: str(error)}
+        )
+        release_engine(self.engine)
+        self._runner = Runner(acquire_engine(self._request))
+
     def close(self) -> None:
         """Free the engine."""
-        self.engine.close()
+        release_engine(self.engine)

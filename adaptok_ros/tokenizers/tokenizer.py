@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest, create_engine
+from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.runner import Runner
+from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
 
@@ -157,6 +157,8 @@ class Tokenizer:
 
     The engines hold everything between a uint8 image and normalised latents. The decoder is
     loaded when it is first needed.
+
+    :ivar rejected: backends that :meth:`fall_back` left, and why
     """
 
     def __init__(
@@ -166,13 +168,11 @@ class Tokenizer:
         threads: int = 0,
         image_size: tuple[int, int] | None = None,
         build: Builder | None = None,
-        rejected: Mapping[str, str] | None = None,
     ) -> None:
         """Load a shipped tokenizer or a folder.
 
         :param image_size: height and width of every image, where they are known beforehand
         :param build: see :func:`~adaptok_ros.engines.create_engine`
-        :param rejected: backends that ``auto`` must not choose, and why
         :raises ModelError: not a tokenizer
         :raises EngineError: the backend cannot run it
         """
@@ -180,7 +180,7 @@ class Tokenizer:
         self._backend = backend
         self._threads = threads
         self._build = build
-        self._rejected = rejected or {}
+        self.rejected: dict[str, str] = {}
         self.description = TokenizerDescription.load(self._folder)
         self._image_size = self.description.image_size or image_size
         self._encoder: Engine | None = None
@@ -221,13 +221,29 @@ class Tokenizer:
         if self.description.family == 'cosmos-torchscript':
             self._need_torch()
             backend = 'torch'
-        return create_engine(
+        return acquire_engine(
             GraphRequest(
                 self._folder, part, backend, self._image_size, threads=self._threads,
-                rejected=self._rejected,
+                rejected=dict(self.rejected),
             ),
             self._build,
         )  # fmt: skip
+
+    def fall_back(self, error: EngineError) -> None:
+        """Leave the encoder's backend, which failed, for the next that works.
+
+        Streams that were begun before must be begun anew. Nothing is built for it.
+
+        :raises EngineError: ``error``, where the backend was named or no other works
+        """
+        if self._backend != 'auto' or self._encoder is None:
+            raise error
+        self.rejected[self._encoder.backend] = str(error)
+        self._build = None
+        release_engine(self._encoder)
+        self._encoder = None
+        self._images = ImageEncoder(self)
+        self.load_encoder()
 
     def _load_causal(self) -> CausalEngine:
         if self._causal is None:
@@ -318,10 +334,12 @@ class Tokenizer:
 
     def close(self) -> None:
         """Free the engines."""
-        decoder = self._decoder.engine if self._decoder else None
-        for engine in (self._encoder, self._causal, decoder):
-            if engine is not None:
-                engine.close()
+        if self._encoder is not None:
+            release_engine(self._encoder)
+        if self._decoder is not None:
+            release_engine(self._decoder.engine)
+        if self._causal is not None:
+            self._causal.close()
         self._encoder = self._causal = self._decoder = None
         self._images = ImageEncoder(self)
 
