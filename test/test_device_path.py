@@ -180,3 +180,20 @@ def test_torch_runs_what_onnx_runtime_runs(part):
         found.append(np.asarray(torch.as_tensor(output).cpu()).astype(np.float64))
         engine.close()
     assert np.abs(found[0] - found[1]).max() <= (1 if part == 'decoder' else 1e-3)
+
+
+def test_torch_does_without_a_compiler(monkeypatch, tmp_path):
+    module = load_module(GraphRequest(MODEL, 'encoder'), half=False)
+    eager = TorchEngine(module, 'encoder', 'cpu', compiled=False)
+    monkeypatch.setenv('CXX', str(tmp_path / 'no-such-compiler'))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+    torch._dynamo.reset()
+    engine = TorchEngine(module, 'encoder', 'cpu', compiled=True)
+    found = []
+    for each in (eager, engine):
+        binding = each.bind({'image': (1, 64, 64, 3)})
+        binding.inputs['image'][...] = images(1, (64, 64))[0]
+        binding.run()
+        found.append(binding.outputs['latents'].copy())
+    assert 'torch.compile' in ' '.join(engine.notes) and not eager.notes
+    np.testing.assert_array_equal(*found)

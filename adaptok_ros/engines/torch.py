@@ -69,14 +69,14 @@ class TorchEngine:
     def __init__(self, module: nn.Module, part: str, device: str, compiled: bool) -> None:
         """Take a module as :func:`load_module` gives it.
 
-        :param compiled: by ``torch.compile``, at the first run of a :meth:`bind`
+        :param compiled: by ``torch.compile`` where that works; else :attr:`notes` says why not
         """
         self.device = 'cuda:0' if device == 'cuda' else 'cpu'
         self.part = part
         with out_of_memory(self.device):
-            module = module.to(self.device)
-        self.module: Any = torch.compile(module) if compiled else module
+            self.module: Any = module.to(self.device)
         self.notes: tuple[str, ...] = ()
+        self._compile = compiled
 
     @classmethod
     def open(cls, request: GraphRequest, device: str) -> TorchEngine:
@@ -97,6 +97,14 @@ class TorchEngine:
 
     def bind(self, shapes: Mapping[str, Shape]) -> TorchBinding:
         """See :meth:`adaptok_ros.engines.Engine.bind`."""
+        if self._compile:
+            eager, self._compile = self.module, False
+            self.module = torch.compile(eager)
+            try:
+                return TorchBinding(self, shapes)
+            except EngineError as error:  # mostly a compiler that is missing
+                self.module = eager
+                self.notes = (*self.notes, f'torch.compile: {error}')
         return TorchBinding(self, shapes)
 
     def close(self) -> None:
@@ -117,7 +125,8 @@ class TorchBinding:
         try:
             self._output = self._compute().contiguous().clone()
         except RuntimeError as error:
-            raise EngineError(f'shapes {dict(shapes)} do not fit: {error}') from error
+            reason = str(error).strip().partition('\n')[0]
+            raise EngineError(f'shapes {dict(shapes)} do not fit: {reason}') from error
         self.outputs = {OUTPUTS[engine.part]: _buffer(self._output)}
 
     def _compute(self) -> Tensor:
