@@ -48,7 +48,7 @@ class EncoderGraph(_NormalisedModel):
         """``model.encode`` takes what :func:`to_pixels` gives."""
         raw = self._run(self.model.encode, to_pixels(image))
         latents = (raw - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-        return cast(Tensor, latents.permute(0, 2, 3, 1))
+        return latents.permute(0, 2, 3, 1)
 
 
 class DecoderGraph(_NormalisedModel):
@@ -59,4 +59,4 @@ class DecoderGraph(_NormalisedModel):
         raw = latents.permute(0, 3, 1, 2) * cast(Tensor, self.std) + cast(Tensor, self.mean)
         decoded = self._run(self.model.decode, raw)
         pixels = (decoded.clamp(-1.0, 1.0) + 1.0) * 127.5
-        return cast(Tensor, pixels.round().permute(0, 2, 3, 1).to(torch.uint8))
+        return pixels.round().permute(0, 2, 3, 1).to(torch.uint8)
