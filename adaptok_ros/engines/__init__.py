@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
+from adaptok_ros.models import read_description
 
 if TYPE_CHECKING:
     from adaptok_ros.engines.cache import Specification
@@ -101,9 +102,14 @@ class GraphRequest:
     rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def graph(self, half: bool = False) -> Path:
-        """The ONNX file to run: the float16 form where it is wanted and there is one."""
-        path = self.folder / f'{self.part}.float16.onnx'
-        return path if half and path.is_file() else self.folder / f'{self.part}.onnx'
+        """The ONNX file to run: the float16 form where it is wanted and the folder lists it."""
+        name = f'{self.part}.float16.onnx'
+        if half:
+            description = 'lit.json' if self.part == 'lit' else 'tokenizer.json'
+            # Not merely where it exists: one that is not listed may be of other weights.
+            if name in read_description(self.folder, description)['files']:
+                return self.folder / name
+        return self.folder / f'{self.part}.onnx'
 
 
 Builder = Callable[['Specification', Path], None]

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
 from adaptok_ros.engines.cuda import out_of_memory
-from adaptok_ros.lit.model import PATCH, LatentInpaintingTransformer
+from adaptok_ros.lit.weights import load_lit
 from adaptok_ros.models import ModelError
 from adaptok_ros.tokenizers.families import load_family
 from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
@@ -33,31 +31,13 @@ def load_module(request: GraphRequest, half: bool) -> nn.Module:
     :raises ModelError: the folder does not hold it, or a library is missing
     """
     if request.part == 'lit':
-        lit = _load_lit(request)
-        return lit.half() if half else lit
+        lit = load_lit(request.folder)
+        return lit.in_half() if half else lit
     description = TokenizerDescription.load(request.folder)
     model = load_family(request.folder, description.family, description.image_size).model
     graph = EncoderGraph if request.part == 'encoder' else DecoderGraph
     mean, std = torch.tensor(description.mean), torch.tensor(description.std)
     return graph(model, mean, std, half).eval().requires_grad_(False)
-
-
-def _load_lit(request: GraphRequest) -> LatentInpaintingTransformer:
-    path = request.folder / 'lit.safetensors'
-    try:
-        weights = load_file(path)
-        model = LatentInpaintingTransformer(
-            channels=weights['head.weight'].shape[0] // PATCH**2,
-            frames=weights['when'].shape[0],
-            width=weights['when'].shape[3],
-            heads=weights['spatial.0.bias'].shape[0],
-            layers=sum(name.startswith('spatial.') and name.endswith('.bias') and
-                       name.count('.') == 2 for name in weights),
-        )
-        model.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
-        raise ModelError(f'{path}: not the weights of a LIT: {error}') from error
-    return model.eval().requires_grad_(False)
 
 
 class TorchEngine:
