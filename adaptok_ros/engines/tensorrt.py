@@ -384,14 +384,15 @@ class TensorRTEngine:
             self._runtime = module.Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise self._failure('cannot load the engine')
+            raise self.failure('cannot load the engine')
+        self._config = self._runtime_config()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = module.TensorIOMode.INPUT
         self.inputs = tuple(n for n in names if self._engine.get_tensor_mode(n) == inputs)
         self.outputs = tuple(n for n in names if n not in self.inputs)
 
-    def type(self, name: str) -> torch.dtype:
-        """Of an input or output.
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of an input or output.
 
         :raises EngineError: one that none of our graphs has
         """
@@ -429,27 +430,32 @@ class TensorRTEngine:
                     'size: adaptok engine build TOKENIZER --image-size HxW [--batch N]'
                 )
 
+    def _runtime_config(self) -> Any:
+        """What RTX is told about how to run; None where there is nothing to tell.
+
+        RTX would run a general kernel at first, and a better one once it is compiled; a CUDA graph
+        would keep the first for ever.
+        """
+        strategies = getattr(self._module, 'DynamicShapesKernelSpecializationStrategy', None)
+        if strategies is None:
+            return None
+        config = self._engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return config
+
     def new_context(self) -> Any:
         """What runs the engine for one binding; its memory is enough for every shape.
 
         :raises EngineError: no memory is left
         """
-        if hasattr(self._module, 'DynamicShapesKernelSpecializationStrategy'):
-            # RTX would run a general kernel at first, and a better one once it is compiled; a
-            # CUDA graph would keep the first for ever.
-            config = self._engine.create_runtime_config()
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                self._module.DynamicShapesKernelSpecializationStrategy.EAGER
-            )
-            context = self._engine.create_execution_context(config)
-        else:
-            context = self._engine.create_execution_context()
+        config = () if self._config is None else (self._config,)
+        context = self._engine.create_execution_context(*config)
         if context is None:
-            raise self._failure('cannot be given memory')
+            raise self.failure('cannot be given memory')
         return context
 
-    def _failure(self, what: str) -> EngineError:
-        """An error with what TensorRT has logged, and what to do."""
+    def failure(self, what: str) -> EngineError:
+        """Make an error of what TensorRT has logged, and what to do."""
         reason = self._log.take()
         if 'memory' in reason.lower():
             cure = (
@@ -474,6 +480,7 @@ class TensorRTEngine:
             for binding in self._bindings:
                 binding.free()
             # In this order: each is made by the next.
+            self._config = None
             self._engine = None
             self._runtime = None
 
@@ -493,15 +500,15 @@ class TensorRTBinding:
             self._context = engine.new_context()
             for name, shape in shapes.items():
                 if not self._context.set_input_shape(name, tuple(shape)):
-                    raise engine._failure(f'does not take {name} of shape {tuple(shape)}')
-                buffer = torch.zeros(tuple(shape), dtype=engine.type(name), device=DEVICE)
+                    raise engine.failure(f'does not take {name} of shape {tuple(shape)}')
+                buffer = torch.zeros(tuple(shape), dtype=engine.dtype(name), device=DEVICE)
                 self.inputs[name] = buffer
                 self._place(name, buffer)
             for name in engine.outputs:
                 size = tuple(self._context.get_tensor_shape(name))
                 if min(size, default=0) < 0:
                     raise EngineError(f'{name} has shape {size}: not known before a run')
-                self.outputs[name] = torch.zeros(size, dtype=engine.type(name), device=DEVICE)
+                self.outputs[name] = torch.zeros(size, dtype=engine.dtype(name), device=DEVICE)
                 self._place(name, self.outputs[name])
             # The first run loads and, with RTX, compiles kernels, which cannot be captured.
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -548,14 +555,14 @@ class TensorRTBinding:
                 '(what torch allocates, not a part of it)'
             )
         if not self._context.set_tensor_address(name, address):
-            raise self._engine._failure(f'does not take an address for {name}')
+            raise self._engine.failure(f'does not take an address for {name}')
 
     def run(self) -> None:
         """See :meth:`adaptok_ros.engines.Binding.run`."""
         if self._context is None:
             raise EngineError('the engine is closed')
         if not self._context.execute_async_v3(self._current_stream(self._device).cuda_stream):
-            raise self._engine._failure('cannot run')
+            raise self._engine.failure('cannot run')
 
     def free(self) -> None:
         """Give back everything; the device must be done with it."""
