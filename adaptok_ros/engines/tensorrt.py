@@ -267,7 +267,8 @@ def _configure(module: ModuleType, config: Any, specification: Specification) ->
     if compute_capabilities(module):
         name = 'SM' + specification.compute_capability.replace('.', '')
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(module.ComputeCapability, name), 0)
+        if not config.set_compute_capability(getattr(module.ComputeCapability, name), 0):
+            raise EngineError(f'{specification.backend} does not build for {name}')
 
 
 def _timings(config: Any, specification: Specification) -> Any:
