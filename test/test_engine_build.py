@@ -26,7 +26,7 @@ from adaptok_ros.engines.build import build_engine
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError
 from adaptok_ros.engines.profiles import profile
-from adaptok_ros.models import SHIPPED, ModelError
+from adaptok_ros.models import SHIPPED, ModelError, sha256
 
 TINY = SHIPPED / 'adaptok-tiny'
 CAPABILITY = '8.6'
@@ -127,8 +127,7 @@ def test_profile_of_a_damaged_model_is_refused(tmp_path):
 
 def test_engines_of_rtx_belong_to_a_compute_capability(specify):
     specification, graph = specify('lit')
-    half = TINY / 'lit.float16.onnx'
-    assert graph == (half if half.is_file() else TINY / 'lit.onnx')
+    assert graph == GraphRequest(TINY, 'lit').graph(half=True)
     assert (specification.gpu, specification.compute_capability) == ('', CAPABILITY)
     assert specification.model == 'adaptok-tiny@bf09711dde91'
     assert specification.key == specify('lit')[0].key
@@ -136,15 +135,26 @@ def test_engines_of_rtx_belong_to_a_compute_capability(specify):
     assert specification.key != specify('lit', image_size=(480, 640))[0].key
 
 
+def listed(model, files):
+    """List just these graphs in the tokenizer's description."""
+    description = json.loads((model / 'tokenizer.json').read_text())
+    description['files'] = {
+        'tokenizer.safetensors': description['files']['tokenizer.safetensors'],
+        **{name: sha256(model / name) for name in files},
+    }
+    (model / 'tokenizer.json').write_text(json.dumps(description))
+
+
 def test_half_graph_is_preferred(specify, tmp_path):
     model = shutil.copytree(TINY, tmp_path / 'model')
     half = model / 'encoder.float16.onnx'
-    half.unlink(missing_ok=True)
+    listed(model, ['encoder.onnx'])
     assert specify(model=model)[0].precision == 'float32'
     assert 'no TF32' in specify(model=model)[0].flags
-    shutil.copy(model / 'encoder.onnx', half)
+    listed(model, ['encoder.onnx', half.name])
     specification, graph = specify(model=model)
     assert (specification.precision, graph) == ('float16', half)
+    assert 'no TF32' not in specification.flags
 
 
 def test_unknown_compute_capability_is_refused(specify):
@@ -154,8 +164,8 @@ def test_unknown_compute_capability_is_refused(specify):
 
 def test_missing_graph_is_refused(specify, tmp_path):
     model = shutil.copytree(TINY, tmp_path / 'model')
-    (model / 'decoder.onnx').rename(model / 'other.onnx')
-    (model / 'decoder.float16.onnx').unlink(missing_ok=True)
+    listed(model, ['encoder.onnx'])
+    (model / 'decoder.onnx').unlink()
     with pytest.raises(EngineError, match='no such graph'):
         specify('decoder', model=model)
 
@@ -258,6 +268,7 @@ def test_builds_in_a_child_and_tells_how_far_it_is(part, specify, folder):
     assert max(np.diff(times)) < 3.0
     fractions = [progress.fraction for progress in found if progress.fraction is not None]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert str(found[-1]).startswith('storing, 100%, ')
     assert not children()
     found.clear()
     build_engine(specification, graph, found.append, threading.Event())
@@ -372,13 +383,8 @@ def test_two_processes_build_once(specify):
 
 def test_file_that_is_no_graph_is_refused(specify, tmp_path, folder):
     model = shutil.copytree(TINY, tmp_path / 'model')
-    for graph in model.glob('decoder*.onnx'):
-        graph.write_bytes(b'not a graph')
-    description = json.loads((model / 'tokenizer.json').read_text())
-    description['files'] = {
-        name: digest for name, digest in description['files'].items() if 'onnx' not in name
-    } | {'encoder.onnx': description['files']['encoder.onnx']}
-    (model / 'tokenizer.json').write_text(json.dumps(description))
+    (model / 'decoder.onnx').write_bytes(b'not a graph')
+    listed(model, ['encoder.onnx', 'decoder.onnx'])
     specification, graph = specify('decoder', model=model)
     with pytest.raises(EngineError, match=r'decoder.*onnx: tensorrt_rtx cannot read it'):
         build_engine(specification, graph, lambda progress: None, threading.Event())

@@ -54,6 +54,10 @@ class Progress:
     fraction: float | None
     elapsed: float
 
+    def __str__(self) -> str:
+        share = '' if self.fraction is None else f', {self.fraction:.0%}'
+        return f'{self.phase}{share}, {self.elapsed:.0f} s'
+
 
 class _Reporter:
     """Calls back with whatever there is, often enough."""
