@@ -503,6 +503,8 @@ def on_cpu(image):
 def test_engine_agrees_with_onnx_runtime(backend):
     import torch
 
+    from adaptok_ros.training.export import HALF_TOLERANCE
+
     engine = create_engine(GraphRequest(TINY, 'encoder', backend), build_here)
     assert (engine.backend, engine.device) == (backend, 'cuda:0')
     binding = engine.bind({'image': (1, 480, 640, 3)})
@@ -510,8 +512,8 @@ def test_engine_agrees_with_onnx_runtime(backend):
     binding.run()
     torch.cuda.synchronize()
     found = binding.outputs['latents'].float().cpu().numpy()
-    half = (TINY / 'encoder.float16.onnx').is_file()
-    np.testing.assert_allclose(found, on_cpu(images()), atol=3e-2 if half else 1e-3)
+    # What the export of the half graph may differ by, and that of TensorRT's kernels besides.
+    assert np.abs(found - on_cpu(images())).mean(-1).max() < 2 * HALF_TOLERANCE
     engine.close()
     with pytest.raises(EngineError, match='closed'):
         binding.run()
