@@ -45,8 +45,9 @@ def test_a_backend_that_is_named_does_not_fall_back(backend):
 
 
 def test_rejected_backends_are_not_chosen():
-    rejected = dict.fromkeys(('tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'), 'tried before')
-    with pytest.raises(EngineError, match='onnxruntime: tried before'):
+    names = ('tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch')
+    rejected = {f'{name} on {device}': 'tried' for name in names for device in ('cpu', 'cuda')}
+    with pytest.raises(EngineError, match='onnxruntime on cpu: tried'):
         create_engine(GraphRequest(find_model(MODEL), 'encoder', rejected=rejected))
 
 
@@ -106,8 +107,8 @@ def test_sender_goes_on_with_another_backend_in_a_new_epoch():
     assert tokenizer.load().backend == 'onnxruntime'
     sender.fall_back(FAILURE)
     assert tokenizer.load().backend == 'torch'
-    assert f'onnxruntime: {FAILURE}' in tokenizer.load().notes
-    assert tokenizer.rejected == {'onnxruntime': str(FAILURE)}
+    assert f'onnxruntime on cpu: {FAILURE}' in tokenizer.load().notes
+    assert tokenizer.rejected == {'onnxruntime on cpu': str(FAILURE)}
     after = sender.send(second, 1, 'camera')
     assert after.keyframe and after.sequence == 0 and after.epoch != before.epoch
     with pytest.raises(EngineError, match='cannot be run'):
@@ -140,7 +141,7 @@ def test_lit_keeps_its_window_when_it_falls_back():
         if index == 5:
             streams[1].restorer.fall_back(FAILURE)
     assert streams[1].restorer.engine.backend == 'torch'
-    assert 'onnxruntime' in streams[1].restorer.rejected
+    assert 'onnxruntime on cpu' in streams[1].restorer.rejected
     np.testing.assert_allclose(
         streams[1].latents().values, streams[0].latents().values, atol=1e-4, rtol=0
     )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptok_ros.engines import Builder, EngineError, GraphRequest, Shape, cache
 from adaptok_ros.engines.cache import Specification
-from adaptok_ros.engines.cuda import first_gpu, out_of_memory
+from adaptok_ros.engines.cuda import device_errors, first_gpu
 from adaptok_ros.engines.errors import EngineMissingError
 from adaptok_ros.engines.profiles import profile
 from adaptok_ros.models import sha256
@@ -165,7 +165,7 @@ def open_engine(request: GraphRequest, build: Builder | None) -> TensorRTEngine:
                 f'{request.backend} {specification.backend_version}{_relatives(specification)}: '
                 f'{command(request)}'
             ) from None
-        build(specification, graph)
+        build.build(specification, graph)
         plan = cache.load(specification)
     return TensorRTEngine(module, plan)
 
@@ -497,7 +497,7 @@ class TensorRTBinding:
         self._current_stream = torch.cuda.current_stream
         self.inputs: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
-        with torch.cuda.device(DEVICE), out_of_memory(DEVICE):
+        with torch.cuda.device(DEVICE), device_errors(DEVICE):
             self._context = engine.new_context()
             for name, shape in shapes.items():
                 if not self._context.set_input_shape(name, tuple(shape)):
