@@ -36,6 +36,8 @@ from adaptok_ros.tokenizers.gating import Gating
 
 RATE = 10.0
 """Images a second over DDS."""
+PREPARED = 30
+"""Images that the camera repeats, back and forth."""
 OURS = ('tokens, hold', 'tokens, LIT', 'gated exact, hold', 'gated noise, hold')
 CHEAPER = 0.97
 """Ratio of CPU times below which a way is called cheaper: the next percents are scatter."""
@@ -161,7 +163,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         result['without'] = 'H.264: no PyAV (pip install av)'
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
     chosen: list[tuple[float, str, list[Any]]] = []
-    for clip in all_clips(settings.data, effort.frames, effort.clips):
+    for clip in all_clips(effort, settings.data):
         progress(f'alternatives: {clip.name}')
         found = measure_clip(tokenizer, clip, settings.ceilings)
         result['clips'][clip.name] = found
@@ -173,7 +175,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     # The scene, and of a data folder the clips with the least to send and with the most.
     chosen.sort(key=lambda item: item[0])
     of_data = chosen[:: max(1, len(chosen) - 1)]
-    cases = [('moving, noise', scene_images(640, 480, 30))]
+    cases = [('moving, noise', scene_images(*effort.scene, PREPARED))]
     cases += [(name, images) for _, name, images in of_data]
     with tempfile.TemporaryDirectory() as folder:
         for name, images in islice(cases, effort.wire_clips):

@@ -78,7 +78,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     """All clips."""
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
     found = {}
-    for clip in all_clips(settings.data, settings.effort.frames, settings.effort.clips):
+    for clip in all_clips(settings.effort, settings.data):
         progress(f'gating: {clip.name}')
         found[clip.name] = measure_clip(tokenizer, clip, settings.ceilings)
     tokenizer.close()

@@ -1,9 +1,7 @@
 """A peer that is the cameras: shows prepared images at an exact rate, and knows every stamp.
 
-    python camera.py IMAGES.npy WAY NAMESPACE...
-
-Raw images are made into messages before; JPEG and H.264 are compressed while it goes, for that
-is what a camera's driver would have to do.
+Called as ``python camera.py IMAGES.npy WAY NAMESPACE...``. Raw images are made into messages
+before; JPEG and H.264 are compressed while it goes, as a camera's driver would have to.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from measuring import WARM_UP
+from measuring import WARM_UP, Effort, Size
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation.datasets import find_clips
@@ -40,9 +40,9 @@ def scene_images(width: int, height: int, count: int) -> list[Image]:
     return [scene.frame(FIRST + index) for index in range(count)]
 
 
-def scene_clips(frames: int, width: int = 640, height: int = 480) -> Iterator[Clip]:
+def scene_clips(size: Size, frames: int) -> Iterator[Clip]:
     """The scene, least change first; noise has a standard deviation of 2/255."""
-    scene = Scene(width, height)
+    scene = Scene(*size)
 
     def clip(name: str, image: Callable[[int], Image]) -> Clip:
         return Clip(name, 'scene', [image(index) for index in range(frames + WARM_UP)])
@@ -58,13 +58,15 @@ def scene_clips(frames: int, width: int = 640, height: int = 480) -> Iterator[Cl
     )
 
 
-def all_clips(data: Path | None, frames: int, most: int) -> Iterator[Clip]:
-    """The scene's, then those of a folder, evenly picked where they are more than ``most``."""
-    yield from scene_clips(frames)
+def all_clips(effort: Effort, data: Path | None) -> Iterator[Clip]:
+    """The scene's, then those of a folder, evenly picked where they are too many."""
+    frames = effort.frames
+    yield from scene_clips(effort.scene, frames)
     if data is None:
         return
     found = find_clips(data).clips
-    picked = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
+    count = min(effort.clips, len(found))
+    picked = np.linspace(0, len(found) - 1, count).round().astype(int)
     for source in (found[index] for index in picked):
         images = [
             shrink(image, LONGEST)

@@ -1,6 +1,6 @@
 """A peer where a policy would be: notes when tokens and latents of which image arrive.
 
-    python listener.py NAMESPACE...
+Called as ``python listener.py NAMESPACE...``.
 """
 
 from __future__ import annotations

@@ -36,9 +36,12 @@ class Effort:
     :ivar clips: at most, of a data folder
     :ivar wire_clips: at most, through the alternatives as processes
     :ivar grids: rows and columns of the selection step
-    :ivar kept_shares: of the selection step and of growth
+    :ivar kept_shares: of the selection step
+    :ivar scene: of the scene as a clip, and of growth with what is sent and with the window
     :ivar growth_sizes: of growth with pixels
+    :ivar camera_sizes: of growth with cameras
     :ivar growth_cameras: most streams of one process
+    :ivar changed_rows: shares of the rows that change, of growth with what is sent
     :ivar windows: lengths of LIT's window
     """
 
@@ -51,10 +54,13 @@ class Effort:
     wire_clips: int = 2
     grids: tuple[tuple[int, int], ...] = ((30, 40), (60, 80), (90, 160))
     kept_shares: tuple[float, ...] = (0.01, 0.1, 0.5, 1.0)
+    scene: Size = (640, 480)
     growth_sizes: tuple[Size, ...] = (
         (160, 120), (320, 240), (640, 480), (1280, 720), (1920, 1080)
     )  # fmt: skip
+    camera_sizes: tuple[Size, ...] = ((320, 240), (640, 480))
     growth_cameras: int = 4
+    changed_rows: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     windows: tuple[int, ...] = (2, 4, 8, 16)
 
 

@@ -1,6 +1,6 @@
 """A peer that is a policy: takes images or tokens, and makes dense latents of them itself.
 
-    python policy.py NAMESPACE raw|jpeg|h264|hold|lit
+Called as ``python policy.py NAMESPACE WAY``, where the way is raw, jpeg, h264, hold or lit.
 """
 
 from __future__ import annotations

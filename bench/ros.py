@@ -135,16 +135,22 @@ class Process:
     def memory(self) -> dict[str, float]:
         """Megabytes: resident, and with shared pages divided among those that share them."""
         found = {'rss_mb': 0.0, 'pss_mb': 0.0}
-        for file, field, name in (('status', 'VmRSS', 'rss_mb'), ('smaps_rollup', 'Pss', 'pss_mb')):
-            for line in Path(f'/proc/{self._process.pid}/{file}').read_text().splitlines():
+        folder = Path(f'/proc/{self._process.pid}')
+        for file, field, name in (
+            ('status', 'VmRSS', 'rss_mb'), ('smaps_rollup', 'Pss', 'pss_mb')
+        ):  # fmt: skip
+            for line in (folder / file).read_text().splitlines():
                 if line.startswith(f'{field}:'):
                     found[name] = int(line.split()[1]) * 1024 / 1e6
         return found
 
-    def stop(self) -> None:
-        """End it in order, or else at once."""
+    def ask_to_end(self) -> None:
+        """Do not wait for it."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
+
+    def wait(self) -> None:
+        """Until it has ended, or end it at once."""
         try:
             self._process.communicate(timeout=20.0)
         except subprocess.TimeoutExpired:
@@ -163,8 +169,10 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self.all):
-            process.stop()
+        for process in self.all:
+            process.ask_to_end()
+        for process in self.all:
+            process.wait()
 
     def peer(self, file: str, *arguments: str) -> Process:
         """Start one of the files beside this one."""

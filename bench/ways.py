@@ -87,8 +87,9 @@ class H264:
 
     def compress(self, image: Image) -> Bytes:
         """See :class:`ImageWay`."""
-        if image.shape[0] % 2 or image.shape[1] % 2:  # chroma has half the resolution
-            image = np.pad(image, [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)], 'edge')
+        odd = image.shape[0] % 2, image.shape[1] % 2
+        if any(odd):  # chroma has half the resolution
+            image = np.pad(image, [(0, odd[0]), (0, odd[1]), (0, 0)], 'edge')
         if self._encoder is None:
             self._encoder = codec = self._av.CodecContext.create('libx264', 'w')
             codec.height, codec.width = image.shape[:2]
