@@ -132,7 +132,7 @@ def measure_wire(images: list[Any], settings: Settings, folder: Path) -> dict[st
             chain = Chain(processes, path, sends, ['/bench'])
             chain.receiver = processes.peer('policy', '/bench', takes)
             if parameters is not None:
-                processes.node('tokenizer_node', '/bench', *parameters)
+                processes.node('tokenizer_node', ['/bench'], *parameters)
             chain.wait_for('latents')
             found[name] = chain.run(RATE, settings.effort.seconds, ('latents',))
     path.unlink()

@@ -328,6 +328,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         numbers = [row['cameras'] for row in group['rows']]
         for name in group['rows'][0]['costs']:
             plot(axes, numbers, group['rows'], name, '{}x{}: '.format(*group['size']) + name)
+        axes.set_xticks(numbers)
     axes.set(xlabel='cameras in one process', ylabel='ms for one image of each', yscale='log')
 
     axes = panels[1, 0]
@@ -341,6 +342,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for name in rows[0]['costs'] if rows else ():
         plot(axes, [row['frames'] for row in rows], rows, name)
     axes.set(xlabel="frames in LIT's window", ylabel='ms an image')
+    if not rows:
+        axes.text(0.5, 0.5, 'left out: no torch', ha='center', transform=axes.transAxes)
 
     for axes in panels.flat:
         axes.grid(alpha=0.3)

@@ -43,11 +43,14 @@ BESIDE = ('message to array', 'select and pack', 'fill and publish tokens')
 """Stages of the tokenizer other than its engine."""
 PREPARED = 30
 """Images that the cameras repeat, back and forth."""
-PROCESSES = {
-    'tokenizer_node': ('tokenizer', 'tokens'), 'lit_node': ('LIT', 'latents'),
-    'camera': ('cameras', ''), 'listener': ('listener', ''),
-}  # fmt: skip
-"""By kind: the name in tables, and what they put out, if it is that."""
+PROCESSES = (
+    # name in tables, run, kind of process, what it puts out
+    ('tokenizer, without LIT', 'tokenizer', 'tokenizer_node', 'tokens'),
+    ('tokenizer', 'chain', 'tokenizer_node', 'tokens'),
+    ('LIT', 'chain', 'lit_node', 'latents'),
+    ('cameras', 'tokenizer', 'camera', ''),
+    ('listener', 'tokenizer', 'listener', ''),
+)
 
 
 class Wire:
@@ -163,30 +166,35 @@ def measure_stages(
 
 
 def measure_nodes(
-    width: int, height: int, cameras: int, effort: Effort, folder: Path
+    width: int, height: int, cameras: int, shared: bool, effort: Effort, folder: Path
 ) -> dict[str, Any]:
-    """Ages, losses, highest rates and costs with every node as a process of its own."""
+    """Ages, losses, highest rates and costs of the nodes of some cameras.
+
+    :param shared: all tokenizer nodes in one process, and no LIT; else every node a process of
+        its own
+    """
     images = save_images(folder, scene_images(width, height, PREPARED))
     namespaces = [f'/bench{number}' for number in range(cameras)]
     try_seconds = effort.seconds / 2
     with ros.Processes(folder) as processes:
         chain = Chain(processes, images, 'raw', namespaces)
         chain.receiver = processes.peer('listener', *namespaces)
-        for namespace in namespaces:
-            processes.node('tokenizer_node', namespace)
+        for group in [namespaces] if shared else [[namespace] for namespace in namespaces]:
+            processes.node('tokenizer_node', group)
         chain.wait_for('tokens')
         result: dict[str, Any] = {
             'tokenizer': chain.run(RATE, effort.seconds, ('tokens',)),
             'highest_rate': {'tokens': chain.highest_rate('tokens', try_seconds, effort.tries)},
         }
-        for namespace in namespaces:
-            processes.node('lit_node', namespace, '-r', 'tokens:=tokenizer/tokens')
-        chain.wait_for('latents')
-        result['chain'] = chain.run(RATE, effort.seconds, ('tokens', 'latents'))
-        if cameras == 1:
-            result['highest_rate']['latents'] = chain.highest_rate(
-                'latents', try_seconds, effort.tries
-            )
+        if not shared:
+            for namespace in namespaces:
+                processes.node('lit_node', [namespace], '-r', 'tokens:=tokenizer/tokens')
+            chain.wait_for('latents')
+            result['chain'] = chain.run(RATE, effort.seconds, ('tokens', 'latents'))
+            if cameras == 1:
+                result['highest_rate']['latents'] = chain.highest_rate(
+                    'latents', try_seconds, effort.tries
+                )
     images.unlink()
     return result
 
@@ -209,9 +217,12 @@ def measure(settings: Settings) -> dict[str, Any]:
             found = result['sizes'][f'{width}x{height}']
             found['nodes'] = {}
             for cameras in effort.cameras:
-                progress(f'nodes at {width}x{height}, {cameras} camera(s)')
-                nodes = measure_nodes(width, height, cameras, effort, folder)
-                found['nodes'][str(cameras)] = nodes
+                for shared in (False, True)[:cameras]:
+                    arrangement = f'{cameras}, one process' if shared else str(cameras)
+                    progress(f'nodes at {width}x{height}, cameras: {arrangement}')
+                    found['nodes'][arrangement] = measure_nodes(
+                        width, height, cameras, shared, effort, folder
+                    )
             found['floor_ms'] = _age_floors(found, settings)
     return result
 
@@ -256,17 +267,20 @@ def tables(result: dict[str, Any]) -> str:
             rows.append([size, cameras, *_ages(nodes, found['floor_ms']), *_rates(nodes)])
             costs += _costs(size, cameras, nodes)
     return text + '\n\n' + '\n\n'.join([
-        f"Every node a process of its own, {result['rate']:.0f} images/s and camera. Age at a "
-        'listener in another process, p50 / p95 / p99 ms; lost: images published less messages '
-        'that arrived; highest rate: held, and the next tried that lost more than 1 %.',
+        f"Every node a process of its own, or all tokenizer nodes in one; {result['rate']:.0f} "
+        'images/s and camera. Age at a listener in another process, p50 / p95 / p99 ms; lost: '
+        'images published less messages that arrived; highest rate: held, and the next tried '
+        'that lost more than 1 %.',
         table(
             ['size', 'cameras', 'tokens, without LIT', 'lost', 'tokens, with LIT', 'lost',
              'floor', 'latents', 'lost', 'floor', 'highest rate, tokens', 'latents'], rows,
         ),
-        'What the processes take, with LIT, while images come: cores (1 = one core busy all the '
-        'time), CPU ms a message put out, memory in MB, resident and with shared pages divided '
-        '(PSS); sums where there are several of a kind.',
-        table(['size', 'cameras', 'process', 'cores', 'CPU ms a message', 'RSS', 'PSS'], costs),
+        'What the processes take while images come: cores (1 = one core busy all the time), CPU '
+        'ms a message put out, memory in MB, resident and with shared pages divided (PSS); sums '
+        'where there are several of a kind.',
+        table(
+            ['size', 'cameras', 'process', 'cores', 'CPU ms a message', 'RSS', 'PSS'], costs
+        ),
     ])  # fmt: skip
 
 
@@ -291,6 +305,8 @@ def _notes(sizes: dict[str, Any]) -> str:
 
 def _ages(nodes: dict[str, Any], floors: dict[str, float]) -> list[str]:
     def cells(run: str, kind: str) -> list[str]:
+        if run not in nodes:
+            return ['', '']
         found = nodes[run][kind]
         age = found['age_ms']
         ages = ' / '.join(number(age[name]) for name in ('median', 'p95', 'p99'))
@@ -312,13 +328,14 @@ def _rates(nodes: dict[str, Any]) -> list[str]:
 
 
 def _costs(size: str, cameras: str, nodes: dict[str, Any]) -> list[list[str]]:
-    run = nodes['chain']
     rows = []
-    for kind, (name, output) in PROCESSES.items():
-        found = run['processes'][kind]
-        done = run[output]['arrived'] if output else 0
+    for name, run, kind, output in PROCESSES:
+        if run not in nodes:
+            continue
+        found, seconds = nodes[run]['processes'][kind], nodes[run]['seconds']
+        done = nodes[run][output]['arrived'] if output else 0
         rows.append([
-            size, cameras, name, number(found['cpu_seconds'] / run['seconds']),
+            size, cameras, name, number(found['cpu_seconds'] / seconds),
             number(found['cpu_seconds'] * 1e3 / done) if done else '',
             number(found['rss_mb']), number(found['pss_mb']),
         ])  # fmt: skip

@@ -178,13 +178,17 @@ class Processes:
         """Start one of the files beside this one."""
         return self._start(file, [str(HERE / f'{file}.py'), *arguments])
 
-    def node(self, executable: str, namespace: str, *arguments: str) -> Process:
-        """Start a node of the package."""
-        return self._start(
-            executable,
-            ['-m', f'adaptok_ros.nodes.{executable}', '--ros-args', '-r', f'__ns:={namespace}',
-             *arguments],
-        )  # fmt: skip
+    def node(self, executable: str, namespaces: list[str], *arguments: str) -> Process:
+        """Start a node of the package, or one for each namespace in one process.
+
+        :param arguments: ROS arguments
+        """
+        command = ['-m', f'adaptok_ros.nodes.{executable}']
+        if len(namespaces) > 1:
+            command += ['--cameras', ','.join(namespaces), '--ros-args', *arguments]
+        else:
+            command += ['--ros-args', '-r', f'__ns:={namespaces[0]}', *arguments]
+        return self._start(executable, command)
 
     def _start(self, name: str, command: list[str]) -> Process:
         process = Process(name, command, self._folder)

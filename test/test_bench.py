@@ -176,7 +176,10 @@ def test_stages_over_dds(dds, settings):
         assert 0 < nodes['chain'][kind]['age_ms']['median'] < 10_000
     assert nodes['chain']['processes']['tokenizer_node']['cpu_seconds'] > 0
     assert nodes['chain']['processes']['lit_node']['pss_mb'] > 10
-    assert len(nodes['highest_rate']['tokens']['tried']) == TINY.tries
+    shared = result['sizes']['160x120']['nodes']['2, one process']
+    assert shared['tokenizer']['tokens']['arrived'] > 0
+    for found in (nodes, shared):
+        assert len(found['highest_rate']['tokens']['tried']) == TINY.tries
     check_table(bench_stages.tables(result), 'highest rate', 'listener')
 
 
