@@ -9,6 +9,7 @@ ball in which the true latent is known to lie.
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -25,6 +26,10 @@ MULTIPLE = PATCH * WINDOW
 """Both sides of the grid must be multiples of it."""
 
 AGE_LIMIT = 255.0
+
+VALUE_LIMIT = 100.0
+"""Held values, in units of their spread, are shown to the network up to this: only a broken
+model gives larger ones, and they would overflow in float16."""
 
 
 def project_to_ball(residual: Tensor, radius: Tensor) -> Tensor:
@@ -165,6 +170,16 @@ class LatentInpaintingTransformer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def in_half(self) -> LatentInpaintingTransformer:
+        """A copy that computes in float16 from the embedded frames to the head.
+
+        Features, embedding and projection stay in float32, like the inputs and the output.
+        """
+        half = copy.deepcopy(self).half()
+        half.embed.float()
+        half.when.data = half.when.data.float()
+        return half
+
     def forward(self, held: Tensor, kept: Tensor, age: Tensor, tau: Tensor) -> Tensor:
         """Restore the current grid.
 
@@ -185,7 +200,7 @@ class LatentInpaintingTransformer(nn.Module):
         change = current.unsqueeze(1) - torch.cat([held[:, :-1], held[:, -2:-1]], dim=1)
         features = torch.cat(
             [
-                held.clamp(-1e4, 1e4),
+                held.clamp(-VALUE_LIMIT, VALUE_LIMIT),
                 (change / scale).clamp(-8.0, 8.0),
                 torch.stack(
                     [
@@ -213,7 +228,8 @@ class LatentInpaintingTransformer(nn.Module):
         x = embedded[:, -1]
         for spatial, temporal, mlp in zip(self.spatial, self.temporal, self.mlp):
             x = mlp(temporal(spatial(x), key, value))
-        out = self.head(self.norm(x)).to(held.dtype).reshape(batch, rows, columns, PATCH, PATCH, channels)
+        out = self.head(self.norm(x)).to(held.dtype)
+        out = out.reshape(batch, rows, columns, PATCH, PATCH, channels)
         out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
         residual = project_to_ball(out * threshold, threshold)
         sent = kept[:, -1].unsqueeze(-1) > 0.5
