@@ -65,7 +65,7 @@ def with_pixels(sizes: tuple[Size, ...], frames: int, ceilings: Ceilings) -> dic
     """Encode, select and LIT at every size, on the scene."""
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
     folder = find_model(DEFAULT_TOKENIZER)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for width, height in sizes:
         progress(f'growth with pixels: {width}x{height}')
         sender = Sender(tokenizer, SelectionConfig())
@@ -129,7 +129,7 @@ def with_cameras(size: Size, most: int, frames: int) -> dict[str, Any]:
     width, height = size
     images = scene_images(width, height, frames + WARM_UP + most)
     tokenizers = [Tokenizer(DEFAULT_TOKENIZER) for _ in range(most)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(most) as threads:
         for cameras in range(1, most + 1):
             batched = Batched(cameras, height, width)
@@ -176,12 +176,11 @@ def changing_images(size: Size, share: float, count: int) -> list[Image]:
     """Two pictures in turn in that share of the rows, and one of them in the others."""
     width, height = size
     random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (2, height // 16, width // 16, 3)).astype(np.uint8)
     one, other = (
-        np.asarray(cv2.resize(
-            random.integers(0, 256, (height // 16, width // 16, 3)).astype(np.uint8), size,
-            interpolation=cv2.INTER_CUBIC,
-        )) for _ in range(2)
-    )  # fmt: skip
+        np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+        for picture in coarse
+    )
     mixed = one.copy()
     rows = round(share * height)
     mixed[:rows] = other[:rows]
@@ -193,7 +192,7 @@ def with_kept(
 ) -> dict[str, Any]:
     """Everything behind the image, by the share of positions that is sent."""
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for share in shares:
         progress(f'growth with what is sent: {share:.0%} of the rows change')
         config = SelectionConfig(refresh_period=0)
@@ -245,7 +244,7 @@ def with_window(
     shipped = find_model(DEFAULT_TOKENIZER)
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
     description = tokenizer.description
-    rows = []
+    rows: list[dict[str, Any]] = []
     images = scene_images(*size, frames + WARM_UP)
     with tempfile.TemporaryDirectory() as temporary:
         for length in windows:
@@ -259,11 +258,10 @@ def with_window(
             for index, image in enumerate(images):
                 clock.counting = index >= WARM_UP
                 packet = sender.send(image, index, 'camera')
-                assert packet is not None
                 clock('receive', stream.push, packet)
                 clock('LIT', stream.latents)
             stream.close()
-            flops = lit_flops(folder, packet.grid_height, packet.grid_width)
+            flops = lit_flops(folder, *description.grid(size[1], size[0]))
             rows.append({
                 'frames': length, 'costs': medians(clock), 'flops': flops,
                 'floor_ms': ceilings.floor_ms(0, flops),

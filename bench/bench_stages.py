@@ -182,19 +182,18 @@ def measure_nodes(
         for group in [namespaces] if shared else [[namespace] for namespace in namespaces]:
             processes.node('tokenizer_node', group)
         chain.wait_for('tokens')
-        result: dict[str, Any] = {
-            'tokenizer': chain.run(RATE, effort.seconds, ('tokens',)),
-            'highest_rate': {'tokens': chain.highest_rate('tokens', try_seconds, effort.tries)},
-        }
+        run = chain.run(RATE, effort.seconds, ('tokens',))
+        rate = chain.highest_rate('tokens', run, try_seconds, effort.tries)
+        result: dict[str, Any] = {'tokenizer': run, 'highest_rate': {'tokens': rate}}
         if not shared:
             for namespace in namespaces:
                 processes.node('lit_node', [namespace], '-r', 'tokens:=tokenizer/tokens')
             chain.wait_for('latents')
-            result['chain'] = chain.run(RATE, effort.seconds, ('tokens', 'latents'))
+            run = chain.run(RATE, effort.seconds, ('tokens', 'latents'))
+            result['chain'] = run
             if cameras == 1:
-                result['highest_rate']['latents'] = chain.highest_rate(
-                    'latents', try_seconds, effort.tries
-                )
+                rate = chain.highest_rate('latents', run, try_seconds, effort.tries)
+                result['highest_rate']['latents'] = rate
     images.unlink()
     return result
 
@@ -322,6 +321,8 @@ def _rates(nodes: dict[str, Any]) -> list[str]:
     def cell(found: dict[str, Any] | None) -> str:
         if found is None:
             return ''
+        if found['lost'] is None:
+            return f"at least {number(found['held'])}"
         return f"{number(found['held'])} ({number(found['lost'])} loses)"
 
     return [cell(nodes['highest_rate'].get(kind)) for kind in ('tokens', 'latents')]

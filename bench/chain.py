@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -80,27 +81,36 @@ class Chain:
             }  # fmt: skip
         return result
 
-    def highest_rate(self, kind: str, seconds: float, tries: int) -> dict[str, Any]:
-        """Between which rates images begin to be lost; geometric bisection."""
-        held, lost = 0.0, FASTEST
-        rate = 30.0
-        tried = []
-        for _ in range(tries):
-            result = self.run(rate, seconds, (kind,))
-            share = result[kind]['lost'] / (result[kind]['lost'] + result[kind]['arrived'])
-            behind = result['rate'] < (1 - 2 * TOLERANCE) * rate
-            tried.append({'rate': rate, 'shown': result['rate'], 'lost_share': share})
-            if share > TOLERANCE or behind:
+    def highest_rate(
+        self, kind: str, known: dict[str, Any], seconds: float, tries: int
+    ) -> dict[str, Any]:
+        """Between which rates images begin to be lost; geometric bisection.
+
+        :param known: what :meth:`run` gave at some rate, from which the search starts
+        :returns: ``held``, 0 where no rate did, ``lost``, None where none did, and all tried
+        """
+        held, lost = 0.0, math.inf
+        tried: list[dict[str, float]] = []
+        result = known
+        while True:
+            rate, shown = result['asked_rate'], result['rate']
+            arrived, missed = result[kind]['arrived'], result[kind]['lost']
+            share = missed / (arrived + missed)
+            tried.append({'rate': rate, 'shown': shown, 'lost_share': share})
+            if share > TOLERANCE or shown < (1 - 2 * TOLERANCE) * rate:
                 lost = min(lost, rate)
             else:
                 held = max(held, rate)
-            if lost == FASTEST:
-                rate = min(2 * rate, FASTEST)
-            elif not held:
-                rate = max(rate / 2, SLOWEST)
-            else:
+            if len(tried) > tries:
+                found = None if lost == math.inf else lost
+                return {'held': held, 'lost': found, 'tried': tried}
+            if lost == math.inf:
+                rate = min(2 * held, FASTEST)
+            elif held:
                 rate = (held * lost) ** 0.5
-        return {'held': held, 'lost': lost, 'tried': tried}
+            else:  # a little below what came through
+                rate = max(min(0.9 * (1 - share), 0.7) * lost, SLOWEST)
+            result = self.run(rate, seconds, (kind,))
 
     def _settle(self) -> None:
         """Until nothing more arrives."""

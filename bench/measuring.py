@@ -20,6 +20,7 @@ WARM_UP = 5
 SMALLEST_COPY, LARGEST_COPY = 1 << 16, 1 << 26
 """Bytes: in a core's cache, and in no cache."""
 
+STARTED = time.monotonic()
 SGEMM_REPEATS = 60
 """With pauses, so that one of them meets no other work."""
 
@@ -35,7 +36,7 @@ class Effort:
     :ivar sizes: of the stages and the nodes
     :ivar cameras: numbers of cameras whose nodes run at once
     :ivar seconds: of images through the nodes
-    :ivar tries: rates tried on the way to the highest without drops
+    :ivar tries: rates tried on the way to the highest without losses
     :ivar clips: at most, of a data folder
     :ivar wire_clips: at most, through the alternatives as processes
     :ivar grids: rows and columns of the selection step
@@ -51,8 +52,8 @@ class Effort:
     frames: int = 60
     sizes: tuple[Size, ...] = ((320, 240), (640, 480), (1280, 720))
     cameras: tuple[int, ...] = (1, 2, 4)
-    seconds: float = 5.0
-    tries: int = 4
+    seconds: float = 4.0
+    tries: int = 3
     clips: int = 100
     wire_clips: int = 2
     grids: tuple[tuple[int, int], ...] = ((30, 40), (60, 80), (90, 160))
@@ -69,7 +70,7 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(
-    frames=20, sizes=((640, 480),), cameras=(1,), seconds=3.0, tries=4, clips=4, wire_clips=1,
+    frames=20, sizes=((640, 480),), cameras=(1,), seconds=3.0, tries=3, clips=4, wire_clips=1,
     grids=((60, 80),), growth_sizes=((160, 120), (320, 240), (640, 480)),
     camera_sizes=((320, 240),), growth_cameras=2, windows=(2, 4, 8),
 )  # fmt: skip
@@ -90,8 +91,8 @@ class Settings:
 
 
 def progress(text: str) -> None:
-    """Say what goes on."""
-    print(f'-- {text}', file=sys.stderr, flush=True)
+    """Say what goes on, and since when."""
+    print(f'-- {time.monotonic() - STARTED:4.0f} s: {text}', file=sys.stderr, flush=True)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -164,7 +165,7 @@ class Ceilings:
                     np.copyto(target, source)
 
             best = min(timed(copy) for _ in range(30))
-            self._copy_rates[size] = 2 * size * repeats / best
+            self._copy_rates[size] = 2.0 * size * repeats / best
         return self._copy_rates[size]
 
     def floor_ms(self, nbytes: float, flops: float = 0.0) -> float:
@@ -213,8 +214,8 @@ def lit_flops(folder: Path, rows: int, columns: int) -> float:
     """
     weights = load_file(folder / 'lit.safetensors')
     description = json.loads((folder / 'lit.json').read_text())
-    frames, multiple = description['frames'], description['window']
-    used = attended = 0
+    frames, multiple = int(description['frames']), int(description['window'])
+    used, attended = 0, 0
     for name, value in weights.items():
         if not name.endswith('.weight') or value.ndim < 2:
             continue
@@ -224,4 +225,4 @@ def lit_flops(folder: Path, rows: int, columns: int) -> float:
         elif name.endswith('query.weight'):
             attended += 2 * frames * value.shape[1]
     padded = [-(-side // multiple) * multiple for side in (rows, columns)]
-    return 2.0 * (used + attended) * padded[0] * padded[1] / 4
+    return 2.0 * float(used + attended) * padded[0] * padded[1] / 4

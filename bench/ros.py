@@ -226,7 +226,7 @@ def loopback_ms(folder: Path, repeats: int = 300) -> float:
         here.create_subscription(SparseTokens, 'echo/pong', lambda _: back.set(), 1)
         echo.ask()
         message = SparseTokens()
-        times = []
+        times: list[float] = []
         deadline = time.monotonic() + PATIENCE
         while len(times) < repeats:
             if time.monotonic() > deadline:

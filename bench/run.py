@@ -104,6 +104,7 @@ def arguments(args: list[str] | None = None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> int:
     """Measure, print and write."""
     options = arguments(args)
+    modules = {name: part(name) for name in options.parts or PARTS}
     options.output.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         QUICK if options.quick else FULL, ceilings(), options.data, options.output
@@ -111,8 +112,7 @@ def main(args: list[str] | None = None) -> int:
     machine = describe()
     sections, results = [], {}
     started = time.monotonic()
-    for name in options.parts or PARTS:
-        module = part(name)
+    for name, module in modules.items():
         results[name] = module.measure(settings)
         sections.append(f'## {PARTS[name]}\n\n{module.tables(results[name])}')
         print(f'\n{sections[-1]}', flush=True)
