@@ -120,6 +120,8 @@ class Sender:
     def fall_back(self, error: EngineError) -> None:
         """Go on with the next backend that works, in a new epoch; see :meth:`Tokenizer.fall_back`.
 
+        A new epoch begins in any case: what failed may have reached the reference already.
+
         :raises EngineError: ``error``, where there is none
         """
         self._selector = None
