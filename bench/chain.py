@@ -101,7 +101,7 @@ class Chain:
                 lost = min(lost, rate)
             else:
                 held = max(held, rate)
-            if len(tried) > tries:
+            if len(tried) > tries or lost <= SLOWEST:
                 found = None if lost == math.inf else lost
                 return {'held': held, 'lost': found, 'tried': tried}
             if lost == math.inf:

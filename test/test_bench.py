@@ -179,7 +179,7 @@ def test_stages_over_dds(dds, settings):
     shared = result['sizes']['160x120']['nodes']['2, one process']
     assert shared['tokenizer']['tokens']['arrived'] > 0
     for found in (nodes, shared):
-        assert len(found['highest_rate']['tokens']['tried']) == TINY.tries + 1
+        assert 1 <= len(found['highest_rate']['tokens']['tried']) <= TINY.tries + 1
     check_table(bench_stages.tables(result), 'highest rate', 'listener')
 
 
