@@ -21,8 +21,8 @@ SMALLEST_COPY, LARGEST_COPY = 1 << 16, 1 << 26
 """Bytes: in a core's cache, and in no cache."""
 
 STARTED = time.monotonic()
-SGEMM_REPEATS = 60
-"""With pauses, so that one of them meets no other work."""
+TRIES = 40
+"""Of which the best is a ceiling."""
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -145,28 +145,21 @@ class Ceilings:
     """
 
     def __init__(self, loopback_ms: float | None = None) -> None:
-        self._copy_rates: dict[int, float] = {}
         self.sgemm_one_thread = _sgemm(1)
         self.sgemm = max(_sgemm(None), self.sgemm_one_thread)
         self.loopback_ms = loopback_ms
+        self._copy_rates: dict[int, float] = {}
+        size, best = LARGEST_COPY, 0.0
+        while size >= SMALLEST_COPY:
+            # What is good for more bytes is good for fewer.
+            self._copy_rates[size] = best = max(best, _copy_rate(size))
+            size //= 4
 
     def copy_rate(self, nbytes: float) -> float:
         """Bytes read plus written per second by one thread copying so many again and again."""
-        size = SMALLEST_COPY
-        while size < min(nbytes, LARGEST_COPY):
-            size *= 2
-        if size not in self._copy_rates:
-            source = np.ones(size, np.uint8)
-            target = np.empty_like(source)
-            repeats = max(1, (1 << 22) // size)
-
-            def copy() -> None:
-                for _ in range(repeats):
-                    np.copyto(target, source)
-
-            best = min(timed(copy) for _ in range(30))
-            self._copy_rates[size] = 2.0 * size * repeats / best
-        return self._copy_rates[size]
+        return self._copy_rates[min(
+            (size for size in self._copy_rates if size >= nbytes), default=LARGEST_COPY
+        )]  # fmt: skip
 
     def floor_ms(self, nbytes: float, flops: float = 0.0) -> float:
         """Least milliseconds for moving so many bytes and for so many operations at once."""
@@ -174,8 +167,6 @@ class Ceilings:
 
     def record(self) -> dict[str, Any]:
         """As numbers for the JSON file."""
-        for size in (SMALLEST_COPY, 1 << 20, LARGEST_COPY):
-            self.copy_rate(size)
         return {
             'copy_bytes_per_second': {str(k): v for k, v in sorted(self._copy_rates.items())},
             'sgemm_flops': self.sgemm,
@@ -184,17 +175,34 @@ class Ceilings:
         }
 
 
+def _best(work: Callable[[], object]) -> float:
+    """Least seconds of many tries, with pauses, so that one of them meets no other work."""
+    best = float('inf')
+    for _ in range(TRIES):
+        best = min(best, timed(work))
+        time.sleep(0.01)
+    return best
+
+
 def _sgemm(threads: int | None) -> float:
     side = 768
     generator = np.random.default_rng(0)
     a, b = generator.random((2, side, side), np.float32)
     out = np.empty_like(a)
     with threadpool_limits(threads, user_api='blas'):
-        best = float('inf')
-        for _ in range(SGEMM_REPEATS):
-            best = min(best, timed(lambda: np.matmul(a, b, out=out)))
-            time.sleep(0.01)
-    return 2.0 * side**3 / best
+        return 2.0 * side**3 / _best(lambda: np.matmul(a, b, out=out))
+
+
+def _copy_rate(nbytes: int) -> float:
+    source = np.ones(nbytes, np.uint8)
+    target = np.empty_like(source)
+    repeats = max(1, (1 << 22) // nbytes)
+
+    def copy() -> None:
+        for _ in range(repeats):
+            np.copyto(target, source)
+
+    return 2.0 * nbytes * repeats / _best(copy)
 
 
 def encoder_flops(folder: Path, positions: int) -> float:
