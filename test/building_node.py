@@ -13,7 +13,7 @@ class BuildingNode(TokenizerNode):
     def load(self, values, build):
         # The largest graph, which takes longest.
         request = GraphRequest(find_model(values['tokenizer']), 'lit', 'tensorrt_rtx')
-        build(*specify(request, '8.6'))
+        build.build(*specify(request, '8.6'))
         super().load(values, build)
 
 

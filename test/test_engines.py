@@ -1,16 +1,26 @@
 """Choosing a backend, sharing an engine, and falling back when one fails."""
 
 import importlib.util
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 
-from adaptok_ros.engines import EngineError, GraphRequest, create_engine
+import adaptok_ros.lit.restorer as restorer_module
+from adaptok_ros.engines import (
+    BuildCancelledError,
+    EngineError,
+    GraphRequest,
+    create_engine,
+    shared,
+)
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.models import find_model
+from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.scene import Scene
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender
@@ -45,8 +55,9 @@ def test_a_backend_that_is_named_does_not_fall_back(backend):
 
 
 def test_rejected_backends_are_not_chosen():
-    rejected = dict.fromkeys(('tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'), 'tried before')
-    with pytest.raises(EngineError, match='onnxruntime: tried before'):
+    names = ('tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch')
+    rejected = {f'{name} on {device}': 'tried' for name in names for device in ('cpu', 'cuda')}
+    with pytest.raises(EngineError, match='onnxruntime on cpu: tried'):
         create_engine(GraphRequest(find_model(MODEL), 'encoder', rejected=rejected))
 
 
@@ -106,8 +117,8 @@ def test_sender_goes_on_with_another_backend_in_a_new_epoch():
     assert tokenizer.load().backend == 'onnxruntime'
     sender.fall_back(FAILURE)
     assert tokenizer.load().backend == 'torch'
-    assert f'onnxruntime: {FAILURE}' in tokenizer.load().notes
-    assert tokenizer.rejected == {'onnxruntime': str(FAILURE)}
+    assert f'onnxruntime on cpu: {FAILURE}' in tokenizer.load().notes
+    assert tokenizer.rejected == {'onnxruntime on cpu': str(FAILURE)}
     after = sender.send(second, 1, 'camera')
     assert after.keyframe and after.sequence == 0 and after.epoch != before.epoch
     with pytest.raises(EngineError, match='cannot be run'):
@@ -140,9 +151,69 @@ def test_lit_keeps_its_window_when_it_falls_back():
         if index == 5:
             streams[1].restorer.fall_back(FAILURE)
     assert streams[1].restorer.engine.backend == 'torch'
-    assert 'onnxruntime' in streams[1].restorer.rejected
+    assert 'onnxruntime on cpu' in streams[1].restorer.rejected
     np.testing.assert_allclose(
         streams[1].latents().values, streams[0].latents().values, atol=1e-4, rtol=0
     )
     for stream in streams:
         stream.close()
+
+
+def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
+    code = (
+        'import sys\n'
+        'sys.modules.update(dict.fromkeys(("torch", "tensorrt", "tensorrt_rtx", "triton")))\n'
+        'import adaptok_ros.engines as engines\n'
+        'engines.missing_driver = lambda: ""\n'
+        'from adaptok_ros.models import find_model\n'
+        'request = engines.GraphRequest(find_model("adaptok-tiny"), "encoder")\n'
+        'engine = engines.create_engine(request)\n'
+        'print(engine.backend, engine.device, *engine.notes, sep="\\n")'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=100
+    )
+    backend, device, *notes = done.stdout.splitlines()
+    assert (backend, device) == ('onnxruntime', 'cpu')
+    assert [note.partition(':')[0] for note in notes] == [
+        'tensorrt on cuda', 'tensorrt_rtx on cuda', 'onnxruntime on cuda', 'torch on cuda'
+    ]
+
+
+def test_an_engine_that_failed_for_good_is_given_back_once(monkeypatch):
+    first, second = (LatentStream(MODEL, threads=1).restorer for _ in range(2))
+    engine = first.engine
+    assert engine is second.engine
+
+    def nothing_else(request):
+        raise EngineError('nothing else works')
+
+    monkeypatch.setattr(restorer_module, 'acquire_engine', nothing_else)
+    with pytest.raises(EngineError, match='nothing else'):
+        first.fall_back(FAILURE)
+    for _ in range(2):
+        with pytest.raises(EngineError, match='of this test'):
+            first.fall_back(FAILURE)
+        with pytest.raises(EngineError, match='nothing runs LIT any more'):
+            first.restore()
+        first.close()
+    assert second.engine is engine and engine.session is not None
+    second.close()
+    assert engine.session is None
+
+
+def test_who_waits_for_an_engine_of_another_can_give_up():
+    request = GraphRequest(find_model(MODEL), 'encoder', 'onnxruntime', threads=1)
+    with shared._lock:
+        making = shared._making[shared._key(request)]
+    making.acquire()  # as whoever makes it first does
+    loading = Loading(lambda build: acquire_engine(request, build), print)
+    loading.settle()
+    assert not loading.done and loading.progress.startswith('waiting for another node')
+    loading.cancel()
+    assert isinstance(loading.error, BuildCancelledError)
+    patient = Loading(lambda build: release_engine(acquire_engine(request, build)), print)
+    patient.settle()
+    making.release()
+    patient._thread.join(30)
+    assert patient.done and patient.error is None

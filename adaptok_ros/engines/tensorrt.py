@@ -172,7 +172,7 @@ def open_engine(request: GraphRequest, build: Builder | None) -> TensorRTEngine:
                 f'{request.backend} {specification.backend_version}{_relatives(specification)}: '
                 f'{command(request)}'
             ) from None
-        build(specification, graph)
+        build.build(specification, graph)
         plan = cache.load(specification)
     return TensorRTEngine(module, plan)
 

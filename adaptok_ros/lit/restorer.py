@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.cuda import empty_cache
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.models import ModelError, find_model, read_description
@@ -45,7 +46,7 @@ class Restorer:
         self._multiple: int = description['window']
         self.channels: int = description['channels']
         self._request = GraphRequest(folder, 'lit', backend, threads=threads)
-        self._runner = Runner(acquire_engine(self._request, build))
+        self._runner: Runner | None = Runner(acquire_engine(self._request, build))
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
@@ -107,7 +108,11 @@ class Restorer:
 
         Sent positions are bit for bit what was sent; elsewhere
         ``mean_c |restored - held| <= tau`` up to float rounding.
+
+        :raises EngineError: the engine fails
         """
+        if self._runner is None:
+            raise EngineError(f'nothing runs LIT any more: {dict(self.rejected)}')
         outputs = self._runner.run(
             {'held': self._held, 'kept': self._kept, 'age': self._age, 'tau': self._tau}
         )
@@ -115,30 +120,38 @@ class Restorer:
         return latents
 
     @property
-    def engine(self) -> Engine:
-        """What runs LIT."""
-        return self._runner.engine
+    def engine(self) -> Engine | None:
+        """What runs LIT; None after the last one failed."""
+        return self._runner.engine if self._runner else None
 
     @property
     def rejected(self) -> Mapping[str, str]:
-        """Backends that :meth:`fall_back` left, and why."""
+        """What failed and is no longer used, such as ``torch on cuda``, and why."""
         return self._request.rejected
 
     def fall_back(self, error: EngineError) -> None:
-        """Leave the backend, which failed, for the next that works; the window stays.
+        """Leave the engine, which failed, for the next that works; the window stays.
 
         Nothing is built for it.
 
-        :raises EngineError: ``error``, where the backend was named or no other works
+        :raises EngineError: ``error``, where the backend was named or nothing else works
         """
-        if self._request.backend != 'auto':
+        engine = self.engine
+        if self._request.backend != 'auto' or engine is None:
             raise error
+        name = f"{engine.backend} on {engine.device.partition(':')[0]}"
         self._request = dataclasses.replace(
-            self._request, rejected={**self._request.rejected, self.engine.backend: str(error)}
+            self._request, rejected={**self.rejected, name: str(error)}
         )
-        release_engine(self.engine)
+        self._runner = None
+        # The frames it went through hold memory of the device.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        release_engine(engine)
+        empty_cache()
         self._runner = Runner(acquire_engine(self._request))
 
     def close(self) -> None:
         """Free the engine."""
-        release_engine(self.engine)
+        if self._runner is not None:
+            release_engine(self._runner.engine)
+            self._runner = None
