@@ -86,7 +86,7 @@ class GraphRequest:
     :ivar folder: the model's
     :ivar part: one of :data:`PARTS`
     :ivar backend: one of :data:`BACKENDS`
-    :ivar image_size: height and width of every image, where they are known: an engine that is
+    :ivar image_size: height and width of every image, where they are known: an encoder that is
         built is then built for these alone; None = a range of sizes
     :ivar batch: images at once, at most
     :ivar threads: CPU threads, 0 = one per core
