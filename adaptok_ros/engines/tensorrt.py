@@ -383,7 +383,12 @@ class TensorRTEngine:
             module.DataType.INT32: torch.int32,
         }
         with exclusive, device_errors(DEVICE), torch.cuda.device(DEVICE):
-            self._runtime = module.Runtime(self._log)
+            try:
+                self._runtime = module.Runtime(self._log)
+            except TypeError as error:  # as the bindings have it that there is none
+                raise EngineError(
+                    f'{self.backend} does not start: the driver may be too old for it: {error}'
+                ) from error
             self._engine = self.attempt(
                 'cannot load the engine', self._runtime.deserialize_cuda_engine, plan
             )
