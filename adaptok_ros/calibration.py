@@ -237,7 +237,7 @@ def _write(
         files.append('config.json')
     if not frozen.torchscript and frozen.temporal_stride == 1:
         files += export_graphs(
-            frozen.model, mean, std, frozen.stride, frozen.channels, folder,
+            frozen.model, mean, std, frozen.stride, folder,
             image_size=frozen.image_size, can_decode=frozen.can_decode,
         )  # fmt: skip
     fields: dict[str, Any] = {

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import secrets
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.engines import Engine, EngineError
 from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.selection import SelectionConfig, Selector
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
+if TYPE_CHECKING:
+    from adaptok_ros.kernels.device_path import DevicePath
+
 SMALLEST_SIDE = 8
+
+Latents = Any
+"""A numpy array, or a torch tensor where the engine is on a GPU."""
 
 
 class Sender:
@@ -66,12 +74,13 @@ class Sender:
         if fixed:
             input_height, input_width = fixed
         self.tokenizer = tokenizer
+        self._gating = gating, noise
         self._stream = tokenizer.stream(gating, noise)
         self._config = config
         self._input_size = (input_height, input_width)
         self._resized = np.empty((input_height, input_width, 3), np.uint8)
-        self._image_size = (0, 0)
-        self._selector: Selector | None = None
+        self._size = self._image_size = (0, 0)
+        self._selector: Selector | DevicePath | None = None
         self._epoch = 0
         self._sequence = 0
 
@@ -92,6 +101,13 @@ class Sender:
         return self._stream.encoded_share
 
     @property
+    def selection_note(self) -> str:
+        """Which code selects on a device, and why not Triton's; empty on the CPU."""
+        return '' if self._selector is None or isinstance(self._selector, Selector) else (
+            self._selector.note
+        )
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images as encoded; (0, 0) before the first."""
         return self._image_size
@@ -101,17 +117,29 @@ class Sender:
         self._selector = None
         self._stream.reset()
 
+    def fall_back(self, error: EngineError) -> None:
+        """Go on with the next backend that works, in a new epoch; see :meth:`Tokenizer.fall_back`.
+
+        :raises EngineError: ``error``, where there is none
+        """
+        self._selector = None
+        self.tokenizer.fall_back(error)
+        self._stream = self.tokenizer.stream(*self._gating)
+
     def request_keyframe(self) -> None:
         """Send every position with the next image."""
         if self._selector is not None:
             self._selector.request_keyframe()
 
-    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+    def encode(self, image: NDArray[np.uint8]) -> Latents | None:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents; begins an epoch if due.
 
-        None where the image completes no grid, see :meth:`TokenizerStream.encode`.
+        None where the image completes no grid, see :meth:`TokenizerStream.encode`. With an
+        engine on a GPU the image is only uploaded, and the tensor returned, on the device, is
+        filled by :meth:`select`, which runs everything in one go.
 
         :raises ValueError: not such an array, or a side is out of range
+        :raises EngineError: the engine does not take images of this size, or no memory
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
@@ -122,29 +150,63 @@ class Sender:
                 f'image is {image.shape[1]}x{image.shape[0]} pixels; allowed: '
                 f'{SMALLEST_SIDE} to {LARGEST_SIDE} a side'
             )
-        if self._input_size != (0, 0) and image.shape[:2] != self._input_size:
+        size = (image.shape[0], image.shape[1])
+        encoded_size = self._input_size if self._input_size != (0, 0) else size
+        engine = self._stream.device_engine
+        # A device only scales down.
+        if size != encoded_size and (
+            engine is None or size[0] < encoded_size[0] or size[1] < encoded_size[1]
+        ):
             cv2.resize(
-                image, self._input_size[::-1], dst=self._resized, interpolation=cv2.INTER_AREA
+                image, encoded_size[::-1], dst=self._resized, interpolation=cv2.INTER_AREA
             )
-            image = self._resized
+            image, size = self._resized, encoded_size
+        if engine is not None:
+            path = self._path_of(engine, size, encoded_size)
+            path.stage(image)
+            return path.latents
         latents = self._stream.encode(image)
         if latents is None:
             return None
-        size = (image.shape[0], image.shape[1])
         if self._selector is None or size != self._image_size:
-            self._image_size = size
-            self._selector = Selector(
+            self._begin(size, Selector(
                 latents.shape[0] * latents.shape[1], latents.shape[2], self._config
-            )
-            self._epoch = secrets.randbits(32)
-            self._sequence = 0
+            ))
         return latents
 
-    def select(self, latents: NDArray[np.float32], stamp: int, frame_id: str) -> Packet:
-        """Turn the latents of the image just encoded into its packet."""
-        assert self._selector is not None
+    def _path_of(
+        self, engine: Engine, size: tuple[int, int], encoded_size: tuple[int, int]
+    ) -> DevicePath:
+        """What encodes images of a size on the device; a new one begins an epoch."""
+        from adaptok_ros.kernels.device_path import DevicePath
+
+        if not isinstance(self._selector, DevicePath) or size != self._size:
+            self._selector = None  # there may not be memory for both
+            path = DevicePath(
+                engine, self.tokenizer.description, size, encoded_size, self._config
+            )
+            self._begin(encoded_size, path)
+            self._size = size
+            return path
+        return self._selector
+
+    def _begin(self, image_size: tuple[int, int], selector: Selector | DevicePath) -> None:
+        self._selector = selector
+        self._image_size = image_size
+        self._epoch = secrets.randbits(32)
+        self._sequence = 0
+
+    def select(self, latents: Latents, stamp: int, frame_id: str) -> Packet:
+        """Turn what :meth:`encode` returned for the last image into its packet.
+
+        :raises EngineError: on a device: its engine fails
+        """
         rows, columns, channels = latents.shape
-        selection = self._selector.step(latents.reshape(-1, channels))
+        if isinstance(self._selector, Selector):
+            selection = self._selector.step(latents.reshape(-1, channels))
+        else:
+            assert self._selector is not None
+            selection = self._selector.select()
         keyframe = selection.keyframe
         packet = Packet(
             stamp=stamp,

@@ -61,41 +61,31 @@ def start_cameras(context: LaunchContext):
         common.append({'use_sim_time': truth(context, 'use_sim_time')})
     image = LaunchConfiguration('image').perform(context)
     remap_image = [('image', image)] if image != 'image' else []
+    log_level = ['--ros-args', '--log-level', LaunchConfiguration('log_level').perform(context)]
+    # One process for all cameras gives its nodes names and namespaces itself.
+    together = truth(context, 'one_process') and len(namespaces) > 1
     nodes = []
-    for namespace in namespaces:
-        shared = {
-            'package': 'adaptok_ros',
-            'namespace': namespace,
-            'output': 'screen',
-            'arguments': [
-                '--ros-args', '--log-level', LaunchConfiguration('log_level').perform(context)
-            ],
-        }
-        nodes.append(Node(
-            executable='tokenizer_node',
-            name='tokenizer',
-            parameters=node_parameters(
-                context, TOKENIZER_NODE, TOKENIZER_ARGUMENTS, common
-            ),
-            remappings=remap_image,
-            **shared,
-        ))
-        if truth(context, 'lit'):
+
+    def add(name, table, names, remappings, shared=False):
+        for namespace in [None] if shared else namespaces:
             nodes.append(Node(
-                executable='lit_node',
-                name='lit',
-                parameters=node_parameters(context, LIT_NODE, LIT_ARGUMENTS, common),
-                remappings=[('tokens', 'tokenizer/tokens')],
-                **shared,
+                package='adaptok_ros',
+                executable=f'{name}_node',
+                output='screen',
+                parameters=node_parameters(context, table, names, common),
+                remappings=remappings,
+                **(
+                    {'arguments': ['--cameras', text.replace(' ', ''), *log_level]}
+                    if shared
+                    else {'arguments': log_level, 'name': name, 'namespace': namespace}
+                ),
             ))
-        if truth(context, 'demo'):
-            nodes.append(Node(
-                executable='camera_node',
-                name='camera',
-                parameters=node_parameters(context, CAMERA_NODE, CAMERA_ARGUMENTS, common),
-                remappings=remap_image,
-                **shared,
-            ))
+
+    add('tokenizer', TOKENIZER_NODE, TOKENIZER_ARGUMENTS, remap_image, together)
+    if truth(context, 'lit'):
+        add('lit', LIT_NODE, LIT_ARGUMENTS, [('tokens', 'tokenizer/tokens')], together)
+    if truth(context, 'demo'):
+        add('camera', CAMERA_NODE, CAMERA_ARGUMENTS, remap_image)
     return nodes
 
 
@@ -108,6 +98,11 @@ def generate_launch_description():
             'cameras', default_value='',
             description='namespaces, one for each camera, separated by commas; empty = one '
                         'camera without a namespace',
+        ),
+        DeclareLaunchArgument(
+            'one_process', default_value='false',
+            description='serve all cameras from one tokenizer and one LIT process, whose nodes '
+                        'share their engines: less memory, one core for what is not an engine',
         ),
         DeclareLaunchArgument(
             'image', default_value='image',

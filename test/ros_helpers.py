@@ -77,10 +77,14 @@ def picture(seed, height=48, width=64):
 class NodeProcess:
     """One of the package's nodes, or a file that is one, as a process of its own."""
 
-    def __init__(self, executable, folder, name='', namespace='', remaps=None, parameters=None):
+    def __init__(
+        self, executable, folder, name='', namespace='', remaps=None, parameters=None, cameras=()
+    ):
         is_file = isinstance(executable, Path)
         target = [executable] if is_file else ['-m', f'adaptok_ros.nodes.{executable}']
-        command = [sys.executable, *target, '--ros-args']
+        command = [sys.executable, *target]
+        command += ['--cameras', ','.join(cameras)] if cameras else []
+        command += ['--ros-args']
         command += ['-r', f'__ns:={namespace}'] if namespace else []
         command += ['-r', f'__node:={name}'] if name else []
         for old, new in (remaps or {}).items():
@@ -88,7 +92,7 @@ class NodeProcess:
         for parameter, value in (parameters or {}).items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
             command += ['-p', f'{parameter}:={text}']
-        self._log = folder / f'{name or executable}-{time.monotonic_ns()}.log'
+        self._log = folder / f'{name or Path(executable).stem}-{time.monotonic_ns()}.log'
         # In a folder without sources: Python puts the current one in front of all others.
         with self._log.open('w') as log:
             self._process = subprocess.Popen(
@@ -170,11 +174,12 @@ class Robot:
 
     # Processes.
 
-    def start(self, executable, name='', remaps=None, **parameters):
-        """Start a node in this namespace."""
+    def start(self, executable, name='', remaps=None, cameras=(), **parameters):
+        """Start a node in this namespace, or one in each of ``cameras``."""
         process = NodeProcess(
-            executable, self._folder, name, self.namespace, remaps, parameters
-        )
+            executable, self._folder, name, '' if cameras else self.namespace, remaps,
+            parameters, cameras,
+        )  # fmt: skip
         self.processes.append(process)
         return process
 

@@ -396,7 +396,7 @@ def test_sender_over_a_causal_tokenizer(library, name):
 def test_causal_tokenizer_refuses_an_engine_of_graphs(library):
     folder = str(library.calibrated('wan'))
     with pytest.raises(EngineError, match=r"'onnxruntime'; allowed: auto"):
-        Tokenizer(folder, 'onnxruntime').load_encoder()
+        Tokenizer(folder, 'onnxruntime').load()
 
 
 # TorchScript

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import Stream, latent_frames, record, sent_mask
 
-from adaptok_ros.engines import EngineError, create_engine
+from adaptok_ros.engines import EngineError, GraphRequest, create_engine
+from adaptok_ros.engines.runner import Runner
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.lit import restorer as restorer_module
 from adaptok_ros.lit.restorer import Restorer
@@ -163,8 +164,8 @@ def restorer(model):
 
 @pytest.fixture(scope='session')
 def graph(model):
-    engine = create_engine(find_model(model) / 'lit.onnx', threads=1)
-    yield engine, read_description(find_model(model), 'lit.json')['frames']
+    engine = create_engine(GraphRequest(find_model(model), 'lit', threads=1))
+    yield Runner(engine), read_description(find_model(model), 'lit.json')['frames']
     engine.close()
 
 
@@ -272,23 +273,36 @@ class RecordingEngine:
     """Stands in for LIT: remembers its inputs and returns the held grid."""
 
     backend = 'recording'
-    device = 'none'
+    device = 'cpu'
 
     def __init__(self):
         self.inputs = []
 
-    def run(self, inputs):
-        self.inputs.append({name: value.copy() for name, value in inputs.items()})
-        return {'latents': inputs['held'][:, -1].copy()}
+    def bind(self, shapes):
+        return RecordingBinding(self)
 
     def close(self):
         pass
 
 
+class RecordingBinding:
+    def __init__(self, engine):
+        self.engine = engine
+        self.inputs = {}
+        self.outputs = {}
+
+    def bind_input(self, name, buffer):
+        self.inputs[name] = buffer
+
+    def run(self):
+        self.engine.inputs.append({name: value.copy() for name, value in self.inputs.items()})
+        self.outputs['latents'] = self.inputs['held'][:, -1].copy()
+
+
 @pytest.fixture
 def engine(monkeypatch):
     engine = RecordingEngine()
-    monkeypatch.setattr(restorer_module, 'create_engine', lambda *_: engine)
+    monkeypatch.setattr(restorer_module, 'acquire_engine', lambda *_: engine)
     return engine
 
 

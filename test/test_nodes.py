@@ -835,8 +835,10 @@ def broken_models(folder):
 def test_a_node_survives_broken_models_and_can_be_mended(robot, tmp_path):
     models = list(broken_models(tmp_path))
     nodes = {
-        'tokenizer': robot.start('tokenizer_node', tokenizer=models[0][0]),
-        'lit': robot.start_lit(tokenizer=models[0][0]),
+        'tokenizer': robot.start(
+            'tokenizer_node', tokenizer=models[0][0], backend='onnxruntime'
+        ),
+        'lit': robot.start_lit(tokenizer=models[0][0], backend='onnxruntime'),
     }
     for node, process in nodes.items():
         text = f'not configured: {models[0][0]}: {models[0][1]}'
@@ -857,11 +859,16 @@ def test_a_node_survives_broken_models_and_can_be_mended(robot, tmp_path):
 # Ways of starting.
 
 
-def test_two_cameras_do_not_mix(ros, tmp_path):
+@pytest.mark.parametrize('together', [False, True], ids=['processes', 'one-process'])
+def test_two_cameras_do_not_mix(ros, tmp_path, together):
     sizes = {'front': (48, 64), 'wrist': (40, 72)}
     with new_robot(tmp_path) as front, new_robot(tmp_path) as wrist:
         robots = {'front': front, 'wrist': wrist}
-        for robot in robots.values():
+        if together:
+            cameras = [robot.namespace for robot in robots.values()]
+            front.start('tokenizer_node', cameras=cameras, refresh_period=0)
+            front.start('lit_node', remaps={'tokens': 'tokenizer/tokens'}, cameras=cameras)
+        for robot in robots.values() if not together else ():
             robot.start('tokenizer_node', refresh_period=0)
             robot.start_lit()
         for robot in robots.values():

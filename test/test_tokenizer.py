@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import latent_frames, sent_mask
 
-from adaptok_ros.engines import BACKENDS, EngineError, create_engine
+from adaptok_ros.engines import BACKENDS, EngineError, GraphRequest, create_engine
+from adaptok_ros.engines.runner import Runner
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.models import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models
 from adaptok_ros.packet import Payload, check
@@ -326,31 +327,32 @@ def test_unknown_backend_names_the_known_ones():
 
 @pytest.mark.parametrize('content', [b'', b'not a graph', b'\x08' * 4096, None])
 def test_file_that_is_no_model(tmp_path, content):
-    path = tmp_path / 'model.onnx'
+    path = tmp_path / 'encoder.onnx'
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(EngineError, match=str(path)):
-        create_engine(path)
+        create_engine(GraphRequest(tmp_path, 'encoder', 'onnxruntime'))
 
 
 def test_half_a_model_is_no_model(tmp_path):
     whole = (find_model(MODEL) / 'encoder.onnx').read_bytes()
-    path = tmp_path / 'model.onnx'
+    path = tmp_path / 'encoder.onnx'
     path.write_bytes(whole[:len(whole) // 2])
     with pytest.raises(EngineError, match=str(path)):
-        create_engine(path)
+        create_engine(GraphRequest(tmp_path, 'encoder', 'onnxruntime'))
 
 
 def test_engine_gives_the_same_whatever_ran_before():
     """The first run of a shape, the next ones, and a return to it take different ways."""
-    engine = create_engine(find_model(MODEL) / 'encoder.onnx', threads=1)
+    engine = create_engine(GraphRequest(find_model(MODEL), 'encoder', threads=1))
     assert engine.backend in BACKENDS and engine.device
+    runner = Runner(engine)
     small, large = picture(32, 40)[None], picture(64, 48)[None]
     first = {}
     for image in (small, large):
-        first[image.shape] = engine.run({'image': image})['latents'].tobytes()
+        first[image.shape] = runner.run({'image': image})['latents'].tobytes()
     for image in (small, small, large, 255 - large, large, small):
-        found = engine.run({'image': image})['latents'].tobytes()
+        found = runner.run({'image': image})['latents'].tobytes()
         same = image is small or image is large
         assert (found == first[image.shape]) == same
     engine.close()
@@ -515,6 +517,7 @@ class Mirror:
     """Stands in for a tokenizer: its latents are the pixels, eight by eight to a position."""
 
     description = Tokenizer(MODEL).description
+    device_engine = None
 
     def stream(self, gating, noise):
         return self

@@ -108,7 +108,8 @@ def test_the_card_says_what_it_was_trained_on_and_how(trained):
 
 def test_nothing_is_left_beside_the_model(trained):
     assert {path.name for path in trained.iterdir()} == {
-        'README.md', 'decoder.onnx', 'encoder.onnx', 'lit.checkpoint', 'lit.json', 'lit.onnx',
+        'README.md', 'decoder.float16.onnx', 'decoder.onnx', 'encoder.float16.onnx',
+        'encoder.onnx', 'lit.checkpoint', 'lit.float16.onnx', 'lit.json', 'lit.onnx',
         'lit.safetensors', 'tokenizer.checkpoint', 'tokenizer.json', 'tokenizer.safetensors',
     }
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from adaptok_ros.bags import BagError
-from adaptok_ros.cli import bag, calibrate, demo, evaluate, noise, train
+from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
 from adaptok_ros.engines import EngineError
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.models import ModelError
@@ -15,8 +15,8 @@ from adaptok_ros.packet import PacketError
 from adaptok_ros.video import VideoError
 
 COMMANDS = {
-    'demo': demo, 'bag': bag, 'calibrate': calibrate, 'evaluate': evaluate, 'noise': noise,
-    'train': train,
+    'demo': demo, 'bag': bag, 'calibrate': calibrate, 'engine': engine, 'evaluate': evaluate,
+    'export': export, 'noise': noise, 'train': train,
 }  # fmt: skip
 EXPECTED = (
     BagError, EngineError, EvaluationError, ModelError, PacketError, VideoError, FileNotFoundError

@@ -12,8 +12,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from adaptok_ros.engines.cuda import missing_driver
+from adaptok_ros.engines.errors import BuildCancelledError, EngineError
+from adaptok_ros.models import read_description
+
 if TYPE_CHECKING:
     from adaptok_ros.engines.cache import Specification
+
+__all__ = [
+    'BACKENDS', 'PARTS', 'Binding', 'Buffer', 'BuildCancelledError', 'Builder', 'Engine',
+    'EngineError', 'GraphRequest', 'Shape', 'create_engine',
+]  # fmt: skip
 
 BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch')
 """Values of the ``backend`` parameters."""
@@ -24,10 +33,6 @@ PARTS = ('encoder', 'decoder', 'lit')
 Shape = tuple[int, ...]
 Buffer = Any
 """A C-contiguous numpy array where the engine is on the CPU, else a torch tensor on its device."""
-
-
-class EngineError(RuntimeError):
-    """A backend that cannot be used here, a file that is not a model, or no memory left."""
 
 
 class Binding(Protocol):
@@ -55,11 +60,13 @@ class Engine(Protocol):
 
     :ivar backend: one of :data:`BACKENDS` other than ``auto``
     :ivar device: ``cpu``, or ``cuda:0`` as torch writes it
-    :ivar notes: with ``backend='auto'``: why each better backend is not used
+    :ivar capturable: its runs can be captured in a CUDA graph
+    :ivar notes: why what would have been preferred is not used
     """
 
     backend: str
     device: str
+    capturable: bool
     notes: tuple[str, ...]
 
     def bind(self, shapes: Mapping[str, Shape]) -> Binding:
@@ -83,6 +90,7 @@ class GraphRequest:
         built is then built for these alone; None = a range of sizes
     :ivar batch: images at once, at most
     :ivar threads: CPU threads, 0 = one per core
+    :ivar rejected: backends that ``auto`` must not choose, and why
     """
 
     folder: Path
@@ -91,7 +99,71 @@ class GraphRequest:
     image_size: tuple[int, int] | None = None
     batch: int = 1
     threads: int = 0
+    rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def graph(self, half: bool = False) -> Path:
+        """The ONNX file to run: the float16 form where it is wanted and the folder lists it."""
+        name = f'{self.part}.float16.onnx'
+        if half:
+            description = 'lit.json' if self.part == 'lit' else 'tokenizer.json'
+            # Not merely where it exists: one that is not listed may be of other weights.
+            if name in read_description(self.folder, description)['files']:
+                return self.folder / name
+        return self.folder / f'{self.part}.onnx'
 
 
 Builder = Callable[['Specification', Path], None]
 """Builds and stores the engine that is missing, from an ONNX file; raises EngineError."""
+
+
+def create_engine(request: GraphRequest, build: Builder | None = None) -> Engine:
+    """Make an engine run the graph.
+
+    ``auto`` takes the first that works of: TensorRT, TensorRT-RTX, ONNX Runtime and torch on
+    CUDA, then ONNX Runtime and torch on the CPU. A backend that is named takes CUDA where it can.
+
+    :param build: builds an engine that TensorRT needs and that is not in the cache; without
+        it such an engine counts as one that does not work
+    :raises EngineError: unknown or missing backend, or not a model
+    :raises BuildCancelledError: ``build`` was stopped
+    """
+    if request.backend not in BACKENDS:
+        raise EngineError(f"backend is {request.backend!r}; allowed: {', '.join(BACKENDS)}")
+    reason = missing_driver()
+    notes = [f'CUDA: {reason}'] if reason else []
+    for backend, device in _PREFERENCE:
+        if request.backend not in ('auto', backend) or (reason and device == 'cuda'):
+            continue
+        if backend in request.rejected:
+            notes.append(f'{backend}: {request.rejected[backend]}')
+            continue
+        try:
+            engine = _open(dataclasses.replace(request, backend=backend), device, build)
+        except BuildCancelledError:
+            raise
+        except EngineError as error:
+            notes.append(f'{backend} on {device}: {error}')
+            continue
+        engine.notes = tuple(notes)
+        return engine
+    raise EngineError(f"{request.graph()} cannot be run: {'; '.join(notes)}")
+
+
+_PREFERENCE = (
+    ('tensorrt', 'cuda'), ('tensorrt_rtx', 'cuda'), ('onnxruntime', 'cuda'), ('torch', 'cuda'),
+    ('onnxruntime', 'cpu'), ('torch', 'cpu'),
+)  # fmt: skip
+
+
+def _open(request: GraphRequest, device: str, build: Builder | None) -> Engine:
+    if request.backend in ('tensorrt', 'tensorrt_rtx'):
+        from adaptok_ros.engines.tensorrt import open_engine
+
+        return open_engine(request, build)
+    if request.backend == 'torch':
+        from adaptok_ros.engines.torch import TorchEngine
+
+        return TorchEngine.open(request, device)
+    from adaptok_ros.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(request, device)

@@ -1,71 +1,115 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from adaptok_ros.engines import EngineError
+from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
+from adaptok_ros.engines.cuda import out_of_memory
 
-Shapes = tuple[tuple[int, ...], ...]
+TYPES = {'tensor(uint8)': np.dtype(np.uint8), 'tensor(float)': np.dtype(np.float32)}
+"""What goes in and out of our graphs."""
+
+PROVIDERS = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}
 
 
 class OnnxRuntimeEngine:
-    """Runs a graph in place: inputs are read where they lie, outputs go to kept buffers."""
+    """One session, which any number of bindings share."""
 
     backend = 'onnxruntime'
-    device = 'cpu'
+    capturable = False
+    """ONNX Runtime launches on a stream of its own and waits for it."""
 
-    def __init__(self, model: Path, threads: int = 0) -> None:
-        """Load ``model``.
+    def __init__(self, request: GraphRequest, device: str) -> None:
+        """Load the graph on ``cpu`` or ``cuda``.
 
-        :raises EngineError: the file is not an ONNX model this runtime can load
+        :raises EngineError: not an ONNX model this runtime can load, or CUDA is not at hand
         """
+        provider = PROVIDERS[device]
+        if provider not in onnxruntime.get_available_providers():
+            raise EngineError('this ONNX Runtime has no CUDA: pip install onnxruntime-gpu')
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = request.threads
         # Idle threads sleep instead of spinning: the cores belong to the robot's other nodes.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         options.log_severity_level = 3
+        path = request.graph(half=device == 'cuda')
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(model), options, providers=['CPUExecutionProvider']
-            )
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # the runtime raises a different class for every cause
-            raise EngineError(f'{model}: not a model ONNX Runtime can load: {error}') from error
-        self._binding = self._session.io_binding()
-        self._inputs = [node.name for node in self._session.get_inputs()]
-        self._outputs = [node.name for node in self._session.get_outputs()]
-        self._buffers: dict[str, NDArray[Any]] = {}
-        self._shapes: Shapes = ()
+            raise EngineError(f'{path}: not a model ONNX Runtime can load: {error}') from error
+        if self.session.get_providers()[0] != provider:
+            raise EngineError('ONNX Runtime could not load CUDA or cuDNN: see its requirements')
+        self.device = 'cuda:0' if device == 'cuda' else 'cpu'
+        self.notes: tuple[str, ...] = ()
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See :meth:`adaptok_ros.engines.Engine.run`."""
-        shapes = tuple(inputs[name].shape for name in self._inputs)
-        if shapes != self._shapes:
-            # Only the graph knows the shapes of its outputs: the first run finds them.
-            outputs = self._session.run(self._outputs, dict(inputs))
-            self._buffers = dict(zip(self._outputs, outputs))
-            self._shapes = shapes
-            return self._buffers
-        for name in self._inputs:
-            array = inputs[name]
-            self._binding.bind_input(
-                name, 'cpu', 0, array.dtype, array.shape, array.ctypes.data
-            )
-        for name, buffer in self._buffers.items():
-            self._binding.bind_output(
-                name, 'cpu', 0, buffer.dtype, buffer.shape, buffer.ctypes.data
-            )
-        self._session.run_with_iobinding(self._binding)
-        return self._buffers
+    def bind(self, shapes: Mapping[str, Shape]) -> OnnxRuntimeBinding:
+        """See :meth:`adaptok_ros.engines.Engine.bind`."""
+        return OnnxRuntimeBinding(self, shapes)
 
     def close(self) -> None:
         """See :meth:`adaptok_ros.engines.Engine.close`."""
-        self._binding = None
-        self._session = None
-        self._buffers = {}
-        self._shapes = ()
+        self.session = None
+
+
+class OnnxRuntimeBinding:
+    """See :class:`adaptok_ros.engines.Binding`."""
+
+    def __init__(self, engine: OnnxRuntimeEngine, shapes: Mapping[str, Shape]) -> None:
+        session = engine.session
+        self._session = session
+        self._device = engine.device
+        zeros = {
+            node.name: np.zeros(shapes[node.name], TYPES[node.type])
+            for node in session.get_inputs()
+        }
+        names = [node.name for node in session.get_outputs()]
+        try:
+            # Only the graph knows the shapes of its outputs: a first run finds them.
+            found = dict(zip(names, session.run(names, zeros)))
+        except Exception as error:  # a different class for every cause
+            raise EngineError(f'shapes {dict(shapes)} do not fit: {error}') from error
+        self._binding = session.io_binding()
+        self._types = {name: array.dtype for name, array in (*zeros.items(), *found.items())}
+        self.inputs: dict[str, Buffer] = {}
+        self.outputs: dict[str, Buffer] = {}
+        for name, array in zeros.items():
+            self.bind_input(name, self._allocate(array))
+        for name, array in found.items():
+            buffer = self.outputs[name] = self._allocate(array)
+            self._binding.bind_output(name, *self._place(name, buffer))
+
+    def _allocate(self, array: Any) -> Buffer:
+        if self._device == 'cpu':
+            return array
+        import torch
+
+        with out_of_memory(self._device):
+            return torch.from_numpy(array).to(self._device)
+
+    def _place(self, name: str, buffer: Buffer) -> tuple[Any, ...]:
+        """Device, index, type, shape and address, as ONNX Runtime wants them."""
+        device, _, index = self._device.partition(':')
+        on_host = isinstance(buffer, np.ndarray)
+        address = buffer.ctypes.data if on_host else buffer.data_ptr()
+        return device, int(index or 0), self._types[name], tuple(buffer.shape), address
+
+    def bind_input(self, name: str, buffer: Buffer) -> None:
+        """See :meth:`adaptok_ros.engines.Binding.bind_input`."""
+        self.inputs[name] = buffer
+        self._binding.bind_input(name, *self._place(name, buffer))
+
+    def run(self) -> None:
+        """See :meth:`adaptok_ros.engines.Binding.run`."""
+        if self._device != 'cpu':
+            import torch
+
+            torch.cuda.current_stream().synchronize()
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # a different class for every cause
+            raise EngineError(f'ONNX Runtime: {error}') from error

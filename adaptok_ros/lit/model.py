@@ -9,6 +9,7 @@ ball in which the true latent is known to lie.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import cast
 
@@ -26,6 +27,10 @@ MULTIPLE = PATCH * WINDOW
 """Both sides of the grid must be multiples of it."""
 
 AGE_LIMIT = 255.0
+
+VALUE_LIMIT = 100.0
+"""Held values, in units of their spread, are shown to the network up to this: only a broken
+model gives larger ones, and they would overflow in float16."""
 
 SHARED = 2
 """Features that all patches of a frame have in common."""
@@ -233,6 +238,16 @@ class LatentInpaintingTransformer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def in_half(self) -> LatentInpaintingTransformer:
+        """A copy that computes in float16 from the embedded frames to the head.
+
+        Features, embedding and projection stay in float32, like the inputs and the output.
+        """
+        half = copy.deepcopy(self).half()
+        half.embed.float()
+        half.when.data = half.when.data.float()
+        return half
+
     def forward(self, held: Tensor, kept: Tensor, age: Tensor, tau: Tensor) -> Tensor:
         """Restore the current grid.
 
@@ -256,20 +271,20 @@ class LatentInpaintingTransformer(nn.Module):
             dim=-1,
         )
         change = torch.cat([change, change[:, -1:]], dim=1)
-        features = torch.cat([held.clamp(-1e4, 1e4), change, flags], dim=-1)
+        features = torch.cat([held.clamp(-VALUE_LIMIT, VALUE_LIMIT), change, flags], dim=-1)
         patches = features.reshape(batch, self.frames, rows, PATCH, columns, PATCH, -1)
         own = self.embed.in_features - SHARED
         patches = patches.permute(0, 2, 4, 1, 3, 5, 6).reshape(-1, own)
         # Silence is evidence: how much of each frame was sent tells a still scene from a
         # moving one wherever nothing arrived nearby.
         activity = torch.sqrt(kept.mean(dim=(2, 3)))
-        level = torch.log(scale).reshape(-1, 1).expand_as(activity)
-        shared = torch.stack([activity, level], dim=-1)
-        # What all patches share is embedded once a frame.
-        weight, weight_shared = self.embed.weight.split([own, SHARED], dim=1)
-        shared = functional.linear(shared, weight_shared, self.embed.bias) + self.when.flatten(1)
+        level = torch.log(scale).reshape(-1, 1)
+        # What all patches of a frame share is embedded once.
+        weight, shared = self.embed.weight.split([own, SHARED], dim=1)
+        common = activity.unsqueeze(-1) * shared[:, 0] + level.unsqueeze(-1) * shared[:, 1]
+        common = common + self.embed.bias + self.when.flatten(1)
         embedded = functional.linear(patches, weight).reshape(batch, -1, self.frames, self.width)
-        embedded = embedded + shared.unsqueeze(1)
+        embedded = embedded + common.unsqueeze(1)
         embedded = embedded.reshape(-1, self.width).to(self.key_value.weight.dtype)
         heard = functional.relu(embedded)
         key, value = (

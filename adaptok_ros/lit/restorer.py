@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import create_engine
+from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.runner import Runner
+from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
@@ -21,9 +25,16 @@ class Restorer:
     attention windows tile it.
     """
 
-    def __init__(self, tokenizer: str, backend: str = 'auto', threads: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: str,
+        backend: str = 'auto',
+        threads: int = 0,
+        build: Builder | None = None,
+    ) -> None:
         """Load the LIT in a tokenizer's folder.
 
+        :param build: see :func:`~adaptok_ros.engines.create_engine`
         :raises ModelError: there is none, or it was made for another tokenizer
         :raises EngineError: the backend cannot run it
         """
@@ -33,9 +44,8 @@ class Restorer:
         self._frames: int = description['frames']
         self._multiple: int = description['window']
         self.channels: int = description['channels']
-        self._engine = create_engine(folder / 'lit.onnx', backend, threads)
-        self.backend = self._engine.backend
-        self.device = self._engine.device
+        self._request = GraphRequest(folder, 'lit', backend, threads=threads)
+        self._runner = Runner(acquire_engine(self._request, build))
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
@@ -98,12 +108,37 @@ class Restorer:
         Sent positions are bit for bit what was sent; elsewhere
         ``mean_c |restored - held| <= tau`` up to float rounding.
         """
-        outputs = self._engine.run(
+        outputs = self._runner.run(
             {'held': self._held, 'kept': self._kept, 'age': self._age, 'tau': self._tau}
         )
         latents: NDArray[np.float32] = outputs['latents'][0]
         return latents
 
+    @property
+    def engine(self) -> Engine:
+        """What runs LIT."""
+        return self._runner.engine
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Backends that :meth:`fall_back` left, and why."""
+        return self._request.rejected
+
+    def fall_back(self, error: EngineError) -> None:
+        """Leave the backend, which failed, for the next that works; the window stays.
+
+        Nothing is built for it.
+
+        :raises EngineError: ``error``, where the backend was named or no other works
+        """
+        if self._request.backend != 'auto':
+            raise error
+        self._request = dataclasses.replace(
+            self._request, rejected={**self._request.rejected, self.engine.backend: str(error)}
+        )
+        release_engine(self.engine)
+        self._runner = Runner(acquire_engine(self._request))
+
     def close(self) -> None:
         """Free the engine."""
-        self._engine.close()
+        release_engine(self.engine)

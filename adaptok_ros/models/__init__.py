@@ -1,8 +1,9 @@
 """Model folders: the shipped ones by name, others by path.
 
 A folder holds ``tokenizer.json`` and ``encoder.onnx``, and where they exist ``decoder.onnx``,
-``lit.json`` with ``lit.onnx``, and the weights as safetensors. Each JSON file lists the
-SHA-256 of the files it describes, so that a damaged or exchanged file is never run.
+``lit.json`` with ``lit.onnx``, and the weights as safetensors. Beside a graph may lie its form
+in half precision, ``encoder.float16.onnx`` and so on. Each JSON file lists the SHA-256 of the
+files it describes, so that a damaged or exchanged file is never run.
 """
 
 from __future__ import annotations

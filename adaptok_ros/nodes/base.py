@@ -22,7 +22,9 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from adaptok_ros.engines import Builder
 from adaptok_ros.nodes import qos
+from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.nodes.parameters import NodeParameter, check_choice, declare, read, usage
 
 DIAGNOSTICS_PERIOD = 1.0
@@ -77,14 +79,17 @@ class StreamNode(LifecycleNode, abc.ABC):
     Subclasses implement the abstract methods.
     """
 
-    def __init__(self, name: str, table: Sequence[NodeParameter]) -> None:
-        super().__init__(name)
+    def __init__(
+        self, name: str, table: Sequence[NodeParameter], namespace: str | None = None
+    ) -> None:
+        super().__init__(name, namespace=namespace)
         self._table = {parameter.name: parameter for parameter in table}
         declare(self, table)
         self.add_on_set_parameters_callback(self._check_parameters)
         self._configured = False
         self._active = False
         self._worker: Worker | None = None
+        self._loading: Loading | None = None
         self._timer: Any = None
         self._diagnostics: Any = None
         self._outputs: list[Any] = []
@@ -96,7 +101,14 @@ class StreamNode(LifecycleNode, abc.ABC):
 
     @abc.abstractmethod
     def allocate(self, values: dict[str, Any]) -> None:
-        """Create publishers, services and engines. Raises on bad parameters or models."""
+        """Create publishers and services. Raises on bad parameters."""
+
+    @abc.abstractmethod
+    def load(self, values: dict[str, Any], build: Builder) -> None:
+        """Load models, on a thread of its own; :meth:`process` may run before it ends.
+
+        Raises on bad parameters or models.
+        """
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -108,7 +120,10 @@ class StreamNode(LifecycleNode, abc.ABC):
 
     @abc.abstractmethod
     def release(self) -> None:
-        """Destroy all but the outputs that :meth:`allocate` made, also if it failed half-way."""
+        """Destroy what :meth:`allocate` and :meth:`load` made, also if these failed half-way.
+
+        The outputs, which :meth:`create_output` made, are not its business.
+        """
 
     @abc.abstractmethod
     def process(self) -> None:
@@ -125,9 +140,15 @@ class StreamNode(LifecycleNode, abc.ABC):
     # Lifecycle.
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Read parameters and allocate; stays unconfigured, with one message, where it can't."""
+        """Read parameters, allocate and load; stays unconfigured, with one message, if it can't.
+
+        Where an engine has to be built first, which takes minutes, this does not wait for it.
+        """
         try:
-            self.allocate(read(self, self._table.values()))
+            values = read(self, self._table.values())
+            self.allocate(values)
+            self._loading = Loading(lambda build: self.load(values, build), self._log_progress)
+            self._loading.wait()
         except Exception as error:  # whatever is wrong, the node lives and can be mended
             self.get_logger().error(f'not configured: {error}')
             self._release_all()
@@ -190,6 +211,9 @@ class StreamNode(LifecycleNode, abc.ABC):
 
     def _release_all(self) -> None:
         self._configured = False
+        if self._loading is not None:
+            self._loading.cancel()
+            self._loading = None
         self.release()
         for publisher in self._outputs:
             self.destroy_lifecycle_publisher(publisher)
@@ -200,6 +224,16 @@ class StreamNode(LifecycleNode, abc.ABC):
         if self._diagnostics is not None:
             self.destroy_publisher(self._diagnostics)
             self._diagnostics = None
+
+    def _log_progress(self, progress: str) -> None:
+        self.get_logger().info(progress, throttle_duration_sec=THROTTLE)
+
+    def _give_up(self, error: Exception) -> None:
+        """Loading has failed after the transition that began it was over."""
+        self.get_logger().error(f'no longer configured: {error}')
+        if self._active:
+            self.trigger_deactivate()
+        self.trigger_cleanup()
 
     # Work and errors.
 
@@ -246,14 +280,20 @@ class StreamNode(LifecycleNode, abc.ABC):
     # Diagnostics.
 
     def _publish_diagnostics(self) -> None:
-        warnings, values = self.report()
+        loading = self._loading
+        if loading is None:
+            return
+        if loading.done and loading.error is not None:
+            self._give_up(loading.error)
+            return
+        warnings, values = self.report() if loading.done else ([loading.progress], {})
         if self.errors > self._reported_errors:
             warnings.append(self._last_error)
         self._reported_errors = self.errors
         status = DiagnosticStatus(
             level=STATE_OK, name=self.get_fully_qualified_name(), message='running'
         )
-        if not self._active:
+        if not self._active and loading.done:
             status.message = 'inactive'
         elif warnings:
             status.level, status.message = STATE_WARN, '; '.join(warnings)
@@ -286,40 +326,75 @@ def run(
     executable: str, create: Callable[[], Node], args: Sequence[str] | None, description: str
 ) -> int:
     """Run one node until it is told to stop: the body of every executable."""
-    arguments = list(sys.argv if args is None else args)
-    parser = argparse.ArgumentParser(
+    return _run(_parser(executable, description), lambda _: [create()], args)
+
+
+def run_cameras(
+    executable: str,
+    create: Callable[[str | None], StreamNode],
+    args: Sequence[str] | None,
+    description: str,
+) -> int:
+    """Run one node, or one for each of ``--cameras``, until they are told to stop.
+
+    Nodes of one process share the engines that they have in common.
+
+    :param create: makes a node in a namespace; None = where ROS arguments put it
+    """
+    parser = _parser(executable, description)
+    parser.add_argument(
+        '--cameras', metavar='NAMESPACE,…', type=lambda text: text.split(','), default=[None],
+        help='namespaces of several cameras, each of which gets a node in this one process',
+    )  # fmt: skip
+    return _run(parser, lambda arguments: [create(name) for name in arguments.cameras], args)
+
+
+def _parser(executable: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
         prog=executable,
         description=description,
         epilog=usage(executable) + '\n\nROS arguments follow --ros-args: -p name:=value, '
         '-r topic:=other, -r __ns:=/name, --params-file FILE.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    create: Callable[[argparse.Namespace], list[Node]],
+    args: Sequence[str] | None,
+) -> int:
+    arguments = list(sys.argv if args is None else args)
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     try:
-        parser.parse_args(remove_ros_args(arguments)[1:])
+        parsed = parser.parse_args(remove_ros_args(arguments)[1:])
         # rclpy's own handlers would invalidate the context under the worker's hands.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        node = create()
+        nodes = create(parsed)
     except START_ERRORS as error:
-        print(f'{executable}: {error}', file=sys.stderr)
+        print(f'{parser.prog}: {error}', file=sys.stderr)
         if rclpy.ok():
             rclpy.shutdown()
         return 1
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    if isinstance(node, StreamNode) and node.get_parameter('autostart').value:
-        if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            node.trigger_activate()
+    streams = [node for node in nodes if isinstance(node, StreamNode)]
+    for node in nodes:
+        executor.add_node(node)
+    for node in streams:
+        if node.get_parameter('autostart').value:
+            if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+                node.trigger_activate()
     while not stopping.is_set():
         try:
             executor.spin_once(timeout_sec=SIGNAL_PERIOD)
         except RuntimeError as error:  # rclpy before Kilted: of an impossible transition
-            node.get_logger().error(str(error))
-    if isinstance(node, StreamNode):
+            nodes[0].get_logger().error(str(error))
+    for node in streams:
         node.shut_down()
     executor.shutdown()
-    node.destroy_node()
+    for node in nodes:
+        node.destroy_node()
     rclpy.shutdown()
     return 0

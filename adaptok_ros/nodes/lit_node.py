@@ -11,6 +11,7 @@ from typing import Any
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
+from adaptok_ros.engines import Builder, EngineError
 from adaptok_ros.latents import DenseLatents, LatentStream
 from adaptok_ros.messages import (
     byte_array,
@@ -22,7 +23,7 @@ from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.msg import DenseLatents as DenseLatentsMessage
 from adaptok_ros.msg import SparseTokens
 from adaptok_ros.nodes import qos
-from adaptok_ros.nodes.base import StreamNode, run
+from adaptok_ros.nodes.base import StreamNode, run_cameras
 from adaptok_ros.nodes.parameters import LIT_NODE
 from adaptok_ros.packet import PacketError, Payload
 from adaptok_ros.receiver import Status
@@ -35,8 +36,8 @@ KEYFRAME_RETRY = 1.0
 class LITNode(StreamNode):
     """Takes every packet; restores and publishes the newest grid."""
 
-    def __init__(self) -> None:
-        super().__init__('lit', LIT_NODE)
+    def __init__(self, namespace: str | None = None) -> None:
+        super().__init__('lit', LIT_NODE, namespace)
         self._stream: LatentStream | None = None
         self._tokenizer: Tokenizer | None = None
         self._subscription: Any = None
@@ -45,12 +46,10 @@ class LITNode(StreamNode):
     def allocate(self, values: dict[str, Any]) -> None:
         """See :meth:`StreamNode.allocate`."""
         self._payload = Payload[values['payload'].upper()]
-        self._stream = LatentStream(values['tokenizer'], values['mode'], values['backend'])
-        self._tokenizer = Tokenizer(values['tokenizer'], values['backend'])
         self._pending: deque[Any] = deque()
         self._packets_in, self._latents_out = Rate(), Rate()
         self._latency, self._restore_time = Percentiles(), Percentiles()
-        self._skipped = self._requests = 0
+        self._skipped = self._requests = self._unready = 0
         self._requested_at = 0.0
         self._latents = self.create_output(
             DenseLatentsMessage, '~/latents', qos.image_output()
@@ -60,14 +59,22 @@ class LITNode(StreamNode):
         )
         if values['keyframe_service']:
             self._client = self.create_client(Trigger, values['keyframe_service'])
-        restorer = self._stream.restorer
-        self._backend, self._device = (
-            (restorer.backend, restorer.device) if restorer else ('none', 'none')
+
+    def load(self, values: dict[str, Any], build: Builder) -> None:
+        """See :meth:`StreamNode.load`."""
+        # Its decoder is for looking on: not worth a build while the stream waits.
+        self._tokenizer = Tokenizer(values['tokenizer'], values['backend'])
+        stream = LatentStream(
+            values['tokenizer'], values['mode'], values['backend'], build=build
         )
+        restorer = stream.restorer
         self.get_logger().info(
-            f'{self._tokenizer.description.id}, mode {self._stream.mode}, on {self._backend} '
-            f'({self._device})'
+            f'{self._tokenizer.description.id}, mode {stream.mode}, on '
+            + (f'{restorer.engine.backend} ({restorer.engine.device})' if restorer else 'none')
         )
+        for note in restorer.engine.notes if restorer else ():
+            self.get_logger().info(f'not used: {note}')
+        self._stream = stream
 
     def release(self) -> None:
         """See :meth:`StreamNode.release`."""
@@ -114,7 +121,9 @@ class LITNode(StreamNode):
     def process(self) -> None:
         """Apply everything that arrived, then restore and publish the newest grid."""
         stream = self._stream
-        if stream is None:
+        if stream is None:  # none of them waits: the stream is entered later
+            self._unready += len(self._pending)
+            self._pending.clear()
             return
         applied = 0
         while self._pending:
@@ -126,7 +135,13 @@ class LITNode(StreamNode):
             return
         self._skipped += applied - 1
         started = time.perf_counter()
-        latents = stream.latents()
+        try:
+            latents = stream.latents()
+        except EngineError as error:
+            self.fail(f'frame not restored: {error}')
+            assert stream.restorer is not None
+            stream.restorer.fall_back(error)
+            latents = stream.latents()
         self._restore_time.add((time.perf_counter() - started) * 1e3)
         message = DenseLatentsMessage()
         fill_latents(message, latents, self._payload)
@@ -164,7 +179,11 @@ class LITNode(StreamNode):
             warnings.append(f'no packet yet on {topic}, which has {publishers} publisher(s)')
         elif receiver.status is not Status.OK:
             warnings.append(f'latents are {receiver.status.name}')
+        restorer = self._stream.restorer
+        if restorer is not None:
+            warnings += [f'{name} failed: {why}' for name, why in restorer.rejected.items()]
         p50, p95, p99 = self._latency.value(50, 95, 99)
+        engine = restorer.engine if restorer else None
         return warnings, {
             'status': receiver.status.name,
             'packets in (Hz)': f'{self._packets_in.value():.2f}',
@@ -183,8 +202,10 @@ class LITNode(StreamNode):
             'rewinds': str(counters.rewinds),
             'keyframes requested': str(self._requests),
             'mode': self._stream.mode,
-            'backend': self._backend,
-            'device': self._device,
+            'packets dropped while an engine was built': str(self._unready),
+            'backend': engine.backend if engine else 'none',
+            'device': engine.device if engine else 'none',
+            'not used': '; '.join(engine.notes) if engine else '',
         }
 
     def apply(self, changes: dict[str, Any]) -> None:
@@ -192,8 +213,8 @@ class LITNode(StreamNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the node."""
-    return run('lit_node', LITNode, args, __doc__ or '')
+    """Run the node, or one for each camera."""
+    return run_cameras('lit_node', LITNode, args, __doc__ or '')
 
 
 if __name__ == '__main__':

@@ -13,12 +13,13 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
+from adaptok_ros.engines import Builder, EngineError
 from adaptok_ros.images import ImageConverter, ImageError, decode_compressed
 from adaptok_ros.messages import byte_array, fill_tokens, stamp_of
 from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
-from adaptok_ros.nodes.base import StreamNode, run
+from adaptok_ros.nodes.base import StreamNode, run_cameras
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.transport import fragmentation_hint
 from adaptok_ros.overlay import draw_kept
@@ -36,8 +37,8 @@ SILENCE = 5.0
 class TokenizerNode(StreamNode):
     """Keeps the newest image; a worker encodes it, selects what changed and publishes it."""
 
-    def __init__(self) -> None:
-        super().__init__('tokenizer', TOKENIZER_NODE)
+    def __init__(self, namespace: str | None = None) -> None:
+        super().__init__('tokenizer', TOKENIZER_NODE, namespace)
         self._sender: Sender | None = None
         self._tokenizer: Tokenizer | None = None
         self._subscriptions_: list[Any] = []
@@ -51,12 +52,6 @@ class TokenizerNode(StreamNode):
             reference=Reference(values['reference']),
         )
         self._compressed = values['transport'] == 'compressed'
-        self._tokenizer = Tokenizer(values['tokenizer'], values['backend'])
-        self._engine = self._tokenizer.load_encoder()
-        self._sender = Sender(
-            self._tokenizer, self._config, values['input_height'], values['input_width'],
-            Gating(values['gating']), values['gating_noise'],
-        )  # fmt: skip
         self._converter = ImageConverter()
         self._pending: deque[Image | CompressedImage] = deque(maxlen=1)
         self._last_stamp = 0
@@ -68,7 +63,7 @@ class TokenizerNode(StreamNode):
         self._kept_share = Percentiles()
         self._encoded_share = Percentiles()
         self._bytes = Percentiles()
-        self._received = self._replaced = 0
+        self._received = self._replaced = self._unready = 0
         self._ceiling_hits = self._time_jumps = self._keyframes = 0
         self._last_image = time.monotonic()
         tokens = qos.tokens(self._config.keyframe_interval)
@@ -79,10 +74,26 @@ class TokenizerNode(StreamNode):
             Trigger, '~/request_keyframe', self._on_request_keyframe
         )
         self._info_state: tuple[int, int, float] | None = None
+
+    def load(self, values: dict[str, Any], build: Builder) -> None:
+        """See :meth:`StreamNode.load`."""
+        size = (values['input_height'], values['input_width'])
+        self._tokenizer = Tokenizer(
+            values['tokenizer'], values['backend'], image_size=size if all(size) else None,
+            build=build,
+        )  # fmt: skip
+        engine = self._tokenizer.load()
+        sender = Sender(
+            self._tokenizer, self._config, *size,
+            Gating(values['gating']), values['gating_noise'],
+        )  # fmt: skip
         self.get_logger().info(
-            f'{self._tokenizer.description.id} on {self._engine.backend} ({self._engine.device}), '
+            f'{self._tokenizer.description.id} on {engine.backend} ({engine.device}), '
             f'tau {self._config.tau:g}'
         )
+        for note in engine.notes:
+            self.get_logger().info(f'not used: {note}')
+        self._sender = sender
 
     def release(self) -> None:
         """See :meth:`StreamNode.release`."""
@@ -146,10 +157,13 @@ class TokenizerNode(StreamNode):
 
     def process(self) -> None:
         """Encode and publish the newest image."""
-        sender = self._sender
-        if sender is None or not self._pending:
+        if not self._pending:
             return
         message = self._pending.popleft()
+        sender = self._sender
+        if sender is None:
+            self._unready += 1
+            return
         started = time.perf_counter()
         stamp = stamp_of(message.header)
         try:
@@ -169,6 +183,11 @@ class TokenizerNode(StreamNode):
             packet = sender.select(latents, stamp, message.header.frame_id)
         except (ImageError, ValueError) as error:
             self.fail(f'image on {self._topic} dropped: {error}')
+            return
+        except EngineError as error:
+            self.fail(f'image on {self._topic} dropped: {error}')
+            sender.fall_back(error)
+            self._info_state = None
             return
         selected = time.perf_counter()
         tokens = SparseTokens()
@@ -206,13 +225,15 @@ class TokenizerNode(StreamNode):
 
     def _publish_info(self) -> None:
         """Publish the latched info if anything in it changed."""
-        assert self._tokenizer is not None and self._sender is not None
+        if self._sender is None:
+            return
+        engine = self._sender.tokenizer.load()
         height, width = self._sender.image_size
         state = (height, width, self._sender.config.tau)
         if state == self._info_state:
             return
         self._info_state = state
-        description = self._tokenizer.description
+        description = self._sender.tokenizer.description
         rows, columns = description.grid(height, width)
         self._info.publish(TokenizerInfo(
             tokenizer=description.id,
@@ -222,8 +243,8 @@ class TokenizerNode(StreamNode):
             std=description.std,
             receptive_field=description.receptive_field,
             can_decode=description.can_decode,
-            backend=self._engine.backend,
-            device=self._engine.device,
+            backend=engine.backend,
+            device=engine.device,
             image_height=height,
             image_width=width,
             grid_height=rows,
@@ -246,6 +267,8 @@ class TokenizerNode(StreamNode):
 
     def report(self) -> tuple[list[str], dict[str, str]]:
         """See :meth:`StreamNode.report`."""
+        assert self._sender is not None
+        engine = self._sender.tokenizer.load()
         warnings = []
         images, announced = self._images_in.value(), self._camera_infos.value()
         if self.is_active and time.monotonic() - self._last_image > SILENCE:
@@ -257,8 +280,13 @@ class TokenizerNode(StreamNode):
             )
             if self._fragmentation:
                 warnings.append(self._fragmentation)
+        rejected = self._sender.tokenizer.rejected
+        warnings += [f'{name} failed: {why}' for name, why in rejected.items()]
         p50, p95, p99 = self._latency.value(50, 95, 99)
         config = self._config
+        before, after = 'convert and encode', 'select and pack'
+        if engine.device != 'cpu':
+            before, after = 'convert and stage', 'encode, select and pack'
         return warnings, {
             'images in (Hz)': f'{images:.2f}',
             'camera_info in (Hz)': f'{announced:.2f}',
@@ -269,17 +297,20 @@ class TokenizerNode(StreamNode):
             'latency p50 (ms)': f'{p50:.2f}',
             'latency p95 (ms)': f'{p95:.2f}',
             'latency p99 (ms)': f'{p99:.2f}',
-            'convert and encode (ms, median)': f'{self._encode_time.value(50)[0]:.2f}',
-            'select and pack (ms, median)': f'{self._select_time.value(50)[0]:.2f}',
+            f'{before} (ms, median)': f'{self._encode_time.value(50)[0]:.2f}',
+            f'{after} (ms, median)': f'{self._select_time.value(50)[0]:.2f}',
             'images received': str(self._received),
             'images replaced by newer ones': str(self._replaced),
+            'images dropped while an engine was built': str(self._unready),
             'keyframes': str(self._keyframes),
             'ceiling hits': str(self._ceiling_hits),
             'time jumps': str(self._time_jumps),
             'tau': f'{config.tau:g}',
             'max_tokens': str(config.max_tokens),
-            'backend': self._engine.backend,
-            'device': self._engine.device,
+            'backend': engine.backend,
+            'device': engine.device,
+            'not used': '; '.join(engine.notes),
+            'selection': self._sender.selection_note or 'numpy',
         }
 
     def _explain_silence(self) -> str:
@@ -294,8 +325,8 @@ class TokenizerNode(StreamNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the node."""
-    return run('tokenizer_node', TokenizerNode, args, __doc__ or '')
+    """Run the node, or one for each camera."""
+    return run_cameras('tokenizer_node', TokenizerNode, args, __doc__ or '')
 
 
 if __name__ == '__main__':

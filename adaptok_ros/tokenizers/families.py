@@ -128,7 +128,7 @@ def _computed_once(interpolate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def positions(embeddings: Tensor, height: int, width: int) -> Tensor:
         if not found:
             found.append(interpolate(embeddings, height, width))
-        return found[0].to(embeddings.device)
+        return found[0].to(embeddings)  # its device and type
 
     return positions
 

@@ -7,6 +7,7 @@ are as in float32, since the statistics decide what a delta means.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -30,9 +31,14 @@ class _NormalisedModel(nn.Module):
     def __init__(self, model: Any, mean: Tensor, std: Tensor, half: bool = False) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).half() if half else model
-        self._dtype = torch.float16 if half else torch.float32
+        self._half = half
         self.register_buffer('mean', mean.reshape(1, -1, 1, 1))
         self.register_buffer('std', std.reshape(1, -1, 1, 1))
+
+    def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What the model gives for float32, in float32."""
+        # A cast to the same type would stay in the exported graph.
+        return function(x.half()).float() if self._half else function(x)
 
 
 class EncoderGraph(_NormalisedModel):
@@ -40,9 +46,9 @@ class EncoderGraph(_NormalisedModel):
 
     def forward(self, image: Tensor) -> Tensor:
         """``model.encode`` takes what :func:`to_pixels` gives."""
-        raw = self.model.encode(to_pixels(image).to(self._dtype)).to(torch.float32)
+        raw = self._run(self.model.encode, to_pixels(image))
         latents = (raw - cast(Tensor, self.mean)) / cast(Tensor, self.std)
-        return cast(Tensor, latents.permute(0, 2, 3, 1))
+        return latents.permute(0, 2, 3, 1)
 
 
 class DecoderGraph(_NormalisedModel):
@@ -51,6 +57,6 @@ class DecoderGraph(_NormalisedModel):
     def forward(self, latents: Tensor) -> Tensor:
         """``model.decode`` gives pixels in about [-1, 1]."""
         raw = latents.permute(0, 3, 1, 2) * cast(Tensor, self.std) + cast(Tensor, self.mean)
-        decoded = self.model.decode(raw.to(self._dtype)).to(torch.float32)
+        decoded = self._run(self.model.decode, raw)
         pixels = (decoded.clamp(-1.0, 1.0) + 1.0) * 127.5
-        return cast(Tensor, pixels.round().permute(0, 2, 3, 1).to(torch.uint8))
+        return pixels.round().permute(0, 2, 3, 1).to(torch.uint8)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Engine, EngineError, create_engine
+from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.runner import Runner
+from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
 
@@ -129,6 +131,19 @@ class TokenizerDescription:
         """Rows and columns of the latent grid that covers an image of that size."""
         return -(-height // self.stride), -(-width // self.stride)
 
+    def padded(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of an image of that size once it is padded to whole positions.
+
+        :raises ModelError: not the one size that this tokenizer takes
+        """
+        if self.image_size and (height, width) != self.image_size:
+            raise ModelError(
+                f'image is {width}x{height} pixels; allowed by {self.id}: '
+                f'{self.image_size[1]}x{self.image_size[0]}'
+            )
+        rows, columns = self.grid(height, width)
+        return rows * self.stride, columns * self.stride, 3
+
 
 def _image_size(value: Any) -> tuple[int, int] | None:
     if value is None:
@@ -142,26 +157,53 @@ class Tokenizer:
 
     The engines hold everything between a uint8 image and normalised latents. The decoder is
     loaded when it is first needed.
+
+    :ivar rejected: backends that :meth:`fall_back` left, and why
     """
 
-    def __init__(self, name: str, backend: str = 'auto', threads: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        backend: str = 'auto',
+        threads: int = 0,
+        image_size: tuple[int, int] | None = None,
+        build: Builder | None = None,
+    ) -> None:
         """Load a shipped tokenizer or a folder.
 
+        :param image_size: height and width of every image, where they are known beforehand
+        :param build: see :func:`~adaptok_ros.engines.create_engine`
         :raises ModelError: not a tokenizer
         :raises EngineError: the backend cannot run it
         """
         self._folder = find_model(name)
         self._backend = backend
         self._threads = threads
+        self._build = build
+        self.rejected: dict[str, str] = {}
         self.description = TokenizerDescription.load(self._folder)
+        self._image_size = self.description.image_size or image_size
         self._encoder: Engine | None = None
         self._causal: CausalEngine | None = None
-        self._decoder: Engine | None = None
-        self._padded = np.empty((0, 0, 3), np.uint8)
+        self._decoder: Runner | None = None
+        self._images = ImageEncoder(self)
 
-    def load_encoder(self) -> Engine | CausalEngine:
-        """The encoder's engine, created at the first call."""
-        return self._load_causal() if self.description.is_causal else self._load_encoder()
+    def load_encoder(self) -> Engine:
+        """The encoder's engine, created at the first call.
+
+        :raises ModelError: latents depend on earlier images
+        """
+        if self.description.is_causal:
+            raise ModelError(
+                f'{self.description.id}: latents depend on earlier images; encode with stream()'
+            )
+        if self._encoder is None:
+            self._encoder = self._create('encoder')
+        return self._encoder
+
+    def load(self) -> Engine | CausalEngine:
+        """What encodes, created at the first call: an engine, or a causal encoder."""
+        return self._load_causal() if self.description.is_causal else self.load_encoder()
 
     def load_decoder(self) -> Engine:
         """The decoder's engine, created at the first call.
@@ -171,21 +213,37 @@ class Tokenizer:
         if not self.description.can_decode:
             raise ModelError(f'{self.description.id} has no decoder')
         if self._decoder is None:
-            self._decoder = self._create('decoder')
-        return self._decoder
-
-    def _load_encoder(self) -> Engine:
-        if self._encoder is None:
-            self._encoder = self._create('encoder')
-        return self._encoder
+            self._decoder = Runner(self._create('decoder'))
+        return self._decoder.engine
 
     def _create(self, part: str) -> Engine:
+        backend = self._backend
         if self.description.family == 'cosmos-torchscript':
             self._need_torch()
-            from adaptok_ros.tokenizers.torch_runtime import TorchScriptEngine
+            backend = 'torch'
+        return acquire_engine(
+            GraphRequest(
+                self._folder, part, backend, self._image_size, threads=self._threads,
+                rejected=dict(self.rejected),
+            ),
+            self._build,
+        )  # fmt: skip
 
-            return TorchScriptEngine(self._folder, self.description, part, self._threads)
-        return create_engine(self._folder / f'{part}.onnx', self._backend, self._threads)
+    def fall_back(self, error: EngineError) -> None:
+        """Leave the encoder's backend, which failed, for the next that works.
+
+        Streams that were begun before must be begun anew. Nothing is built for it.
+
+        :raises EngineError: ``error``, where the backend was named or no other works
+        """
+        if self._backend != 'auto' or self._encoder is None:
+            raise error
+        self.rejected[self._encoder.backend] = str(error)
+        self._build = None
+        release_engine(self._encoder)
+        self._encoder = None
+        self._images = ImageEncoder(self)
+        self.load_encoder()
 
     def _load_causal(self) -> CausalEngine:
         if self._causal is None:
@@ -197,9 +255,10 @@ class Tokenizer:
 
     def _need_torch(self) -> None:
         family = self.description.family
-        if self._backend != 'auto':
+        if self._backend not in ('auto', 'torch'):
             raise EngineError(
-                f'backend is {self._backend!r}; allowed: auto (family {family} runs in torch)'
+                f'backend is {self._backend!r}; allowed: auto, torch (family {family} runs in '
+                'torch)'
             )
         if importlib.util.find_spec('torch') is None:
             raise ModelError(
@@ -216,25 +275,27 @@ class Tokenizer:
         """
         return TokenizerStream(self, gating, noise)
 
-    def gated(self, gating: Gating, noise: float) -> GatedEncoder:
-        """An encoder for one stream whose cost follows what changed; see :meth:`stream`."""
+    def active_encoder(self, gating: Gating) -> ActiveEncoder:
+        """What computes latents at chosen positions, for one stream.
+
+        :raises EngineError: this tokenizer or its backend cannot be gated
+        """
         description = self.description
         if description.family != 'adaptok':
             raise EngineError(
                 f'gating is {gating.value}; allowed by {description.id}: off (only the family '
                 f'adaptok can be computed in part, not {description.family})'
             )
-        device = self._load_encoder().device
+        device = self.load_encoder().device
         if device != 'cpu':
             raise EngineError(
                 f'gating is {gating.value}; allowed on {device}: off (choose backend onnxruntime '
                 'on the CPU to use it)'
             )
-        encoder = ActiveEncoder(
+        return ActiveEncoder(
             self._folder / 'tokenizer.safetensors',
             description.stride, description.mean, description.std,
         )  # fmt: skip
-        return GatedEncoder(encoder, self.encode, description.stride, gating, noise)
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
@@ -245,21 +306,15 @@ class Tokenizer:
         :raises ModelError: latents depend on earlier images (use :meth:`stream`), or the
             image has not the one size that this tokenizer takes
         """
-        if self.description.is_causal:
-            raise ModelError(
-                f'{self.description.id}: latents depend on earlier images; encode with stream()'
-            )
-        padded = self.pad(image)[None]
-        latents: NDArray[np.float32] = self._load_encoder().run({'image': padded})['latents'][0]
-        return latents
+        return self._images.encode(image)
 
     def encode_group(
         self, images: NDArray[np.uint8], state: CausalState | None
     ) -> tuple[NDArray[np.float32], CausalState]:
         """Images of one grid of a causal family -> its latents and the stream's new state.
 
-        :param images: ``[T, h, w, 3]`` RGB as :meth:`pad` gives them; T is 1 where ``state`` is
-            None, else ``temporal_stride``
+        :param images: ``[T, h, w, 3]`` RGB of whole positions; T is 1 where ``state`` is None,
+            else ``temporal_stride``
         :return: ``[H, W, C]`` normalised latents, and the state for the next group
         """
         return self._load_causal().step(images, state)
@@ -271,39 +326,61 @@ class Tokenizer:
 
         :raises ModelError: this tokenizer cannot decode
         """
+        self.load_decoder()
+        assert self._decoder is not None
         grid = np.ascontiguousarray(latents[None])
-        image: NDArray[np.uint8] = self.load_decoder().run({'latents': grid})['image'][0]
+        image: NDArray[np.uint8] = self._decoder.run({'latents': grid})['image'][0]
         return image[:height, :width]
 
     def close(self) -> None:
         """Free the engines."""
-        for engine in (self._encoder, self._causal, self._decoder):
-            if engine is not None:
-                engine.close()
+        if self._encoder is not None:
+            release_engine(self._encoder)
+        if self._decoder is not None:
+            release_engine(self._decoder.engine)
+        if self._causal is not None:
+            self._causal.close()
         self._encoder = self._causal = self._decoder = None
+        self._images = ImageEncoder(self)
+
+
+class ImageEncoder:
+    """The encoder of a tokenizer for one caller: buffers of its own, for any image size."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._runner: Runner | None = None
+        self._padded = np.empty((0, 0, 3), np.uint8)
+
+    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`Tokenizer.encode`."""
+        if self._runner is None:
+            self._runner = Runner(self._tokenizer.load_encoder())
+        latents: NDArray[np.float32] = self._runner.run({'image': self.pad(image)[None]})[
+            'latents'
+        ][0]
+        return latents
 
     def pad(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Whole positions of ``[h, w, 3]``, contiguous; overwritten by the next call.
 
         :raises ModelError: not the one size that this tokenizer takes
         """
-        height, width = image.shape[:2]
-        fixed = self.description.image_size
-        if fixed and (height, width) != fixed:
-            raise ModelError(
-                f'image is {width}x{height} pixels; allowed by {self.description.id}: '
-                f'{fixed[1]}x{fixed[0]}'
-            )
-        rows, columns = self.description.grid(height, width)
-        shape = (rows * self.description.stride, columns * self.description.stride, 3)
+        shape = self._tokenizer.description.padded(*image.shape[:2])
         if image.shape == shape:
             return np.ascontiguousarray(image)
         if self._padded.shape != shape:
             self._padded = np.empty(shape, np.uint8)
-        self._padded[:height, :width] = image
-        self._padded[height:, :width] = image[-1:]
-        self._padded[:, width:] = self._padded[:, width - 1:width]
+        pad_into(self._padded, image)
         return self._padded
+
+
+def pad_into(target: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+    """Fill ``[H, W, 3]`` with a smaller image, repeating its last row and column."""
+    height, width = image.shape[:2]
+    target[:height, :width] = image
+    target[height:, :width] = image[-1:]
+    target[:, width:] = target[:, width - 1:width]
 
 
 class TokenizerStream:
@@ -314,13 +391,27 @@ class TokenizerStream:
 
     def __init__(self, tokenizer: Tokenizer, gating: Gating, noise: float) -> None:
         self._tokenizer = tokenizer
-        self._gated = None if gating is Gating.OFF else tokenizer.gated(gating, noise)
+        self._images = ImageEncoder(tokenizer)
+        self._gated: GatedEncoder | None = None
+        if gating is not Gating.OFF:
+            self._gated = GatedEncoder(
+                tokenizer.active_encoder(gating), self._images.encode,
+                tokenizer.description.stride, gating, noise,
+            )  # fmt: skip
         self.reset()
 
     @property
     def encoded_share(self) -> float:
         """Work that the last image took, as a share of the dense pass's; 1 without gating."""
         return 1.0 if self._gated is None else self._gated.share
+
+    @property
+    def device_engine(self) -> Engine | None:
+        """The encoder where it runs on a GPU, and on each image for itself."""
+        if self._tokenizer.description.is_causal:
+            return None
+        engine = self._tokenizer.load_encoder()
+        return engine if engine.device != 'cpu' else None
 
     def reset(self) -> None:
         """Forget earlier images: the next one begins a clip."""
@@ -340,14 +431,14 @@ class TokenizerStream:
         """
         description = self._tokenizer.description
         if self._gated is not None:
-            return self._gated.encode(self._tokenizer.pad(image))
+            return self._gated.encode(self._images.pad(image))
         if not description.is_causal:
-            return self._tokenizer.encode(image)
+            return self._images.encode(image)
         size = (image.shape[0], image.shape[1])
         if size != self._size:
             self.reset()
             self._size = size
-        self._pending.append(self._tokenizer.pad(image).copy())
+        self._pending.append(self._images.pad(image).copy())
         if self._state is not None and len(self._pending) < description.temporal_stride:
             return None
         group, self._pending = np.stack(self._pending), []

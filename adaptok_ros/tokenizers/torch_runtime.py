@@ -1,20 +1,18 @@
-"""Tokenizers that run in torch: causal video encoders, and TorchScript."""
+"""Tokenizers whose latents depend on earlier images; they run in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from adaptok_ros.models import ModelError
 from adaptok_ros.tokenizers.causal import CausalState
 from adaptok_ros.tokenizers.families import load_family
-from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph, to_pixels
+from adaptok_ros.tokenizers.graphs import to_pixels
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 DEVICES = ('auto', 'cpu', 'cuda')
@@ -38,6 +36,7 @@ class CausalEngine:
     """Runs a causal video encoder; holds no state, the streams do."""
 
     backend = 'torch'
+    notes = ()
 
     def __init__(self, folder: Path, description: TokenizerDescription, threads: int = 0) -> None:
         """Load the encoder of a model folder.
@@ -74,37 +73,3 @@ class CausalEngine:
     def close(self) -> None:
         """Free the model."""
         self._model = None
-
-
-class TorchScriptEngine:
-    """One half of a TorchScript image tokenizer, with the interface of an ``Engine``."""
-
-    backend = 'torch'
-
-    def __init__(
-        self, folder: Path, description: TokenizerDescription, part: str, threads: int = 0
-    ) -> None:
-        """Load ``encoder`` or ``decoder``.
-
-        :param threads: CPU threads of torch in this process, 0 = as they are
-        :raises ModelError: not TorchScript
-        """
-        if threads:
-            torch.set_num_threads(threads)
-        self.device = choose_device()
-        model: Any = load_family(folder, description.family).model
-        graph = EncoderGraph if part == 'encoder' else DecoderGraph
-        statistics = torch.tensor(description.mean), torch.tensor(description.std)
-        self._graph: nn.Module | None = graph(model, *statistics).to(self.device)
-        self._output = 'latents' if part == 'encoder' else 'image'
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See :meth:`adaptok_ros.engines.Engine.run`."""
-        assert self._graph is not None
-        with torch.inference_mode():
-            tensors = [torch.from_numpy(array).to(self.device) for array in inputs.values()]
-            return {self._output: self._graph(*tensors).contiguous().cpu().numpy()}
-
-    def close(self) -> None:
-        """See :meth:`adaptok_ros.engines.Engine.close`."""
-        self._graph = None

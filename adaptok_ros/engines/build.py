@@ -1,0 +1,241 @@
+"""Builds engines in a process of its own.
+
+There it can be stopped at any moment, takes nothing from the caller's threads, gives all memory
+back, and does not take the caller along when it crashes. ``python -m adaptok_ros.engines.build
+PID`` is that process: it reads what to build from its standard input and writes lines of JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from adaptok_ros.engines import cache
+from adaptok_ros.engines.cache import Specification
+from adaptok_ros.engines.errors import BuildCancelledError, EngineError
+
+POLL_SECONDS = 0.1
+"""How soon a cancelled build is noticed."""
+
+REPORT_SECONDS = 2.0
+"""Progress is reported at least this often, whether or not there is any."""
+
+CHILD_REPORT_SECONDS = 0.2
+"""TensorRT tells more often than anybody wants to know."""
+
+LOG_BYTES = 2000
+"""How much of what a crashed build printed is shown."""
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a build is.
+
+    :ivar phase: what is being done, in the words of TensorRT
+    :ivar fraction: done so far, 0 to 1; None = not known
+    :ivar elapsed: seconds since the beginning
+    """
+
+    phase: str
+    fraction: float | None
+    elapsed: float
+
+    def __str__(self) -> str:
+        share = '' if self.fraction is None else f', {self.fraction:.0%}'
+        return f'{self.phase}{share}, {self.elapsed:.0f} s'
+
+
+class _Reporter:
+    """Calls back with whatever there is, often enough."""
+
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self._report = report
+        self._begin = time.monotonic()
+        self._last = 0.0
+        self._phase = 'starting'
+        self._fraction: float | None = None
+
+    def tell(self, phase: str, fraction: float | None) -> None:
+        self._phase, self._fraction = phase, fraction
+        self._send(time.monotonic())
+
+    def remind(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= REPORT_SECONDS:
+            self._send(now)
+
+    def _send(self, now: float) -> None:
+        self._last = now
+        self._report(Progress(self._phase, self._fraction, now - self._begin))
+
+
+def build_engine(
+    specification: Specification,
+    onnx: Path,
+    report: Callable[[Progress], None],
+    cancelled: threading.Event,
+) -> None:
+    """Build an engine into the cache; where another process is at it, wait for that one.
+
+    An engine that is there and damaged is built anew.
+
+    :param report: called at least every three seconds, in this thread
+    :param cancelled: set by another thread: stop within a second and leave nothing
+    :raises BuildCancelledError: ``cancelled`` was set
+    :raises EngineError: it cannot be built or stored
+    """
+    reporter = _Reporter(report)
+    reporter.tell('starting', None)
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise BuildCancelledError(f'building the engine for {onnx} was cancelled')
+        reporter.remind()
+
+    def wait() -> None:
+        reporter.tell('waiting for another process that builds it', None)
+        if cancelled.wait(REPORT_SECONDS):
+            check()
+
+    with cache.lock(specification.key, wait):
+        try:
+            cache.load(specification)
+            return
+        except EngineError:
+            check()
+        try:
+            _run_child(specification, onnx, reporter, check)
+            cache.load(specification)
+        except BaseException:
+            cache.remove(specification.key)
+            raise
+
+
+def _run_child(
+    specification: Specification, onnx: Path, reporter: _Reporter, check: Callable[[], None]
+) -> None:
+    """Run the process, pass on what it reports, and turn its end into an error if it is one."""
+    order = {'specification': dataclasses.asdict(specification), 'onnx': str(onnx.absolute())}
+    # As this process found its modules; -m would also look in the current folder first.
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, '-m', __name__, str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            env={**os.environ, 'PYTHONPATH': path}, cwd='/',
+            start_new_session=True,  # Ctrl-C is ours to handle
+        )  # fmt: skip
+        assert child.stdin is not None and child.stdout is not None
+        error = ''
+        try:
+            with child.stdin as stdin:
+                stdin.write(json.dumps(order).encode())
+            error = _follow(child.stdout, reporter, check)
+            code = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+        if error or code:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+            printed = log.read().decode(errors='replace').strip()
+            raise EngineError(error or f'{onnx}: {_death(code)}\n{printed}'.strip())
+
+
+def _follow(pipe: IO[bytes], reporter: _Reporter, check: Callable[[], None]) -> str:
+    """Until the process closes its end; the error it reported, or ''."""
+    error, rest = '', b''
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            ready = selector.select(POLL_SECONDS)
+            check()
+            if not ready:
+                continue
+            data = os.read(pipe.fileno(), 65536)
+            if not data:
+                return error
+            *lines, rest = (rest + data).split(b'\n')
+            for line in lines:
+                message = json.loads(line)
+                error = message.get('error', error)
+                if 'phase' in message:
+                    reporter.tell(message['phase'], message['fraction'])
+
+
+def _death(code: int) -> str:
+    """Why a process that reported no error is dead."""
+    if code >= 0:
+        return f'the process that builds its engine failed (exit status {code})'
+    name = signal.Signals(-code).name
+    reason = f'the process that builds its engine died of {name}'
+    if name == 'SIGKILL':
+        return f'{reason}, mostly for want of memory: stop other programs, or add swap'
+    return f'{reason}: TensorRT or the driver crashed; try another version of either'
+
+
+# The child.
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux to end this process when the thread that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+class _Pipe:
+    """Where the parent listens; everything else that is printed goes to its log."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.dup(1), 'w')
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+        self._last = 0.0
+
+    def send(self, **message: Any) -> None:
+        with self._lock:
+            print(json.dumps(message), file=self._file, flush=True)
+
+    def report(self, phase: str, fraction: float | None) -> None:
+        now = time.monotonic()
+        if now - self._last >= CHILD_REPORT_SECONDS:
+            self._last = now
+            self.send(phase=phase, fraction=fraction)
+
+
+def main() -> int:
+    """Build what standard input asks for, and store it."""
+    _die_with(int(sys.argv[1]))
+    pipe = _Pipe()
+    order = json.load(sys.stdin)
+    try:
+        from adaptok_ros.engines.tensorrt import compile_plan
+
+        specification = Specification.from_json(order['specification'])
+        begin = time.monotonic()
+        plan = compile_plan(specification, Path(order['onnx']), pipe.report)
+        pipe.send(phase='storing', fraction=1.0)
+        cache.store(specification, plan, time.monotonic() - begin)
+    except (EngineError, OSError) as error:
+        pipe.send(error=str(error))
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

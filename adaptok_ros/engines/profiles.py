@@ -1,0 +1,61 @@
+"""Which shapes an engine takes: of one size of images, or of a range of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adaptok_ros.engines import EngineError, GraphRequest, Shape
+from adaptok_ros.models import ModelError, read_description
+from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+
+SMALLEST, USUAL, LARGEST = (64, 64), (480, 640), (1088, 1920)
+"""Height and width of images: what an engine for any size takes at least, is tuned for, and takes
+at most; of all three, whole positions."""
+
+Limits = tuple[Shape, Shape, Shape]
+"""Smallest, usual and largest shape of an input."""
+
+
+def profile(request: GraphRequest) -> dict[str, Limits]:
+    """Limits of every input of a graph.
+
+    Where the size of the images is known, by the request or because the tokenizer takes no other,
+    all three are that size; ``batch`` is the most images at once in either case.
+
+    :raises EngineError: no such part, or a size or batch below 1
+    :raises ModelError: the folder does not describe the model
+    """
+    if request.batch < 1 or min(request.image_size or (1,)) < 1:
+        raise EngineError(
+            f'image_size is {request.image_size}, batch is {request.batch}; allowed: 1 or more'
+        )
+    tokenizer = TokenizerDescription.load(request.folder)
+    size = tokenizer.image_size or request.image_size
+    batches = (1, request.batch, request.batch)
+    limits = [
+        _shapes(request, tokenizer, size_, batch)
+        for size_, batch in zip((size,) * 3 if size else (SMALLEST, USUAL, LARGEST), batches)
+    ]
+    return {name: (limits[0][name], limits[1][name], limits[2][name]) for name in limits[0]}
+
+
+def _shapes(
+    request: GraphRequest, tokenizer: TokenizerDescription, size: tuple[int, int], batch: int
+) -> Mapping[str, Shape]:
+    """Of every input, for ``batch`` images of one size."""
+    rows, columns = tokenizer.grid(*size)
+    if request.part == 'encoder':
+        return {'image': (batch, rows * tokenizer.stride, columns * tokenizer.stride, 3)}
+    if request.part == 'decoder':
+        return {'latents': (batch, rows, columns, tokenizer.channels)}
+    if request.part != 'lit':
+        raise EngineError(f'part is {request.part!r}; allowed: encoder, decoder, lit')
+    lit = read_description(request.folder, 'lit.json')
+    try:
+        frames, multiple = int(lit['frames']), int(lit['window'])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f'{request.folder}/lit.json: bad or missing field: {error}') from error
+    window = (batch, frames, *(-(-side // multiple) * multiple for side in (rows, columns)))
+    return {
+        'held': (*window, tokenizer.channels), 'kept': window, 'age': window, 'tau': (batch,),
+    }  # fmt: skip

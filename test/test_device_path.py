@@ -1,0 +1,199 @@
+"""The path of a frame on a device: the same packets as on the host, from one captured graph."""
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch', reason='torch is not installed')
+
+from adaptok_ros.engines import EngineError, GraphRequest, create_engine
+from adaptok_ros.engines.torch import TorchEngine, load_module
+from adaptok_ros.kernels.device_path import AreaResize, DevicePath
+from adaptok_ros.models import find_model
+from adaptok_ros.packet import Payload
+from adaptok_ros.scene import Scene
+from adaptok_ros.selection import Reference, SelectionConfig, Selector
+from adaptok_ros.sender import Sender
+from adaptok_ros.tokenizers import Tokenizer, TokenizerDescription
+
+MODEL = find_model('adaptok-tiny')
+DEVICES = [
+    'cpu',
+    pytest.param(
+        'cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+    ),
+]
+
+
+def make_engine(device):
+    """In float32 on both, so that latents may be compared closely."""
+    module = load_module(GraphRequest(MODEL, 'encoder'), half=False)
+    return TorchEngine(module, 'encoder', device, compiled=False)
+
+
+def images(count, size=(96, 128)):
+    scene = Scene(size[1], size[0])
+    return [scene.frame(20 + index) for index in range(count)]
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('size', [(96, 128), (93, 121)])
+@pytest.mark.parametrize('payload', list(Payload))
+@pytest.mark.parametrize('reference', list(Reference))
+def test_path_selects_what_the_selector_selects(device, size, payload, reference):
+    config = SelectionConfig(
+        tau=0.05, max_tokens=60, refresh_period=9, payload=payload, reference=reference
+    )
+    engine = make_engine(device)
+    description = TokenizerDescription.load(MODEL)
+    path = DevicePath(engine, description, size, size, config)
+    assert path.captured == (device == 'cuda')
+    rows, columns = description.grid(*size)
+    selector = Selector(rows * columns, description.channels, config)
+    for index, image in enumerate(images(12, size)):
+        if index == 6:
+            path.request_keyframe()
+            selector.request_keyframe()
+        path.stage(image)
+        found = path.select()
+        latents = path.latents.cpu().numpy().reshape(-1, description.channels)
+        expected = selector.step(latents)
+        np.testing.assert_array_equal(found.keep, expected.keep)
+        np.testing.assert_array_equal(found.data, expected.data)
+        np.testing.assert_array_equal(found.scale, expected.scale)
+        assert (found.kept, found.deferred, found.payload) == (
+            expected.kept, expected.deferred, expected.payload
+        )
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_path_encodes_what_the_tokenizer_encodes(device):
+    tokenizer = Tokenizer('adaptok-tiny', 'onnxruntime', threads=1)
+    path = DevicePath(
+        make_engine(device), tokenizer.description, (93, 121), (93, 121), SelectionConfig()
+    )
+    for image in images(3, (93, 121)):
+        path.stage(image)
+        path.select()
+        np.testing.assert_allclose(
+            path.latents.cpu().numpy(), tokenizer.encode(image), atol=1e-3, rtol=0
+        )
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('configuration', [{'tau': 0.3}, {'payload': Payload.INT8}])
+def test_configuration_may_change_between_frames(device, configuration):
+    description = TokenizerDescription.load(MODEL)
+    path = DevicePath(make_engine(device), description, (96, 128), (96, 128), SelectionConfig())
+    selector = Selector(12 * 16, description.channels, SelectionConfig())
+    for index, image in enumerate(images(6)):
+        if index == 3:
+            path.config = selector.config = SelectionConfig(**configuration)
+        path.stage(image)
+        found = path.select()
+        expected = selector.step(
+            path.latents.cpu().numpy().reshape(-1, description.channels)
+        )
+        np.testing.assert_array_equal(found.data, expected.data)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(
+    ('before', 'after'), [((96, 128), (48, 64)), ((90, 100), (61, 33)), ((64, 64), (64, 40))]
+)
+def test_resize_averages_areas_as_opencv_does(device, before, after):
+    image = np.random.default_rng(0).integers(0, 256, (*before, 3)).astype(np.uint8)
+    padded = torch.zeros(after[0] + 3, after[1] + 5, 3, dtype=torch.uint8, device=device)
+    AreaResize(before, after, device)(torch.from_numpy(image), padded)
+    found = padded.cpu().numpy()
+    expected = cv2.resize(image, after[::-1], interpolation=cv2.INTER_AREA)
+    difference = np.abs(found[:after[0], :after[1]].astype(int) - expected)
+    # Halves may go either way: one in four quarters is one.
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.15
+    last = found[[after[0] - 1] * 3, :after[1]]
+    np.testing.assert_array_equal(found[after[0]:, :after[1]], last)
+    np.testing.assert_array_equal(found[:, after[1]:], found[:, [after[1] - 1] * 5])
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_resized_images_make_the_grid_of_the_size_encoded(device):
+    description = TokenizerDescription.load(MODEL)
+    path = DevicePath(make_engine(device), description, (192, 256), (90, 128), SelectionConfig())
+    tokenizer = Tokenizer('adaptok-tiny', 'onnxruntime', threads=1)
+    (image,) = images(1, (192, 256))
+    path.stage(image)
+    selection = path.select()
+    assert selection.keyframe and path.latents.shape == (12, 16, description.channels)
+    small = cv2.resize(image, (128, 90), interpolation=cv2.INTER_AREA)
+    difference = np.abs(path.latents.cpu().numpy() - tokenizer.encode(small)).mean(axis=2)
+    assert difference.max() < 0.05  # pixels may differ by one
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'torch'])
+def test_sender_on_a_gpu_sends_what_the_cpu_sends(backend):
+    try:
+        tokenizer = Tokenizer('adaptok-tiny', backend)
+        if tokenizer.load().device == 'cpu':
+            pytest.skip(f'backend {backend} runs on the CPU here: {tokenizer.load().notes}')
+    except EngineError as error:
+        pytest.skip(f'backend {backend}: {error}')
+    on_gpu = Sender(tokenizer, SelectionConfig(), 96, 128)
+    on_cpu = Sender(Tokenizer('adaptok-tiny', 'onnxruntime'), SelectionConfig(), 96, 128)
+    for index, image in enumerate(images(30, (192, 256))):
+        found = on_gpu.send(image, index, 'camera')
+        expected = on_cpu.send(image, index, 'camera')
+        assert (found.sequence, found.image_height, found.image_width) == (index, 96, 128)
+        # Half precision moves latents by less than a hundredth of what tau is.
+        assert abs(found.kept - expected.kept) <= 0.05 * expected.positions
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
+def test_sender_without_a_gpu_keeps_to_the_host():
+    sender = Sender(Tokenizer('adaptok-tiny'), SelectionConfig())
+    assert isinstance(sender.encode(images(1)[0]), np.ndarray)
+    assert sender.selection_note == ''
+
+
+@pytest.mark.parametrize('part', ['encoder', 'decoder', 'lit'])
+def test_torch_runs_what_onnx_runtime_runs(part):
+    random = np.random.default_rng(1)
+    window = (1, 4, 16, 32)
+    inputs = {
+        'encoder': {'image': random.integers(0, 256, (1, 64, 96, 3)).astype(np.uint8)},
+        'decoder': {'latents': random.normal(size=(1, 6, 9, 16)).astype(np.float32)},
+        'lit': {
+            'held': random.normal(size=(*window, 16)).astype(np.float32),
+            'kept': (random.random(window) < 0.3).astype(np.float32),
+            'age': random.integers(0, 256, window).astype(np.float32),
+            'tau': np.array([0.1], np.float32),
+        },
+    }[part]
+    found = []
+    for backend in ('onnxruntime', 'torch'):
+        engine = create_engine(GraphRequest(MODEL, part, backend, threads=1))
+        binding = engine.bind({name: array.shape for name, array in inputs.items()})
+        for name, array in inputs.items():
+            torch.as_tensor(binding.inputs[name]).copy_(torch.from_numpy(array))
+        binding.run()
+        (output,) = binding.outputs.values()
+        found.append(np.asarray(torch.as_tensor(output).cpu()).astype(np.float64))
+        engine.close()
+    assert np.abs(found[0] - found[1]).max() <= (1 if part == 'decoder' else 1e-3)
+
+
+def test_torch_does_without_a_compiler(monkeypatch, tmp_path):
+    module = load_module(GraphRequest(MODEL, 'encoder'), half=False)
+    eager = TorchEngine(module, 'encoder', 'cpu', compiled=False)
+    monkeypatch.setenv('CXX', str(tmp_path / 'no-such-compiler'))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+    torch._dynamo.reset()
+    engine = TorchEngine(module, 'encoder', 'cpu', compiled=True)
+    found = []
+    for each in (eager, engine):
+        binding = each.bind({'image': (1, 64, 64, 3)})
+        binding.inputs['image'][...] = images(1, (64, 64))[0]
+        binding.run()
+        found.append(binding.outputs['latents'].copy())
+    assert 'torch.compile' in ' '.join(engine.notes) and not eager.notes
+    np.testing.assert_array_equal(*found)

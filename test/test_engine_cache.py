@@ -1,0 +1,362 @@
+"""The private cache of engines: what it keeps, and whom it does not trust."""
+
+import dataclasses
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from adaptok_ros.cli import main
+from adaptok_ros.engines import EngineError, cache
+from adaptok_ros.engines.cache import Specification
+from adaptok_ros.engines.errors import EngineMissingError
+
+PLAN = bytes(range(256)) * 40
+SPECIFICATION = Specification(
+    model='adaptok-tiny@bf09711dde91',
+    part='encoder',
+    onnx_sha256='a6' * 32,
+    backend='tensorrt',
+    backend_version='10.3.0',
+    gpu='Orin',
+    compute_capability='8.7',
+    precision='float16',
+    profile={'image': ((1, 64, 64, 3), (1, 480, 640, 3), (2, 1088, 1920, 3))},
+    flags=('STRONGLY_TYPED',),
+)
+OTHERS = {
+    'model': 'other@000000000000', 'part': 'lit', 'onnx_sha256': 'b7' * 32,
+    'backend': 'tensorrt_rtx', 'backend_version': '10.13.3', 'gpu': 'NVIDIA Thor',
+    'compute_capability': '11.0', 'precision': 'float32',
+    'profile': {'image': ((1, 64, 64, 3),) * 3}, 'flags': ('EXPLICIT_BATCH', 'FP16'),
+}  # fmt: skip
+"""Another value of every field."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The cache's folder, absent so far."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'adaptok_ros' / 'engines'
+
+
+@pytest.fixture
+def stored(folder):
+    """Paths of the plan and the manifest of an engine in the cache."""
+    cache.store(SPECIFICATION, PLAN, 12.3456)
+    key = SPECIFICATION.key
+    return folder / f'{key}.plan', folder / f'{key}.json'
+
+
+def edit(manifest, **fields):
+    text = json.loads(manifest.read_text())
+    for name, value in fields.items():
+        (text if name in text else text['specification'])[name] = value
+    manifest.write_text(json.dumps(text))
+
+
+def test_gives_back_what_was_stored(stored, folder):
+    assert cache.load(SPECIFICATION) == PLAN
+    manifest = cache.verify(SPECIFICATION.key)
+    assert manifest.specification == SPECIFICATION
+    assert (manifest.plan_bytes, manifest.build_seconds) == (len(PLAN), 12.35)
+    assert [entry.key for entry in cache.entries()] == [SPECIFICATION.key]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in stored)
+
+
+def test_is_private(stored, folder):
+    for path in (folder, folder.parent):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    for path in stored:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_relative_cache_home_is_ignored(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', 'somewhere')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert cache.location() == tmp_path / '.cache' / 'adaptok_ros' / 'engines'
+
+
+def test_needs_neither_torch_nor_tensorrt():
+    code = (
+        'import sys, adaptok_ros.engines.cache, adaptok_ros.engines.build\n'
+        "print({'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert found.stdout.strip() == 'set()', found.stderr
+
+
+@pytest.mark.parametrize('field', OTHERS)
+def test_every_field_decides(field, stored):
+    assert set(OTHERS) == {f.name for f in dataclasses.fields(Specification)}
+    other = dataclasses.replace(SPECIFICATION, **{field: OTHERS[field]})
+    assert other.key != SPECIFICATION.key
+    with pytest.raises(EngineMissingError):
+        cache.load(other)
+
+
+@pytest.mark.parametrize('field', OTHERS)
+def test_engine_built_elsewhere_is_refused(field, stored, folder):
+    """Under the name of one that would fit."""
+    here = dataclasses.replace(SPECIFICATION, **{field: OTHERS[field]})
+    for path in stored:
+        path.rename(folder / f'{here.key}{path.suffix}')
+    with pytest.raises(EngineError, match=rf'built for something else: {field} is .*engine clean'):
+        cache.load(here)
+
+
+@pytest.mark.parametrize('field', OTHERS)
+def test_edited_manifest_is_refused(field, stored):
+    edit(stored[1], **{field: OTHERS[field]})
+    with pytest.raises(EngineError, match=rf'{field} is .*engine clean'):
+        cache.load(SPECIFICATION)
+    assert cache.entries()[0].problem == 'its manifest is that of another engine'
+
+
+def test_truncated_plan_is_refused(stored):
+    os.truncate(stored[0], 100)
+    with pytest.raises(EngineError, match=r'100 bytes, its manifest says 10240.*engine clean'):
+        cache.load(SPECIFICATION)
+    assert cache.entries()[0].problem == 'truncated'
+
+
+def test_exchanged_plan_is_refused(stored):
+    stored[0].write_bytes(bytes(len(PLAN)))
+    with pytest.raises(EngineError, match=r'SHA-256 .*exchanged.*engine clean'):
+        cache.load(SPECIFICATION)
+
+
+@pytest.mark.parametrize(
+    'text', ['', '[]', '{}', 'null', '{"specification": {}}', '\xff', '{"specification": 1}']
+)
+def test_damaged_manifest_is_refused(text, stored):
+    stored[1].write_text(text, encoding='latin-1')
+    with pytest.raises(EngineError, match=r'not the manifest of an engine.*engine clean'):
+        cache.load(SPECIFICATION)
+    assert cache.entries()[0].problem == 'not a manifest'
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [('built', 'yesterday'), ('build_seconds', None), ('profile', [1]), ('flags', 1), ('gpu', 1)],
+)
+def test_manifest_of_other_types_is_refused(field, value, stored):
+    edit(stored[1], **{field: value})
+    with pytest.raises(EngineError, match='not the manifest of an engine'):
+        cache.load(SPECIFICATION)
+
+
+def test_plan_without_manifest_does_not_count(stored):
+    stored[1].unlink()
+    with pytest.raises(EngineMissingError):
+        cache.load(SPECIFICATION)
+    assert cache.entries()[0].problem == 'no manifest'
+
+
+def test_manifest_without_plan_is_refused(stored):
+    stored[0].unlink()
+    with pytest.raises(EngineError, match='missing, though its manifest is there'):
+        cache.load(SPECIFICATION)
+
+
+@pytest.mark.parametrize('mode', [0o777, 0o770, 0o702])
+@pytest.mark.parametrize('level', ['engines', 'adaptok_ros'])
+def test_folder_that_others_can_write_is_refused(mode, level, stored, folder):
+    path = folder if level == 'engines' else folder.parent
+    path.chmod(mode)
+    for call in (
+        lambda: cache.load(SPECIFICATION), cache.entries,
+        lambda: cache.store(SPECIFICATION, PLAN, 1.0),
+        lambda: cache.read_timings('tensorrt', '10.3.0', '8.7'),
+    ):  # fmt: skip
+        with pytest.raises(EngineError, match=f'others may write.*{mode:o}.*chmod 700 {path}'):
+            call()
+    path.chmod(0o700)
+    assert cache.load(SPECIFICATION) == PLAN
+
+
+def test_link_to_a_folder_that_others_can_write_is_refused(folder, tmp_path):
+    target = tmp_path / 'shared'
+    target.mkdir()
+    target.chmod(0o777)
+    folder.parent.mkdir(parents=True, mode=0o700)
+    folder.symlink_to(target)
+    with pytest.raises(EngineError, match=f'{target}: others may write.*chmod 700 {target}'):
+        cache.store(SPECIFICATION, PLAN, 1.0)
+    assert not list(target.iterdir())
+
+
+def test_link_to_a_private_folder_is_followed(folder, tmp_path):
+    target = tmp_path / 'large_disk'
+    target.mkdir(mode=0o700)
+    folder.parent.mkdir(parents=True, mode=0o700)
+    folder.symlink_to(target)
+    cache.store(SPECIFICATION, PLAN, 1.0)
+    assert cache.load(SPECIFICATION) == PLAN
+    assert len(list(target.iterdir())) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can give a folder to another user')
+@pytest.mark.parametrize('what', ['folder', 'plan', 'manifest'])
+def test_what_is_not_ours_is_refused(what, stored, folder):
+    path = {'folder': folder, 'plan': stored[0], 'manifest': stored[1]}[what]
+    os.chown(path, 12345, -1)
+    with pytest.raises(EngineError, match=f'{path}: belongs to user 12345.*chown -R 0 {path}'):
+        cache.load(SPECIFICATION)
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_file_that_others_can_write_is_refused(which, stored):
+    stored[which].chmod(0o666)
+    with pytest.raises(EngineError, match='others may write'):
+        cache.load(SPECIFICATION)
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_link_in_place_of_a_file_is_refused(which, stored, tmp_path):
+    stored[which].rename(tmp_path / 'elsewhere')
+    stored[which].symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(EngineError, match=r'not a file of this cache.*engine clean'):
+        cache.load(SPECIFICATION)
+
+
+@pytest.mark.timeout(10)
+def test_pipe_in_place_of_a_file_is_refused(stored):
+    stored[0].unlink()
+    os.mkfifo(stored[0])
+    with pytest.raises(EngineError, match='not a file'):
+        cache.load(SPECIFICATION)
+
+
+def test_file_in_place_of_the_folder_is_refused(folder):
+    folder.parent.mkdir(parents=True, mode=0o700)
+    folder.write_text('')
+    with pytest.raises(EngineError, match='XDG_CACHE_HOME'):
+        cache.entries()
+
+
+def test_full_disk_leaves_nothing(folder):
+    cache.entries()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(EngineError, match='make room or rights, or set XDG_CACHE_HOME'):
+            cache.store(SPECIFICATION, PLAN, 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not list(folder.iterdir())
+
+
+def test_storing_again_replaces(stored):
+    stored[0].write_bytes(b'damaged')
+    cache.store(SPECIFICATION, PLAN[::-1], 1.0)
+    assert cache.load(SPECIFICATION) == PLAN[::-1]
+
+
+def test_one_builds_while_the_other_waits(folder):
+    """Many threads, each with a file of its own, as processes have."""
+    inside, most, waits = [], [], []
+
+    def work(index):
+        def wait():
+            waits.append(index)
+            time.sleep(0.002)
+
+        for _ in range(20):
+            with cache.lock('0' * 64, wait):
+                inside.append(index)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.remove(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80 and set(most) == {1}
+    assert waits
+    assert not list(folder.iterdir())
+
+
+def test_waiting_can_be_given_up(folder):
+    def give_up():
+        raise TimeoutError
+
+    with (
+        cache.lock('0' * 64, give_up),
+        pytest.raises(TimeoutError),
+        cache.lock('0' * 64, give_up),
+    ):
+        pass
+    assert not list(folder.iterdir())
+
+
+def test_leftovers_are_removed_unless_somebody_builds(folder):
+    cache.entries()
+    busy, dead = '1' * 64, '2' * 64
+    with cache.lock(busy, lambda: None):
+        for key in (busy, dead):
+            (folder / f'{key}.abcd.partial').write_bytes(bytes(1000))
+        assert cache.remove_leftovers() == 1000
+        assert (folder / f'{busy}.abcd.partial').is_file()
+    assert not list(folder.iterdir())
+
+
+def test_timings(folder):
+    assert cache.read_timings('tensorrt', '10.3.0', '8.7') == b''
+    cache.write_timings('tensorrt', '10.3.0', '8.7', b'timings')
+    assert cache.read_timings('tensorrt', '10.3.0', '8.7') == b'timings'
+    assert cache.read_timings('tensorrt', '10.3.0', '8.9') == b''
+    (path,) = folder.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o666)
+    with pytest.raises(EngineError, match='others may write'):
+        cache.read_timings('tensorrt', '10.3.0', '8.7')
+    assert cache.remove_timings() == 7
+
+
+def test_list_and_inspect(stored, capsys):
+    assert main(['engine', 'list']) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ['key', 'model', 'part']
+    for text in ('adaptok-tiny@bf09711dde91', 'tensorrt 10.3.0', '2x1088x1920x3', 'float16'):
+        assert text in row
+    assert main(['engine', 'inspect', SPECIFICATION.key[:8]]) == 0
+    out = capsys.readouterr().out
+    assert str(stored[0]) in out and 'gpu: Orin' in out and 'whole' in out
+    os.truncate(stored[0], 1)
+    assert main(['engine', 'inspect', SPECIFICATION.key]) == 1
+    assert 'truncated' in capsys.readouterr().err
+    assert main(['engine', 'inspect', 'x']) == 1
+    assert '0 engines' in capsys.readouterr().err
+
+
+def test_clean_removes_what_is_damaged(stored, folder, capsys):
+    cache.store(dataclasses.replace(SPECIFICATION, part='decoder'), PLAN, 1.0)
+    cache.write_timings('tensorrt', '10.3.0', '8.7', b'timings')
+    os.truncate(stored[0], 1)
+    exchanged = dataclasses.replace(SPECIFICATION, part='decoder').key
+    (folder / f'{exchanged}.plan').write_bytes(bytes(len(PLAN)))
+    assert main(['engine', 'clean']) == 0
+    out = capsys.readouterr().out
+    assert f'removed {SPECIFICATION.key[:12]}: no: truncated' in out
+    assert f'removed {exchanged[:12]}' in out
+    assert not {path.suffix for path in folder.iterdir()} & {'.plan', '.json'}
+    assert main(['engine', 'clean', '--all']) == 0
+    assert 'engines left: 0' in capsys.readouterr().out
+    assert not list(folder.iterdir())
+    assert main(['engine', 'list']) == 0
+    assert 'no engines' in capsys.readouterr().out
+
+
+def test_command_names_the_cure(stored, folder, capsys):
+    folder.chmod(0o777)
+    assert main(['engine', 'list']) == 1
+    assert f'chmod 700 {folder}' in capsys.readouterr().err
