@@ -280,7 +280,7 @@ class LatentInpaintingTransformer(nn.Module):
         activity = torch.sqrt(kept.mean(dim=(2, 3)))
         level = torch.log(scale).reshape(-1, 1)
         # What all patches of a frame share is embedded once.
-        weight, shared = self.embed.weight.split([own, SHARED], dim=1)
+        weight, shared = self.embed.weight[:, :own], self.embed.weight[:, own:]
         common = activity.unsqueeze(-1) * shared[:, 0] + level.unsqueeze(-1) * shared[:, 1]
         common = common + self.embed.bias + self.when.flatten(1)
         embedded = functional.linear(patches, weight).reshape(batch, -1, self.frames, self.width)
