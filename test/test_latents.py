@@ -115,6 +115,19 @@ def test_projection_in_float32_stays_in_the_ball_and_leaves_its_points_alone(see
 
 
 @needs_torch
+@pytest.mark.parametrize('size', range(1, 13))
+def test_network_sorts_zeros_and_ones(size):
+    """And so all numbers: Knuth, The Art of Computer Programming, 5.3.4, theorem Z."""
+    from adaptok_ros.lit.model import sorting_network
+
+    values = np.arange(2**size)[:, None] >> np.arange(size) & 1
+    for first, second in sorting_network(size):
+        pair = values[:, [first, second]]
+        values[:, first], values[:, second] = pair.max(axis=1), pair.min(axis=1)
+    assert np.all(np.diff(values, axis=1) <= 0)
+
+
+@needs_torch
 def test_projection_takes_one_radius_for_each_vector():
     residual = np.array([[3.0, -1.0], [3.0, -1.0], [3.0, -1.0]])
     found = project(residual, [[5.0], [1.0], [0.0]])
@@ -122,6 +135,23 @@ def test_projection_takes_one_radius_for_each_vector():
 
 
 # LIT
+
+
+@needs_torch
+@pytest.mark.parametrize('shift', [0, 4])
+def test_windows_wrap_around_and_lead_back(shift):
+    import torch
+
+    from adaptok_ros.lit.model import WINDOW as SIDE
+    from adaptok_ros.lit.model import window_order
+
+    order, back = window_order(2, 2 * SIDE, 3 * SIDE, shift, torch.device('cpu'))
+    np.testing.assert_array_equal(order[back], np.arange(2 * 6 * SIDE**2))
+    grid = np.arange(2 * 6 * SIDE**2).reshape(2, 2 * SIDE, 3 * SIDE)
+    grid = np.roll(grid, (-shift, -shift), (1, 2))
+    windows = order.numpy().reshape(2, 2, 3, SIDE, SIDE)
+    np.testing.assert_array_equal(windows[1, 1, 2], grid[1, SIDE:, 2 * SIDE:])
+    np.testing.assert_array_equal(windows[0, 0, 1], grid[0, :SIDE, SIDE:2 * SIDE])
 
 
 def wild_lit():

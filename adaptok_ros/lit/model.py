@@ -10,6 +10,7 @@ ball in which the true latent is known to lie.
 from __future__ import annotations
 
 import copy
+import math
 from typing import cast
 
 import torch
@@ -31,6 +32,29 @@ VALUE_LIMIT = 100.0
 """Held values, in units of their spread, are shown to the network up to this: only a broken
 model gives larger ones, and they would overflow in float16."""
 
+SHARED = 2
+"""Features that all patches of a frame have in common."""
+
+
+def sorting_network(size: int) -> list[tuple[int, int]]:
+    """Pairs to compare, one after the other, so that ``size`` numbers end up in order.
+
+    Batcher's odd-even merge sort (AFIPS 1968), in the form for any size: Knuth, The Art of
+    Computer Programming, volume 3, algorithm 5.2.2M.
+    """
+    pairs = []
+    run = 1
+    while run < size:
+        step = run
+        while step:
+            for start in range(step % run, size - step, 2 * step):
+                for first in range(start, min(start + step, size - step)):
+                    if first // (2 * run) == (first + step) // (2 * run):
+                        pairs.append((first, first + step))
+            step //= 2
+        run *= 2
+    return pairs
+
 
 def project_to_ball(residual: Tensor, radius: Tensor) -> Tensor:
     """Euclidean projection of ``[..., C]`` onto ``mean_c |r| <= radius``.
@@ -41,57 +65,80 @@ def project_to_ball(residual: Tensor, radius: Tensor) -> Tensor:
 
     :param radius: ``[..., 1]``, at least 0
     """
-    channels = residual.shape[-1]
-    total = radius * channels
-    magnitude = residual.abs()
-    ordered = torch.topk(magnitude, channels, dim=-1).values
-    excess = torch.cumsum(ordered, dim=-1) - total
-    rank = torch.arange(1, channels + 1, dtype=residual.dtype, device=residual.device)
+    channels = int(residual.shape[-1])
+    total = radius.expand_as(residual[..., :1]).reshape(-1) * channels
+    # Channels first: a few numbers at very many positions are sorted by comparing whole rows,
+    # which takes a third of the time of sorting them position by position.
+    rows = residual.reshape(-1, channels).t()
+    ordered = list(rows.abs().unbind())
+    for first, second in sorting_network(channels):
+        larger = torch.maximum(ordered[first], ordered[second])
+        ordered[second] = torch.minimum(ordered[first], ordered[second])
+        ordered[first] = larger
+    excess = ordered[0] - total
+    threshold = excess.clamp_min(0.0)
     # excess/rank grows while the rank-th value is still inside the support, then shrinks, so
     # its maximum is the soft threshold; below zero the residual is in the ball already.
-    threshold = (excess / rank).amax(dim=-1, keepdim=True).clamp_min(0.0)
-    shrunk = torch.sign(residual) * (magnitude - threshold).clamp_min(0.0)
-    # Inside the ball the residual itself, or its gradient would be lost where it is 0.
-    return torch.where(threshold > 0.0, shrunk, residual)
+    for rank, value in enumerate(ordered[1:], start=2):
+        excess = excess + value
+        threshold = torch.maximum(threshold, excess / rank)
+    # Not clamp, which would lose the gradient where residual and threshold are 0.
+    rows = rows - torch.maximum(torch.minimum(rows, threshold), -threshold)
+    return rows.t().reshape(residual.shape)
+
+
+def window_order(
+    batch: int, rows: int, columns: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """How patches go into windows of ``WINDOW`` x ``WINDOW``, one window after the other.
+
+    :param shift: by how many patches the windows are shifted; they wrap around the border
+    :returns: two permutations of ``B * rows * columns`` patches: into windows, and back
+    """
+    down, across = rows // WINDOW, columns // WINDOW
+    flat = torch.arange(batch * rows * columns, device=device)
+    order = _roll(flat.reshape(batch, rows, columns), -shift)
+    order = order.reshape(batch, down, WINDOW, across, WINDOW).permute(0, 1, 3, 2, 4)
+    back = flat.reshape(batch, down, across, WINDOW, WINDOW).permute(0, 1, 3, 2, 4)
+    back = _roll(back.reshape(batch, rows, columns), shift)
+    return order.reshape(-1), back.reshape(-1)
+
+
+def _roll(grid: Tensor, by: int) -> Tensor:
+    # Two slices, since TensorRT has no roll.
+    if by == 0:
+        return grid
+    grid = torch.cat([grid[:, -by:], grid[:, :-by]], dim=1)
+    return torch.cat([grid[:, :, -by:], grid[:, :, :-by]], dim=2)
 
 
 class SpatialAttention(nn.Module):
-    """Self-attention inside windows of ``WINDOW`` x ``WINDOW`` patches.
+    """Self-attention inside windows of ``WINDOW`` x ``WINDOW`` patches."""
 
-    :param shift: by how many patches the windows are shifted; they wrap around the border
-    """
-
-    def __init__(self, width: int, heads: int, shift: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.width = width
         self.heads = heads
-        self.shift = shift
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.bias = nn.Parameter(torch.zeros(heads, WINDOW**2, WINDOW**2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, H, W, D]`` -> the same shape."""
-        batch, height, width, dim = x.shape
-        rows, columns = height // WINDOW, width // WINDOW
-        windows = self._roll(self.norm(x), -self.shift)
-        windows = windows.reshape(batch, rows, WINDOW, columns, WINDOW, dim)
-        windows = windows.permute(0, 1, 3, 2, 4, 5).reshape(-1, WINDOW**2, dim)
-        qkv = self.qkv(windows).reshape(-1, WINDOW**2, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        scores = (query * (dim // self.heads) ** -0.5) @ key.transpose(-1, -2) + self.bias
-        mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, WINDOW**2, dim)
-        out = self.out(mixed).reshape(batch, rows, columns, WINDOW, WINDOW, dim)
-        out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, dim)
-        return x + self._roll(out, self.shift)
+    def forward(self, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        """``[N, D]`` -> the same shape; ``order`` and ``back`` are of :func:`window_order`."""
+        windows = self.norm(x).index_select(0, order)
+        scale = (self.width // self.heads) ** -0.5
+        weights, biases = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        query = self._heads(functional.linear(windows, weights[0] * scale, biases[0] * scale))
+        key = self._heads(functional.linear(windows, weights[1], biases[1]))
+        value = self._heads(functional.linear(windows, weights[2], biases[2]))
+        scores = query @ key.transpose(-1, -2) + self.bias
+        mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, self.width)
+        return cast(Tensor, x + self.out(mixed).index_select(0, back))
 
-    @staticmethod
-    def _roll(x: Tensor, by: int) -> Tensor:
-        # Two slices, since TensorRT has no roll.
-        if by == 0:
-            return x
-        x = torch.cat([x[:, -by:], x[:, :-by]], dim=1)
-        return torch.cat([x[:, :, -by:], x[:, :, :-by]], dim=2)
+    def _heads(self, x: Tensor) -> Tensor:
+        x = x.reshape(-1, WINDOW**2, self.heads, self.width // self.heads)
+        return x.transpose(1, 2)
 
 
 class TemporalAttention(nn.Module):
@@ -102,22 +149,33 @@ class TemporalAttention(nn.Module):
     tiny products.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, frames: int) -> None:
         super().__init__()
+        self.width = width
+        self.heads = heads
+        self.frames = frames
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
+        # From (frame, channel) to (head, frame), so that softmax finds a head's frames in a row.
         head_of = torch.arange(width) // (width // heads)
-        members = (head_of[:, None] == torch.arange(heads)[None, :]).float()
+        members = torch.zeros(frames, width, heads, frames)
+        for frame in range(frames):
+            members[frame, torch.arange(width), head_of, frame] = 1.0
+        members = members.reshape(frames * width, heads * frames)
         self.register_buffer('members', members, persistent=False)
-        self.scale = (width // heads) ** -0.5
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """``x`` is ``[B, H, W, D]``, ``key`` and ``value`` are ``[B, T, H, W, D]``."""
+        """``x`` is ``[N, D]``, ``key`` and ``value`` are ``[N, T, D]``."""
         members = cast(Tensor, self.members)
-        query = (self.query(self.norm(x)) * self.scale).unsqueeze(1)
-        weights = ((query * key) @ members).softmax(dim=1)
-        mixed = (weights @ members.T * value).sum(dim=1)
+        scale = (self.width // self.heads) ** -0.5
+        query = functional.linear(
+            self.norm(x), self.query.weight * scale, self.query.bias * scale
+        )
+        scores = (query.unsqueeze(1) * key).reshape(-1, self.frames * self.width) @ members
+        weights = scores.reshape(-1, self.heads, self.frames).softmax(-1)
+        spread = weights.reshape(-1, self.heads * self.frames) @ members.T
+        mixed = (spread.reshape(-1, self.frames, self.width) * value).sum(dim=1)
         return cast(Tensor, x + self.out(mixed))
 
 
@@ -126,16 +184,26 @@ class ConvolutionalMLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.hidden = 2 * width
         self.norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 2 * width)
         self.neighbours = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
         self.contract = nn.Linear(2 * width, width)
+        itself = torch.zeros(1, 1, 3, 3)
+        itself[..., 1, 1] = 1.0
+        self.register_buffer('itself', itself, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, H, W, D]`` -> the same shape."""
+    def forward(self, x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """``[N, D]`` -> the same shape; ``grid`` is batch, rows and columns of N patches."""
         hidden = functional.relu(self.expand(self.norm(x)))
-        hidden = hidden + self.neighbours(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return cast(Tensor, x + self.contract(functional.relu(hidden)))
+        # The convolution's input is added to its output, by its kernel.
+        kernel = self.neighbours.weight + cast(Tensor, self.itself)
+        mixed = functional.conv2d(
+            hidden.reshape(*grid, self.hidden).permute(0, 3, 1, 2),
+            kernel, self.neighbours.bias, padding=1, groups=self.hidden,
+        )  # fmt: skip
+        mixed = functional.relu(mixed).permute(0, 2, 3, 1).reshape(-1, self.hidden)
+        return cast(Tensor, x + self.contract(mixed))
 
 
 class LatentInpaintingTransformer(nn.Module):
@@ -156,14 +224,14 @@ class LatentInpaintingTransformer(nn.Module):
         super().__init__()
         self.channels = channels
         self.frames = frames
-        self.embed = nn.Linear(PATCH**2 * (2 * channels + 3) + 2, width)
+        self.width = width
+        self.embed = nn.Linear(PATCH**2 * (2 * channels + 3) + SHARED, width)
         self.when = nn.Parameter(torch.zeros(frames, 1, 1, width))
         self.key_value = nn.Linear(width, 2 * width)
-        self.spatial = nn.ModuleList(
-            SpatialAttention(width, heads, shift=WINDOW // 2 * (layer % 2))
-            for layer in range(layers)
+        self.spatial = nn.ModuleList(SpatialAttention(width, heads) for _ in range(layers))
+        self.temporal = nn.ModuleList(
+            TemporalAttention(width, heads, frames) for _ in range(layers)
         )
-        self.temporal = nn.ModuleList(TemporalAttention(width, heads) for _ in range(layers))
         self.mlp = nn.ModuleList(ConvolutionalMLP(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, PATCH**2 * channels)
@@ -191,46 +259,50 @@ class LatentInpaintingTransformer(nn.Module):
         :returns: ``[B, H, W, C]``: held bit for bit where kept, elsewhere within
             ``mean_c |out - held| <= tau``
         """
-        batch, frames, height, width, channels = held.shape
+        batch, _, height, width, _ = held.shape
         rows, columns = height // PATCH, width // PATCH
         current = held[:, -1]
         threshold = tau.reshape(-1, 1, 1, 1)
         scale = threshold.unsqueeze(1).clamp_min(1e-6)
         # How each past frame differs from the current one, and the current from the last.
-        change = current.unsqueeze(1) - torch.cat([held[:, :-1], held[:, -2:-1]], dim=1)
-        features = torch.cat(
-            [
-                held.clamp(-VALUE_LIMIT, VALUE_LIMIT),
-                (change / scale).clamp(-8.0, 8.0),
-                torch.stack(
-                    [
-                        kept,
-                        torch.log1p(age) / torch.log1p(torch.full_like(age, AGE_LIMIT)),
-                        (age >= AGE_LIMIT).to(held.dtype),
-                    ],
-                    dim=-1,
-                ),
-            ],
+        change = ((current.unsqueeze(1) - held[:, :-1]) / scale).clamp(-8.0, 8.0)
+        flags = torch.stack(
+            [kept, torch.log1p(age) / math.log1p(AGE_LIMIT), (age >= AGE_LIMIT).to(held.dtype)],
             dim=-1,
         )
-        patches = features.reshape(batch, frames, rows, PATCH, columns, PATCH, -1)
-        patches = patches.permute(0, 1, 2, 4, 3, 5, 6).reshape(batch, frames, rows, columns, -1)
+        change = torch.cat([change, change[:, -1:]], dim=1)
+        features = torch.cat([held.clamp(-VALUE_LIMIT, VALUE_LIMIT), change, flags], dim=-1)
+        patches = features.reshape(batch, self.frames, rows, PATCH, columns, PATCH, -1)
+        own = self.embed.in_features - SHARED
+        patches = patches.permute(0, 2, 4, 1, 3, 5, 6).reshape(-1, own)
         # Silence is evidence: how much of each frame was sent tells a still scene from a
         # moving one wherever nothing arrived nearby.
-        activity = torch.sqrt(kept.mean(dim=(2, 3))).reshape(batch, frames, 1, 1, 1)
-        level = torch.log(scale).expand(batch, frames, 1, 1, 1)
-        common = torch.cat([activity, level], dim=-1)
-        embedded = self.embed(
-            torch.cat([patches, common.expand(batch, frames, rows, columns, 2)], dim=-1)
+        activity = torch.sqrt(kept.mean(dim=(2, 3)))
+        level = torch.log(scale).reshape(-1, 1)
+        # What all patches of a frame share is embedded once.
+        weight, shared = self.embed.weight[:, :own], self.embed.weight[:, own:]
+        common = activity.unsqueeze(-1) * shared[:, 0] + level.unsqueeze(-1) * shared[:, 1]
+        common = common + self.embed.bias + self.when.flatten(1)
+        embedded = functional.linear(patches, weight).reshape(batch, -1, self.frames, self.width)
+        embedded = embedded + common.unsqueeze(1)
+        embedded = embedded.reshape(-1, self.width).to(self.key_value.weight.dtype)
+        heard = functional.relu(embedded)
+        key, value = (
+            functional.linear(heard, weight, bias).reshape(-1, self.frames, self.width)
+            for weight, bias in zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2))
         )
-        embedded = (embedded + self.when).to(self.key_value.weight.dtype)
-        key, value = self.key_value(functional.relu(embedded)).chunk(2, dim=-1)
-        x = embedded[:, -1]
-        for spatial, temporal, mlp in zip(self.spatial, self.temporal, self.mlp):
-            x = mlp(temporal(spatial(x), key, value))
+        x = embedded.reshape(-1, self.frames, self.width)[:, -1]
+        orders = [
+            window_order(batch, rows, columns, shift, x.device) for shift in (0, WINDOW // 2)
+        ]
+        for layer, (spatial, temporal, mlp) in enumerate(
+            zip(self.spatial, self.temporal, self.mlp)
+        ):
+            x = spatial(x, *orders[layer % 2])
+            x = mlp(temporal(x, key, value), (batch, rows, columns))
         out = self.head(self.norm(x)).to(held.dtype)
-        out = out.reshape(batch, rows, columns, PATCH, PATCH, channels)
-        out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+        out = out.reshape(batch, rows, columns, PATCH, PATCH, self.channels)
+        out = out.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, self.channels)
         residual = project_to_ball(out * threshold, threshold)
         sent = kept[:, -1].unsqueeze(-1) > 0.5
         return torch.where(sent, current, current + residual)

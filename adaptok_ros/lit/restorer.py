@@ -14,16 +14,22 @@ from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.cuda import empty_cache
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, release_engine
+from adaptok_ros.lit.gating import Box, Gating, RestorationGate
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
+NO_CORRECTION = np.float32(-0.0)
+"""Added to any number it leaves every bit as it is, which 0 does not: -0 + 0 is 0."""
+
 
 class Restorer:
-    """Restores the positions that were not sent, frame by frame, at constant cost.
+    """Restores the positions that were not sent, frame by frame.
 
     Its state is the window of the last T held grids, keep masks and ages, padded so that the
-    attention windows tile it.
+    attention windows tile it; with gating also the last correction of every position.
+
+    :ivar share: of the grid, what the last frame took
     """
 
     def __init__(
@@ -32,10 +38,12 @@ class Restorer:
         backend: str = 'auto',
         threads: int = 0,
         build: Builder | None = None,
+        gating: Gating = Gating.OFF,
     ) -> None:
         """Load the LIT in a tokenizer's folder.
 
         :param build: see :func:`~adaptok_ros.engines.create_engine`
+        :param gating: which part of the grid to restore in a frame; ``on`` runs on the CPU
         :raises ModelError: there is none, or it was made for another tokenizer
         :raises EngineError: the backend cannot run it
         """
@@ -45,13 +53,19 @@ class Restorer:
         self._frames: int = description['frames']
         self._multiple: int = description['window']
         self.channels: int = description['channels']
-        self._request = GraphRequest(folder, 'lit', backend, threads=threads)
+        self._request = GraphRequest(
+            folder, 'lit', backend, threads=threads, on_cpu=gating is Gating.ON
+        )
         self._runner: Runner | None = Runner(acquire_engine(self._request, build))
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
         self._tau = np.zeros(1, np.float32)
         self._start: tuple[int, int, int] | None = None
+        self.share = 1.0
+        self._gating = gating
+        self._gate: RestorationGate | None = None
+        self._runners: dict[tuple[int, int], Runner] = {}
 
     @staticmethod
     def _describe(folder: Path) -> dict[str, Any]:
@@ -101,7 +115,31 @@ class Restorer:
         self._held[0, slots, :rows, :columns] = receiver.held
         self._age[0, slots, :rows, :columns] = receiver.age
         self._kept[0, -1, :rows, :columns] = receiver.kept
+        if self._gating is Gating.ON:
+            # The correction was as large as another tau allows.
+            if self._gate is None or fresh or packet.tau != self._tau[0]:
+                self._gate = self._begin_gating()
+            self._sent = sent = np.flatnonzero(self._kept[0, -1])
+            before, now = (held.reshape(-1, self.channels)[sent] for held in self._held[0, -2:])
+            # The others were sent to refresh them.
+            changed = np.abs(now - before).mean(axis=1) >= packet.tau
+            self._gate.observe(sent[changed], sent.size / self._kept[0, -1].size)
+            self._correction.reshape(-1, self.channels)[sent] = NO_CORRECTION
         self._tau[0] = packet.tau
+
+    def _begin_gating(self) -> RestorationGate:
+        grid = self._kept.shape[2:]
+        self._sent = np.empty(0, np.intp)
+        self._correction = np.zeros((*grid, self.channels), np.float32)
+        self._restored = np.zeros_like(self._correction)
+        # Parts of the grid are copied to their beginnings, whatever their sizes.
+        self._part = {
+            name: np.empty(window.size, np.float32) for name, window in self._windows().items()
+        }
+        return RestorationGate((grid[0], grid[1]), self._frames, self._multiple)
+
+    def _windows(self) -> dict[str, NDArray[np.float32]]:
+        return {'held': self._held, 'kept': self._kept, 'age': self._age}
 
     def restore(self) -> NDArray[np.float32]:
         """Latents after the last observation, ``[H, W, C]`` of the padded grid, a view.
@@ -113,11 +151,42 @@ class Restorer:
         """
         if self._runner is None:
             raise EngineError(f'nothing runs LIT any more: {dict(self.rejected)}')
-        outputs = self._runner.run(
-            {'held': self._held, 'kept': self._kept, 'age': self._age, 'tau': self._tau}
-        )
-        latents: NDArray[np.float32] = outputs['latents'][0]
+        if self._gate is not None:
+            return self._restore_in_part(self._gate, self._runner)
+        return self._run(self._runner, self._windows())
+
+    def _run(
+        self, runner: Runner, windows: Mapping[str, NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        latents: NDArray[np.float32] = runner.run({**windows, 'tau': self._tau})['latents'][0]
         return latents
+
+    def _restore_in_part(self, gate: RestorationGate, runner: Runner) -> NDArray[np.float32]:
+        box = gate.box()
+        self.share = 0.0
+        held, correction = self._held[0, -1], self._correction
+        if box is not None:
+            grid = held.shape[:2]
+            self.share = box.size[0] * box.size[1] / (grid[0] * grid[1])
+            if box.size == grid:
+                restored = self._run(runner, self._windows())
+            else:
+                restored = self._run_part(box, runner.engine)
+            np.subtract(restored[box.inner], held[box.taken], out=correction[box.taken])
+            correction.reshape(-1, self.channels)[self._sent] = NO_CORRECTION
+        np.add(held, correction, out=self._restored)
+        return self._restored
+
+    def _run_part(self, box: Box, engine: Engine) -> NDArray[np.float32]:
+        parts = {}
+        for name, window in self._windows().items():
+            seen = window[:, :, box.seen[0], box.seen[1]]
+            parts[name] = self._part[name][:seen.size].reshape(seen.shape)
+            np.copyto(parts[name], seen)
+        runner = self._runners.get(box.size)
+        if runner is None:
+            runner = self._runners[box.size] = Runner(engine)
+        return self._run(runner, parts)
 
     @property
     def engine(self) -> Engine | None:
@@ -143,7 +212,8 @@ class Restorer:
         self._request = dataclasses.replace(
             self._request, rejected={**self.rejected, name: str(error)}
         )
-        self._runner = None
+        self._runner, self._runners = None, {}
+        self._gate = None  # which may believe that the frame was restored
         # The frames it went through hold memory of the device.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         release_engine(engine)

@@ -1,0 +1,290 @@
+"""Gated LIT: what is restored when, and that the contract holds whatever is kept."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import Stream, latent_frames
+from test_latents import (
+    CHANNELS,
+    FRAMES,
+    MODEL,
+    TOKENIZER,
+    WINDOW,
+    assert_restored,
+    distance,
+    needs_torch,
+    wild_lit,
+)
+
+from adaptok_ros.engines import EngineError
+from adaptok_ros.latents import LatentStream
+from adaptok_ros.lit.gating import (
+    ACTIVITY_BOUND,
+    LARGEST_BOX,
+    LONGEST_REUSE,
+    MARGIN,
+    Gating,
+    RestorationGate,
+)
+from adaptok_ros.lit.restorer import Restorer
+from adaptok_ros.models import find_model
+from adaptok_ros.packet import Payload
+from adaptok_ros.selection import SelectionConfig
+
+SHAPE = (4 * WINDOW, 5 * WINDOW)
+NOTHING = np.empty(0, np.intp)
+
+# What is restored
+
+
+@pytest.fixture
+def gate():
+    """All of the grid has been restored, and nothing has changed since."""
+    gate = RestorationGate(SHAPE, FRAMES, WINDOW)
+    gate.observe(NOTHING, 0.0)
+    assert gate.box().size == SHAPE
+    return gate
+
+
+def box_after(gate, changed=NOTHING, sent=0.0):
+    gate.observe(changed, sent)
+    return gate.box()
+
+
+def test_nothing_is_restored_where_nothing_changes(gate):
+    for _ in range(LONGEST_REUSE - 1):
+        assert box_after(gate) is None
+
+
+def test_everything_is_restored_in_time(gate):
+    boxes = [box_after(gate) for _ in range(3 * LONGEST_REUSE)]
+    whole = [index for index, box in enumerate(boxes, 1) if box is not None]
+    assert whole == [LONGEST_REUSE, 2 * LONGEST_REUSE, 3 * LONGEST_REUSE]
+    assert all(boxes[index - 1].size == SHAPE for index in whole)
+
+
+def test_change_is_restored_as_long_as_lit_sees_it(gate):
+    box = box_after(gate, np.array([20 * SHAPE[1] + 30]))
+    assert box.size == (WINDOW, WINDOW)
+    assert [box_after(gate) for _ in range(FRAMES - 1)] == [box] * (FRAMES - 1)
+    assert box_after(gate) is None
+
+
+def test_change_waits_until_it_has_been_restored(gate):
+    gate.observe(np.array([0]), 0.0)
+    for _ in range(2 * FRAMES):
+        gate.observe(NOTHING, 0.0)
+    assert gate.box() is not None
+
+
+def test_asking_twice_restores_once(gate):
+    assert box_after(gate, np.array([0])) is not None
+    assert gate.box() is None
+
+
+def test_everything_is_restored_when_the_activity_changes(gate):
+    assert box_after(gate, sent=(0.9 * ACTIVITY_BOUND) ** 2) is None
+    assert box_after(gate, sent=(1.1 * ACTIVITY_BOUND) ** 2).size == SHAPE
+    assert box_after(gate).size == SHAPE
+
+
+def test_everything_is_restored_where_the_box_is_hardly_smaller(gate):
+    rows, columns = SHAPE
+    assert (columns - WINDOW) / columns <= LARGEST_BOX
+    corners = np.array([MARGIN * columns, (rows - MARGIN) * columns + columns - WINDOW])
+    assert box_after(gate, corners).size == SHAPE
+    narrower = RestorationGate(SHAPE, FRAMES, WINDOW)
+    box_after(narrower)
+    corners[1] -= WINDOW
+    assert box_after(narrower, corners).size == (rows, columns - WINDOW)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_box_holds_every_change_and_its_surroundings(data):
+    shape = tuple(WINDOW * data.draw(st.integers(1, 7)) for _ in range(2))
+    gate = RestorationGate(shape, FRAMES, WINDOW)
+    box_after(gate)
+    position = st.integers(0, shape[0] * shape[1] - 1)
+    changed = np.array(data.draw(st.lists(position, min_size=1, max_size=4)))
+    box = box_after(gate, changed)
+    assert not any(side % WINDOW for side in box.size)
+    assert box.size == shape or box.size[0] * box.size[1] <= LARGEST_BOX * shape[0] * shape[1]
+    for axis, at in enumerate(np.divmod(changed, shape[1])):
+        seen, taken, side = box.seen[axis], box.taken[axis], shape[axis]
+        assert 0 <= seen.start <= taken.start < taken.stop <= seen.stop <= side
+        assert seen.start % 2 == 0
+        assert np.all((taken.start <= at) & (at < taken.stop))
+        # Only the grid's own border may be as near as that.
+        assert taken.start == 0 or taken.start - seen.start >= MARGIN
+        assert taken.stop == side or seen.stop - taken.stop >= MARGIN
+        assert box.inner[axis] == slice(taken.start - seen.start, taken.stop - seen.start)
+
+
+# Streams
+
+
+@pytest.fixture(scope='module', params=['shipped', pytest.param('wild', marks=needs_torch)])
+def model(request, tmp_path_factory):
+    """The shipped one, and one that always wants to leave the ball."""
+    if request.param == 'shipped':
+        return MODEL
+    from adaptok_ros.training.export import export_lit
+
+    folder = tmp_path_factory.mktemp('wild')
+    for file in find_model(MODEL).iterdir():
+        if not file.name.startswith('lit.'):
+            shutil.copy(file, folder)
+    export_lit(wild_lit(), TOKENIZER, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def opened():
+    """Opens streams, and closes them afterwards."""
+    streams = []
+
+    def open_stream(model=MODEL, gating=Gating.ON):
+        streams.append(LatentStream(model, threads=1, gating=gating))
+        return streams[-1]
+
+    yield open_stream
+    for stream in streams:
+        stream.close()
+
+
+def scene(count, shape=(3 * WINDOW, 4 * WINDOW), seed=0, where=(slice(8, 16), slice(20, 30))):
+    """Latents that stand still, but in one place from the sixth frame on."""
+    generator = np.random.default_rng(seed)
+    still = generator.normal(size=(*shape, CHANNELS))
+    frames = np.repeat(still[None], count, axis=0)
+    frames += generator.normal(scale=0.02, size=frames.shape)
+    moving = frames[6:, where[0], where[1]]
+    moving += np.cumsum(generator.normal(scale=0.15, size=moving.shape), axis=0)
+    return frames.astype(np.float32)
+
+
+def packets(frames, **config):
+    sender = Stream(frames.shape[1:], SelectionConfig(**config))
+    return [dataclasses.replace(sender.send(frame), tokenizer=TOKENIZER) for frame in frames]
+
+
+def test_contract_holds_in_every_frame(model, opened):
+    stream = opened(model)
+    shares = []
+    for packet in packets(scene(50), tau=0.1, refresh_period=9):
+        stream.push(packet)
+        receiver = stream.receiver
+        assert_restored(stream.latents().values, receiver.held, receiver.kept, packet.tau)
+        shares.append(stream.restorer.share)
+    assert 0.0 in shares and 1.0 in shares
+    assert any(0 < share < 1 for share in shares)
+
+
+def test_contract_holds_when_everything_changes_at_once(model, opened):
+    stream = opened(model)
+    recorded = packets(latent_frames(3, 20, (9, 17, CHANNELS)), tau=0.5, refresh_period=5)
+    for packet in recorded:
+        stream.push(packet)
+        receiver = stream.receiver
+        assert_restored(stream.latents().values, receiver.held, receiver.kept, packet.tau)
+
+
+def test_contract_holds_for_a_smaller_tau(model, opened):
+    """What was corrected by nearly the old tau would be too far away."""
+    stream = opened(model)
+    sender = Stream((WINDOW, 2 * WINDOW, CHANNELS), SelectionConfig(tau=1.0, refresh_period=7))
+    generator = np.random.default_rng(0)
+    still = generator.normal(size=sender.shape)
+    for index in range(16):
+        if index in (6, 12):
+            sender.change(tau=1.0 / index)
+        frame = (still + generator.normal(scale=0.05, size=sender.shape)).astype(np.float32)
+        packet = dataclasses.replace(sender.send(frame), tokenizer=TOKENIZER)
+        stream.push(packet)
+        receiver = stream.receiver
+        assert_restored(stream.latents().values, receiver.held, receiver.kept, packet.tau)
+
+
+def test_negative_zeros_pass_through(opened):
+    stream = opened()
+    frames = np.full((4, WINDOW, WINDOW, CHANNELS), -0.0, np.float32)
+    for packet in packets(frames, tau=0.1, refresh_period=2, payload=Payload.FLOAT32):
+        stream.push(packet)
+        values, receiver = stream.latents().values, stream.receiver
+        assert np.signbit(receiver.held).all()
+        assert values[receiver.kept].tobytes() == receiver.held[receiver.kept].tobytes()
+
+
+def test_gated_latents_are_near_those_that_are_restored_densely(opened):
+    gated, dense = opened(), opened(gating=Gating.OFF)
+    shares, deviations = [], []
+    for packet in packets(scene(50), tau=0.1):
+        for stream in (gated, dense):
+            stream.push(packet)
+        deviations.append(distance(gated.latents().values, dense.latents().values))
+        shares.append(gated.restorer.share)
+        assert dense.restorer.share == 1.0
+    assert np.mean(shares) < 0.5
+    assert np.mean(deviations) < 0.01 * 0.1
+    assert np.max(deviations) < 0.1
+
+
+def test_all_that_was_missed_during_a_pause_is_restored(opened):
+    gated, dense = opened(), opened(gating=Gating.OFF)
+    recorded = packets(scene(14), tau=0.1, refresh_period=0)
+    recorded += packets(np.repeat(scene(14)[-1:], 8, axis=0), tau=0.1, refresh_period=0)[1:]
+    for index, packet in enumerate(recorded[:14]):
+        for stream in (gated, dense):
+            stream.push(packet)
+        if index == 5:
+            gated.latents()
+    difference = distance(gated.latents().values, dense.latents().values)
+    assert gated.restorer.share > 0
+    place = difference[8:16, 20:30]
+    assert place.mean() < 0.02 * 0.1
+
+
+def test_asking_twice_gives_the_same(opened):
+    stream = opened()
+    for packet in packets(scene(12), tau=0.1):
+        stream.push(packet)
+        first = stream.latents().values.tobytes()
+        assert stream.latents().values.tobytes() == first
+
+
+def test_new_epoch_begins_anew(opened):
+    """Also where its keyframe is missed, and little arrives."""
+    stream = opened()
+    recorded = packets(scene(12), tau=0.1)
+    for packet in recorded[:6]:
+        stream.push(packet)
+        stream.latents()
+    assert stream.restorer.share == 0.0
+    stream.push(dataclasses.replace(recorded[6], epoch=2))
+    stream.latents()
+    assert stream.restorer.share == 1.0
+
+
+def test_gating_runs_on_the_cpu_whatever_gpus_there_are():
+    restorer = Restorer(MODEL, gating=Gating.ON)
+    assert restorer.engine.device == 'cpu'
+    restorer.close()
+
+
+@needs_torch
+def test_another_engine_begins_with_all_of_the_grid(opened):
+    gated, dense = opened(), opened(gating=Gating.OFF)
+    for packet in packets(scene(10), tau=0.1):
+        gated.push(packet)
+        dense.push(packet)
+        gated.latents()
+    gated.restorer.fall_back(EngineError('as if it had failed'))
+    assert gated.restorer.engine.backend == 'torch'
+    np.testing.assert_allclose(
+        gated.latents().values, dense.latents().values, atol=1e-4, rtol=0
+    )
