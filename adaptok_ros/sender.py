@@ -103,9 +103,8 @@ class Sender:
     @property
     def selection_note(self) -> str:
         """Which code selects on a device, and why not Triton's; empty on the CPU."""
-        return '' if self._selector is None or isinstance(self._selector, Selector) else (
-            self._selector.note
-        )
+        selector = self._selector
+        return '' if selector is None or isinstance(selector, Selector) else selector.note
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -120,6 +119,8 @@ class Sender:
     def fall_back(self, error: EngineError) -> None:
         """Go on with the next backend that works, in a new epoch; see :meth:`Tokenizer.fall_back`.
 
+        A new epoch begins in any case: what failed may have reached the reference already.
+
         :raises EngineError: ``error``, where there is none
         """
         self._selector = None
@@ -128,8 +129,9 @@ class Sender:
 
     def request_keyframe(self) -> None:
         """Send every position with the next image."""
-        if self._selector is not None:
-            self._selector.request_keyframe()
+        selector = self._selector  # which the thread that sends may drop at any time
+        if selector is not None:
+            selector.request_keyframe()
 
     def encode(self, image: NDArray[np.uint8]) -> Latents | None:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents; begins an epoch if due.

@@ -1,162 +1,122 @@
 """Gating against the dense encoder: time of an image by what changes in it.
 
-    python bench/bench_gating.py [--data FOLDER] [--frames 60] [--sigma 2] [--json FILE]
-
 Every clip goes through the dense encoder and both kinds of gating, image by image in turn, so
-that what else the machine does hits all of them. ``--data`` takes what ``adaptok evaluate``
-takes; without it there is the rendered scene, still and moving, with and without noise. The
-error is the largest difference between gated latents and dense latents of the same image,
-in units of a channel's spread: for ``noise`` it includes what the noise bound lets pass.
+that what else the machine does hits all of them. The error is the largest difference between
+gated latents and dense latents of the same image, in units of a channel's spread: for ``noise``
+it includes what the noise bound lets pass.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from clips import Clip, all_clips
+from measuring import (
+    WARM_UP,
+    Ceilings,
+    Settings,
+    Stopwatch,
+    encoder_flops,
+    progress,
+    ratios,
+    spread,
+)
+from tables import number, table
 
-from adaptok_ros.evaluation.machine import describe
-from adaptok_ros.models import DEFAULT_TOKENIZER
-from adaptok_ros.scene import Scene
+from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
-from adaptok_ros.video import read_frames, shrink
+from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
 
-Image = NDArray[np.uint8]
-WARM_UP = 5
-LONGEST = 640
+GATED = ('exact', 'noise')
 
 
-def clips(data: Path | None, frames: int) -> Iterator[tuple[str, str, list[Image]]]:
-    """Name, kind and images of every clip, at most ``frames`` and the warm-up."""
-    count = frames + WARM_UP
-    if data is None:
-        scene = Scene(640, 480)
-        clean = [scene.clean(20 + index) for index in range(count)]
-        noisy = [scene.frame(20 + index) for index in range(count)]
-        still = [scene.frame(20)] * count
-        yield 'still', 'scene', still
-        yield 'moving, no noise', 'scene', clean
-        yield 'moving, noise', 'scene', noisy
-        yield 'shaky', 'scene', [
-            np.roll(image, (5 * index, 3 * index), (0, 1)) for index, image in enumerate(noisy)
-        ]
-        return
-    from adaptok_ros.evaluation.datasets import find_clips
-
-    for clip in find_clips(data).clips:
-        images = []
-        for image in read_frames(clip.path):
-            images.append(shrink(image, LONGEST))
-            if len(images) == count:
-                break
-        yield clip.name, clip.kind, images
-
-
-def measure_clip(tokenizer: Tokenizer, images: list[Image], sigma: float) -> dict[str, Any]:
+def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[str, Any]:
     """Milliseconds, share of work and error of each way."""
-    streams = {
-        gating.value: tokenizer.stream(gating, sigma) for gating in Gating
-    }
-    times: dict[str, list[float]] = {name: [] for name in streams}
-    cpu: dict[str, list[float]] = {name: [] for name in streams}
+    streams = {gating.value: tokenizer.stream(gating, DEFAULT_NOISE) for gating in Gating}
+    clock = Stopwatch()
     shares: dict[str, list[float]] = {name: [] for name in streams}
     errors: dict[str, float] = dict.fromkeys(streams, 0.0)
-    means: dict[str, list[float]] = {name: [] for name in streams}
-    for index, image in enumerate(images):
+    deltas: dict[str, float] = dict.fromkeys(streams, 0.0)
+    for index, image in enumerate(clip.images):
+        clock.counting = index >= WARM_UP
         dense = None
         for name, stream in streams.items():
-            started, spent = time.perf_counter(), time.process_time()
-            latents = stream.encode(image)
-            elapsed = (time.perf_counter() - started) * 1e3
-            spent = (time.process_time() - spent) * 1e3
-            assert latents is not None
+            latents = clock(name, stream.encode, image)
             if dense is None:
                 dense = latents.copy()
-            if index < WARM_UP:
-                continue
-            difference = np.abs(latents - dense)
-            times[name].append(elapsed)
-            cpu[name].append(spent)
-            shares[name].append(stream.encoded_share)
-            errors[name] = max(errors[name], float(difference.max()))
-            means[name].append(float(difference.mean(axis=2).max()))
+            if clock.counting:
+                difference = np.abs(latents - dense)
+                shares[name].append(stream.encoded_share)
+                errors[name] = max(errors[name], float(difference.max()))
+                deltas[name] = max(deltas[name], float(difference.mean(axis=2).max()))
+    assert dense is not None
+    nbytes = clip.images[0].nbytes
+    flops = encoder_flops(find_model(DEFAULT_TOKENIZER), dense.shape[0] * dense.shape[1])
     return {
-        name: {
-            'median_ms': statistics.median(times[name]),
-            'mean_ms': statistics.mean(times[name]),
-            'p95_ms': float(np.percentile(times[name], 95)),
-            'cpu_ms': statistics.mean(cpu[name]),
-            'cpu_saving': statistics.mean(cpu['off']) / statistics.mean(cpu[name]),
-            'share': statistics.mean(shares[name]),
-            'speedup': statistics.mean(times['off']) / statistics.mean(times[name]),
-            'largest_error': errors[name],
-            'largest_delta': max(means[name]),
-        }
-        for name in streams
-    }
+        'kind': clip.kind, 'frames': len(clip.images) - WARM_UP,
+        'size': list(clip.images[0].shape[1::-1]),
+        # Of the dense pass; and of looking: the image and the one before are read.
+        'floor_ms': {
+            'dense': ceilings.floor_ms(nbytes, flops), 'look': ceilings.floor_ms(2 * nbytes)
+        },
+        'ways': {
+            name: {
+                'ms': spread(clock.wall[name]), 'cpu_ms': spread(clock.cpu[name]),
+                'speedup': float(np.mean(clock.wall['off']) / np.mean(clock.wall[name])),
+                'cpu_saving': float(np.mean(clock.cpu['off']) / np.mean(clock.cpu[name])),
+                'ms_to_dense': ratios(clock.wall[name], clock.wall['off']),
+                'share': float(np.mean(shares[name])),
+                'largest_error': errors[name], 'largest_delta': deltas[name],
+            }
+            for name in streams
+        },
+    }  # fmt: skip
 
 
-def measure(
-    data: Path | None = None, frames: int = 60, sigma: float = 2.0, threads: int = 0
-) -> dict[str, Any]:
+def measure(settings: Settings) -> dict[str, Any]:
     """All clips."""
-    tokenizer = Tokenizer(DEFAULT_TOKENIZER, threads=threads)
+    tokenizer = Tokenizer(DEFAULT_TOKENIZER)
     found = {}
-    for name, kind, images in clips(data, frames):
-        if len(images) <= WARM_UP:
-            continue
-        found[name] = {
-            'kind': kind, 'frames': len(images) - WARM_UP, 'size': images[0].shape[:2],
-            **measure_clip(tokenizer, images, sigma),
-        }  # fmt: skip
-    return {'sigma': sigma, 'clips': found}
+    for clip in all_clips(settings.effort, settings.data):
+        progress(f'gating: {clip.name}')
+        found[clip.name] = measure_clip(tokenizer, clip, settings.ceilings)
+    tokenizer.close()
+    return {'noise': DEFAULT_NOISE, 'clips': found}
 
 
-def table(result: dict[str, Any]) -> str:
-    """Markdown: one row a clip, least work first."""
-    lines = [
-        '| clip | kind | dense: ms, CPU ms | exact: work, dense : exact in time, in CPU time '
-        '| noise: work, dense : noise in time, in CPU time, delta |',
-        '|---|---|---|---|---|',
-    ]
-    for name, clip in sorted(result['clips'].items(), key=lambda item: item[1]['noise']['share']):
-        exact, noise = clip['exact'], clip['noise']
-        lines.append(
-            f"| {name} | {clip['kind']} | {clip['off']['mean_ms']:.1f}, "
-            f"{clip['off']['cpu_ms']:.1f} | {100 * exact['share']:.0f} %, "
-            f"{exact['speedup']:.2f}, {exact['cpu_saving']:.2f} | "
-            f"{100 * noise['share']:.0f} %, {noise['speedup']:.2f}, {noise['cpu_saving']:.2f}, "
-            f"{noise['largest_delta']:.3f} |"
-        )
-    largest = max(clip['exact']['largest_error'] for clip in result['clips'].values())
-    lines += ['', f'Largest difference of `exact` from dense, of any value: {largest:.1e}']
-    return '\n'.join(lines)
+def tables(result: dict[str, Any]) -> str:
+    """One row a clip, least work first."""
+    clips = sorted(result['clips'].items(), key=lambda item: item[1]['ways']['noise']['share'])
+    largest = max(clip['ways']['exact']['largest_error'] for _, clip in clips)
+    return '\n\n'.join([
+        f"`gating_noise` is {result['noise']:g}. Work: share of the positions computed, layer by "
+        'layer, mean of the images. Dense : gated in wall time and in CPU time, of all images: '
+        'over 1, gating is faster; in brackets the spread of gated : dense image by image, p10 '
+        "to p90. Floor: the dense pass's operations, and reading two images. Delta: largest mean "
+        'difference over channels from the dense latents of an image, to be compared with tau.',
+        table(
+            ['clip', 'kind', 'dense ms, CPU ms', 'floor dense, look', 'exact: work',
+             'dense : exact', 'noise: work', 'dense : noise', 'delta'],
+            (_row(name, clip) for name, clip in clips),
+        ),
+        f'Largest difference of `exact` from dense, of any value: {largest:.1e}.',
+    ])  # fmt: skip
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--data', type=Path)
-    parser.add_argument('--frames', type=int, default=60, help='counted images a clip')
-    parser.add_argument('--sigma', type=float, default=2.0, help='gating_noise')
-    parser.add_argument('--threads', type=int, default=0, help='of the engine; 0 = one a core')
-    parser.add_argument('--json', type=Path, help='write all figures to this file')
-    arguments = parser.parse_args()
-    result = measure(arguments.data, arguments.frames, arguments.sigma, arguments.threads)
-    print(table(result))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({'machine': describe(), **result}, indent=2))
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+def _row(name: str, clip: dict[str, Any]) -> list[str]:
+    dense = clip['ways']['off']
+    cells = [
+        name, clip['kind'],
+        f"{number(dense['ms']['median'])}, {number(dense['cpu_ms']['median'])}",
+        f"{number(clip['floor_ms']['dense'])}, {number(clip['floor_ms']['look'])}",
+    ]  # fmt: skip
+    for gating in GATED:
+        found = clip['ways'][gating]
+        ratio = found['ms_to_dense']
+        cells += [
+            f"{100 * found['share']:.0f} %",
+            f"{found['speedup']:.2f}, {found['cpu_saving']:.2f} "
+            f"({ratio['p10']:.2f} to {ratio['p90']:.2f})",
+        ]
+    return [*cells, f"{clip['ways']['noise']['largest_delta']:.3f}"]

@@ -1,37 +1,31 @@
 """The selection step: fused against unfused, on every backend that is here.
 
-    python bench/bench_selection.py [--frames N] [--json FILE]
-
 Latents in, packet bytes and mask out, float16; on a GPU with the copy to the host. In every
 frame an exact share of the positions has changed. All backends get the same frame one after the
 other, so that a busy moment of the machine hits all of them. Beside the times stands the floor:
 the bytes that have to move at the least (latents and reference read, what is kept written to
-payload and reference), at the rate at which this machine copies a grid of that size.
+payload and reference), at the rate at which this machine copies so many.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import Ceilings, Settings, progress, ratios, spread, timed
 from numpy.typing import NDArray
+from tables import number, table, with_spread
 
-from adaptok_ros.evaluation.machine import describe
 from adaptok_ros.packet import pack_mask
 from adaptok_ros.selection import LATENT_LIMIT, SelectionConfig, Selector
 
-GRIDS = ((30, 40), (60, 80), (90, 160))
 CHANNELS = 16
-SHARES = (0.01, 0.1, 0.5, 1.0)
 CONFIG = SelectionConfig(tau=0.1, refresh_period=0)
 WARM_UP = 40
 """Frames, more than a device selector remembers."""
+REPEATS = 3
+"""Frames here for every image of other measurements: they are short."""
 
 Step = Callable[[NDArray[np.float32]], float]
 """Runs one frame; seconds it took."""
@@ -51,13 +45,6 @@ class Unfused:
         tokens = latents[keep].astype(np.float16)
         self.reference[keep] = tokens.astype(np.float32)
         return tokens.tobytes(), np.packbits(keep, bitorder='little')
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that it took."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def steps(positions: int) -> dict[str, Step]:
@@ -94,16 +81,8 @@ def steps(positions: int) -> dict[str, Step]:
             try:
                 found[f'{backend} on {device}'] = device_step(device, backend)
             except RuntimeError as error:
-                print(f'{backend} on {device}: {error}', file=sys.stderr)
+                progress(f'selection: {backend} on {device}: {error}')
     return found
-
-
-def copy_rate(nbytes: int) -> float:
-    """Bytes read plus written per second by one thread copying so many of them again and again."""
-    source = np.ones(nbytes, np.uint8)
-    target = np.empty_like(source)
-    return 2 * nbytes / float(np.median([timed(lambda: np.copyto(target, source))
-                                         for _ in range(50)]))  # fmt: skip
 
 
 def device_copy_rate(nbytes: int) -> float:
@@ -127,7 +106,9 @@ def device_copy_rate(nbytes: int) -> float:
     return 2 * nbytes * repeats / timed(replay)
 
 
-def measure(rows: int, columns: int, share: float, frames: int) -> dict[str, Any]:
+def measure_case(
+    rows: int, columns: int, share: float, frames: int, ceilings: Ceilings
+) -> dict[str, Any]:
     """Milliseconds of every backend at one grid and kept share, and the floor."""
     positions = rows * columns
     moved = round(share * positions)
@@ -142,56 +123,52 @@ def measure(rows: int, columns: int, share: float, frames: int) -> dict[str, Any
             if frame >= WARM_UP:
                 times[name].append(seconds * 1e3)
     grid = latents.nbytes
-    floor = int(2 * grid + share * grid * (1 + 1 / 2) + positions / 8)
-    result: dict[str, Any] = {
-        'grid': [rows, columns, CHANNELS],
-        'kept_share': moved / positions,
-        'floor_bytes': floor,
-        'floor_ms': {'cpu': floor / copy_rate(grid) * 1e3},
-        'ms': {
-            name: dict(zip(('p10', 'median', 'p90'), np.percentile(values, (10, 50, 90)).tolist()))
-            for name, values in times.items()
-        },
-    }
+    floor = 2 * grid + share * grid * (1 + 1 / 2) + positions / 8
+    floors = {'cpu': ceilings.floor_ms(floor)}
     if any(name.endswith('cuda') for name in compared):
-        result['floor_ms']['cuda'] = floor / device_copy_rate(grid) * 1e3
+        floors['cuda'] = floor / device_copy_rate(grid) * 1e3
     baseline = times['numpy, unfused']
-    result['ratio_to_unfused'] = {
-        name: float(np.median(np.divide(values, baseline))) for name, values in times.items()
-    }
-    return result
+    return {
+        'grid': [rows, columns, CHANNELS], 'kept_share': moved / positions,
+        'floor_bytes': floor, 'floor_ms': floors,
+        'ms': {name: spread(values) for name, values in times.items()},
+        'ratio_to_unfused': {name: ratios(values, baseline) for name, values in times.items()},
+    }  # fmt: skip
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """One line a backend."""
-    rows, columns, channels = result['grid']
-    floors = ', '.join(f'{floor:.4f} ms on {name}' for name, floor in result['floor_ms'].items())
-    print(f'\n{rows} x {columns} x {channels}, {result["kept_share"]:.0%} kept; '
-          f'floor {result["floor_bytes"] / 1e3:.0f} kB: {floors}')  # fmt: skip
-    for name, ms in result['ms'].items():
-        floor = result['floor_ms']['cuda' if name.endswith('cuda') else 'cpu']
-        print(f'  {name:15s} {ms["median"]:7.3f} ms  ({ms["p10"]:.3f} to {ms["p90"]:.3f})  '
-              f'{result["ratio_to_unfused"][name]:5.2f} of unfused  '
-              f'{ms["median"] / floor:6.1f} times the floor')  # fmt: skip
+def measure(settings: Settings) -> dict[str, Any]:
+    """All grids and kept shares."""
+    effort = settings.effort
+    cases = []
+    for rows, columns in effort.grids:
+        progress(f'selection: {rows} x {columns}')
+        for share in effort.kept_shares:
+            cases.append(
+                measure_case(rows, columns, share, effort.frames * REPEATS, settings.ceilings)
+            )
+    return {'cases': cases}
 
 
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--frames', type=int, default=200, help='counted frames a case')
-    parser.add_argument('--json', type=Path, help='write all figures to this file')
-    arguments = parser.parse_args()
-    results = []
-    for rows, columns in GRIDS:
-        for share in SHARES:
-            results.append(measure(rows, columns, share, arguments.frames))
-            print_result(results[-1])
-    if arguments.json:
-        figures = {'machine': describe(), 'results': results}
-        arguments.json.write_text(json.dumps(figures, indent=2))
-        print(f'\nwritten to {arguments.json}')
-    return 0
+def tables(result: dict[str, Any]) -> str:
+    """One row a grid, kept share and backend."""
+    return (
+        'Latents in, packet bytes and mask out, float16. Milliseconds and, frame by frame, as '
+        'ratio to the expressions written plainly in numpy, median (p10 to p90). Floor: latents '
+        'and reference read once, what is kept written to payload and reference.\n\n'
+        + table(
+            ['grid', 'kept', 'backend', 'ms', 'to unfused', 'floor, kB', 'floor, ms'],
+            (row for case in result['cases'] for row in _rows(case)),
+        )
+    )
 
 
-if __name__ == '__main__':
-    sys.exit(main())
+def _rows(case: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, ms in case['ms'].items():
+        floor = case['floor_ms']['cuda' if name.endswith('cuda') else 'cpu']
+        rows.append([
+            'x'.join(map(str, case['grid'])), f"{case['kept_share']:.0%}", name, with_spread(ms),
+            with_spread(case['ratio_to_unfused'][name]), number(case['floor_bytes'] / 1e3),
+            f'{floor:.4f}',
+        ])  # fmt: skip
+    return rows

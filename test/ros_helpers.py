@@ -105,6 +105,10 @@ class NodeProcess:
         return self._log.read_text()
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def is_running(self):
         return self._process.poll() is None
 
@@ -249,6 +253,13 @@ class Robot:
         return self.until(
             lambda: find(messages, epoch=tokens.epoch, sequence=tokens.sequence),
             f'latents of {tokens.epoch}/{tokens.sequence}',
+        )
+
+    def settle_tokens(self):
+        """Show images until one has become tokens."""
+        count = len(self.tokens)
+        self.until(
+            lambda: len(self.tokens) > count, 'tokens', poke=lambda: self.show(picture(0))
         )
 
     def settle(self, messages=None):

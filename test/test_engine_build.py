@@ -14,6 +14,7 @@ import threading
 import time
 import types
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -83,13 +84,12 @@ def wait_until(condition):
 def test_profile_of_a_known_size_is_static():
     request = GraphRequest(TINY, 'encoder', image_size=(241, 320))
     assert profile(request) == {'image': ((1, 248, 320, 3),) * 3}
-    request = dataclasses.replace(request, part='decoder')
-    assert profile(request) == {'latents': ((1, 31, 40, 16),) * 3}
-    lit = profile(dataclasses.replace(request, part='lit'))
-    assert lit == {
-        'held': ((1, 4, 32, 48, 16),) * 3, 'kept': ((1, 4, 32, 48),) * 3,
-        'age': ((1, 4, 32, 48),) * 3, 'tau': ((1,),) * 3,
-    }  # fmt: skip
+
+
+@pytest.mark.parametrize('part', ['decoder', 'lit'])
+def test_profile_of_who_runs_what_was_sent_is_a_range(part):
+    request = GraphRequest(TINY, part)
+    assert profile(dataclasses.replace(request, image_size=(241, 320))) == profile(request)
 
 
 def test_profile_of_any_size_is_a_range():
@@ -105,6 +105,11 @@ def test_profile_of_a_tokenizer_of_one_size(tmp_path):
     description['image_size'] = [224, 224]
     (model / 'tokenizer.json').write_text(json.dumps(description))
     assert profile(GraphRequest(model, 'encoder')) == {'image': ((1, 224, 224, 3),) * 3}
+    assert profile(GraphRequest(model, 'decoder')) == {'latents': ((1, 28, 28, 16),) * 3}
+    assert profile(GraphRequest(model, 'lit')) == {
+        'held': ((1, 4, 32, 32, 16),) * 3, 'kept': ((1, 4, 32, 32),) * 3,
+        'age': ((1, 4, 32, 32),) * 3, 'tau': ((1,),) * 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize('fields', [{'batch': 0}, {'image_size': (0, 640)}])
@@ -132,7 +137,7 @@ def test_engines_of_rtx_belong_to_a_compute_capability(specify):
     assert specification.model == 'adaptok-tiny@bf09711dde91'
     assert specification.key == specify('lit')[0].key
     assert specification.key != specify('lit', capability='8.9')[0].key
-    assert specification.key != specify('lit', image_size=(480, 640))[0].key
+    assert specify()[0].key != specify(image_size=(480, 640))[0].key
 
 
 def listed(model, files):
@@ -170,21 +175,29 @@ def test_missing_graph_is_refused(specify, tmp_path):
         specify('decoder', model=model)
 
 
+SHARING = 'PROFILE_SHARING_0806'
 FLAGS = {
-    # Network flags and builder flags in NVIDIA/TensorRT, python/src/infer/pyCore.cpp, by tag.
-    'v8.6.1': (['EXPLICIT_BATCH', 'EXPLICIT_PRECISION'], ['FP16', 'TF32']),
-    'v10.3.0': (['EXPLICIT_BATCH', 'STRONGLY_TYPED'], ['FP16', 'TF32']),
-    'v11.1': (['STRONGLY_TYPED'], ['TF32']),
+    # Network flags, builder flags and preview features in NVIDIA/TensorRT,
+    # python/src/infer/pyCore.cpp, by tag.
+    'v8.6.1': (
+        ['EXPLICIT_BATCH', 'EXPLICIT_PRECISION'], ['FP16', 'TF32'],
+        ['FASTER_DYNAMIC_SHAPES_0805', 'PROFILE_SHARING_0806'],
+    ),
+    'v10.3.0': (
+        ['EXPLICIT_BATCH', 'STRONGLY_TYPED'], ['FP16', 'TF32'],
+        ['PROFILE_SHARING_0806', 'ALIASED_PLUGIN_IO_10_03'],
+    ),
+    'v11.1': (['STRONGLY_TYPED'], ['TF32'], ['ALIASED_PLUGIN_IO_10_03']),
 }
 
 
 @pytest.mark.parametrize(
     ('tag', 'half', 'expected'),
     [
-        ('v8.6.1', True, ['EXPLICIT_BATCH', 'FP16']),
-        ('v8.6.1', False, ['EXPLICIT_BATCH', 'no TF32']),
-        ('v10.3.0', True, ['EXPLICIT_BATCH', 'STRONGLY_TYPED']),
-        ('v10.3.0', False, ['EXPLICIT_BATCH', 'STRONGLY_TYPED', 'no TF32']),
+        ('v8.6.1', True, ['EXPLICIT_BATCH', 'FP16', SHARING]),
+        ('v8.6.1', False, ['EXPLICIT_BATCH', SHARING, 'no TF32']),
+        ('v10.3.0', True, ['EXPLICIT_BATCH', 'STRONGLY_TYPED', SHARING]),
+        ('v10.3.0', False, ['EXPLICIT_BATCH', 'STRONGLY_TYPED', SHARING, 'no TF32']),
         ('v11.1', True, ['STRONGLY_TYPED']),
         ('v11.1', False, ['STRONGLY_TYPED', 'no TF32']),
     ],
@@ -193,8 +206,12 @@ def test_flags_of_versions_that_are_not_here(tag, half, expected):
     """Only their names: that these versions build with them is proven where they are."""
     from adaptok_ros.engines.tensorrt import _flags, compute_capabilities
 
-    network, builder = (types.SimpleNamespace(**dict.fromkeys(names)) for names in FLAGS[tag])
-    module = types.SimpleNamespace(NetworkDefinitionCreationFlag=network, BuilderFlag=builder)
+    network, builder, preview = (
+        types.SimpleNamespace(**dict.fromkeys(names)) for names in FLAGS[tag]
+    )
+    module = types.SimpleNamespace(
+        NetworkDefinitionCreationFlag=network, BuilderFlag=builder, PreviewFeature=preview
+    )
     assert [flag for flag in _flags(module, half) if 'WORKSPACE' not in flag] == expected
     assert compute_capabilities(module) == ()
 
@@ -217,6 +234,88 @@ def test_timings_are_kept_and_damaged_ones_replaced(known, specify):
         assert timings
         cache.write_timings(*where, timings)
         assert bytes(_timings(config, specification).serialize()) == timings
+
+
+def test_timings_that_cannot_be_kept_are_no_error(specify, folder):
+    import tensorrt_rtx
+
+    from adaptok_ros.engines.tensorrt import _keep_timings, _log, _timings
+
+    specification, _ = specify()
+    config = tensorrt_rtx.Builder(_log(tensorrt_rtx)).create_builder_config()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        timings = _timings(config, specification)
+        where = ('tensorrt_rtx', specification.backend_version, CAPABILITY)
+        (folder / f'{"-".join(where)}.timing').mkdir()
+        with pytest.raises(EngineError, match='cannot keep engines here'):
+            cache.write_timings(*where, b'timings')
+        _keep_timings(timings, specification)
+
+
+@pytest.fixture
+def engine():
+    """An engine without a plan, which cannot be loaded without a GPU."""
+    tensorrt_rtx = pytest.importorskip('tensorrt_rtx', reason='tensorrt_rtx is missing')
+    pytest.importorskip('torch', reason='torch is missing')
+    from adaptok_ros.engines.tensorrt import TensorRTEngine, _log
+
+    engine = TensorRTEngine.__new__(TensorRTEngine)
+    engine.backend = 'tensorrt_rtx'
+    engine._log = _log(tensorrt_rtx)
+    engine._bindings = weakref.WeakSet()
+    engine._config = engine._engine = engine._runtime = object()
+    return engine
+
+
+def test_cure_is_for_the_error_at_hand(engine):
+    import tensorrt_rtx
+
+    def fail(*messages):
+        for message in messages:
+            engine._log.log(tensorrt_rtx.ILogger.ERROR, message)
+        return False
+
+    fail('out of memory, said another engine')
+    with pytest.raises(EngineError, match=r'cannot run on cuda:0: no reason given: .*clean --all'):
+        engine.attempt('cannot run', fail)
+    with pytest.raises(EngineError, match=r'OutOfMemory: stop what .*CUDA_VISIBLE_DEVICES='):
+        engine.attempt('cannot run', fail, 'OutOfMemory')
+    assert engine.attempt('cannot run', lambda: True)
+
+
+def test_closing_after_an_error_of_the_device(engine, monkeypatch):
+    """Such an error is told by every call that follows."""
+    import torch
+
+    def synchronize(device):
+        raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    monkeypatch.setattr(torch.cuda, 'synchronize', synchronize)
+    freed = []
+    binding = types.SimpleNamespace(free=lambda: freed.append(True))
+    engine._bindings = [binding]
+    engine.close()
+    assert freed == [True]
+    assert (engine._config, engine._engine, engine._runtime) == (None, None, None)
+    with pytest.raises(EngineError, match='closed'):
+        engine.bind({'image': (1, 480, 640, 3)})
+
+
+@pytest.mark.parametrize(
+    ('name', 'cure'),
+    [('image', r'input_height .*: adaptok engine build TOKENIZER --image-size HxW$'),
+     ('latents', r'images of 64x64 to 1920x1088 pixels: set input_height .* in between$'),
+     ('held', r'images of 64x64 to 1920x1088 pixels: set input_height .* in between$')],
+)  # fmt: skip
+def test_cure_of_a_size_that_does_not_fit(name, cure, engine):
+    def limits(name, index):
+        return ((1, 8, 8, 16), (1, 60, 80, 16), (1, 136, 240, 16))
+
+    engine._engine = types.SimpleNamespace(get_tensor_profile_shape=limits)
+    engine.inputs = (name,)
+    with pytest.raises(EngineError, match=f'built for .* to .*{cure}'):
+        engine.bind({name: (1, 200, 240, 16)})
 
 
 @pytest.mark.skipif(
@@ -243,15 +342,16 @@ def test_missing_driver_names_what_to_do(specify, capsys):
 def test_command_builds_what_was_asked_for(specify, tmp_path):
     from adaptok_ros.engines.tensorrt import command
 
-    request = GraphRequest(tmp_path / 'a b', 'lit', 'tensorrt_rtx', (480, 640), 2)
-    program, name, *words = shlex.split(command(request))
-    assert (program, name) == ('adaptok', 'engine')
-    parser = argparse.ArgumentParser()
-    command_line.add_arguments(parser)
-    found = parser.parse_args(words)
-    assert found.tokenizer == str(request.folder)
-    assert (found.part, found.backend) == (request.part, request.backend)
-    assert (found.image_size, found.batch) == (request.image_size, request.batch)
+    for part, image_size in (('encoder', (480, 640)), ('encoder', None), ('lit', (480, 640))):
+        request = GraphRequest(tmp_path / 'a b', part, 'tensorrt_rtx', image_size)
+        program, name, *words = shlex.split(command(request))
+        assert (program, name) == ('adaptok', 'engine')
+        parser = argparse.ArgumentParser()
+        command_line.add_arguments(parser)
+        found = parser.parse_args(words)
+        assert found.tokenizer == str(request.folder)
+        assert (found.part, found.backend) == (part, request.backend)
+        assert found.image_size == (image_size if part == 'encoder' else None)
 
 
 # Building.
@@ -328,6 +428,26 @@ def test_crash_is_an_error(number, message, specify, folder):
         build_engine(specification, graph, report, threading.Event())
     assert len(sent) == 1
     assert not list(folder.iterdir())
+
+
+def test_child_that_ends_before_it_reads_is_an_error(specify, tmp_path, monkeypatch, folder):
+    (tmp_path / 'sitecustomize.py').write_text('raise SystemExit(3)')
+    monkeypatch.syspath_prepend(tmp_path)
+    specification, graph = specify()
+    # More than a pipe takes, so that writing it fails.
+    specification = dataclasses.replace(specification, flags=('X' * 1_000_000,))
+    with pytest.raises(EngineError, match='process that builds its engine failed'):
+        build_engine(specification, graph, lambda progress: None, threading.Event())
+    assert not list(folder.iterdir())
+    assert not children()
+
+
+def test_what_else_the_child_prints_does_no_harm(specify, tmp_path, monkeypatch):
+    (tmp_path / 'sitecustomize.py').write_text('print("hello", flush=True)')
+    monkeypatch.syspath_prepend(tmp_path)
+    specification, graph = specify()
+    build_engine(specification, graph, lambda progress: None, threading.Event())
+    assert len(cache.load(specification)) > 100_000
 
 
 PARENT = """
@@ -441,6 +561,14 @@ def test_command_line(specify, folder, capsys):
     out = capsys.readouterr().out
     if missing_driver():
         assert 'engines left: 1' in out, 'an engine for a GPU that is not here was removed'
+
+
+def test_command_line_takes_a_size_for_the_encoder_alone(specify, capsys):
+    assert main(
+        ['engine', 'build', 'adaptok-tiny', '--part', 'lit', '--backend', 'tensorrt_rtx',
+         '--compute-capability', CAPABILITY, '--image-size', '480x640']
+    ) == 1  # fmt: skip
+    assert 'allowed: with the encoder' in capsys.readouterr().err
 
 
 def test_command_line_of_another_version(specify, capsys):

@@ -298,6 +298,35 @@ def test_waiting_can_be_given_up(folder):
     assert not list(folder.iterdir())
 
 
+def test_lock_that_cannot_tidy_up_is_given_back(folder):
+    cache.entries()
+    stuck = folder / f'{"0" * 64}.abcd.partial'
+    stuck.mkdir()
+    with (
+        pytest.raises(EngineError, match='cannot keep engines'),
+        cache.lock('0' * 64, cache.give_up),
+    ):
+        pass
+    stuck.rmdir()
+    with cache.lock('0' * 64, cache.give_up):
+        pass
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize('options', [[], ['--all']])
+def test_clean_leaves_what_is_being_built(options, stored, capsys):
+    """At the moment when its plan is there and its manifest is not."""
+    stored[1].unlink()
+    with cache.lock(SPECIFICATION.key, cache.give_up):
+        assert main(['engine', 'clean', *options]) == 0
+        assert f'left {SPECIFICATION.key[:12]}: it is being built' in capsys.readouterr().out
+        cache.store(SPECIFICATION, PLAN, 1.0)
+    assert cache.load(SPECIFICATION) == PLAN
+    stored[1].unlink()
+    assert main(['engine', 'clean', *options]) == 0
+    assert 'engines left: 0' in capsys.readouterr().out
+
+
 def test_leftovers_are_removed_unless_somebody_builds(folder):
     cache.entries()
     busy, dead = '1' * 64, '2' * 64

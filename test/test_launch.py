@@ -140,18 +140,39 @@ def params_file(tmp_path):
     return path
 
 
-@launch_pytest.fixture
-def two_cameras(own_transport, params_file):
+def launch_two_cameras(params_file, one_process):
     launched = Launched(
         cameras='front, wrist', params_file=str(params_file), tau='0.5', mode='hold',
-        demo='true', rate='5', image='raw',
+        demo='true', rate='5', image='raw', one_process=one_process,
     )  # fmt: skip
     return launched.description, launched
 
 
+@launch_pytest.fixture
+def two_cameras(own_transport, params_file):
+    return launch_two_cameras(params_file, 'false')
+
+
+@launch_pytest.fixture
+def two_cameras_together(own_transport, params_file):
+    return launch_two_cameras(params_file, 'true')
+
+
 @pytest.mark.launch(fixture=two_cameras)
 def test_several_cameras_with_a_file_and_arguments(two_cameras, tmp_path):
-    launched = two_cameras[1]
+    check_two_cameras(two_cameras[1], tmp_path, 6)
+    yield
+    two_cameras[1].assert_ended_in_order(6)
+
+
+@pytest.mark.launch(fixture=two_cameras_together)
+def test_several_cameras_in_one_process(two_cameras_together, tmp_path):
+    check_two_cameras(two_cameras_together[1], tmp_path, 4)
+    yield
+    two_cameras_together[1].assert_ended_in_order(4)
+
+
+def check_two_cameras(launched, tmp_path, processes):
     robots = {name: Robot(name, tmp_path) for name in ('front', 'wrist')}
     for name, robot in robots.items():
         with robot:
@@ -167,12 +188,10 @@ def test_several_cameras_with_a_file_and_arguments(two_cameras, tmp_path):
             assert robot.get('max_tokens').integer_value == {'front': 0, 'wrist': 55}[name]
             assert robot.get('refresh_period').integer_value == 77
             assert robot.get('mode', 'lit').string_value == 'hold'
-    assert len(launched.environments) == 6
+    assert len(launched.environments) == processes
     for environment in launched.environments.values():
         assert not any(name in environment for name in PROFILE)
         assert environment['FASTDDS_BUILTIN_TRANSPORTS'] == 'LARGE_DATA'
-    yield
-    launched.assert_ended_in_order(6)
 
 
 @launch_pytest.fixture

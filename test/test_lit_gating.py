@@ -87,6 +87,12 @@ def test_asking_twice_restores_once(gate):
     assert gate.box() is None
 
 
+def test_everything_is_restored_after_a_failure(gate):
+    gate.forget()
+    assert gate.box().size == SHAPE
+    assert gate.box() is None
+
+
 def test_everything_is_restored_when_the_activity_changes(gate):
     assert box_after(gate, sent=(0.9 * ACTIVITY_BOUND) ** 2) is None
     assert box_after(gate, sent=(1.1 * ACTIVITY_BOUND) ** 2).size == SHAPE

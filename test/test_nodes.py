@@ -3,6 +3,7 @@
 import concurrent.futures
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -27,6 +28,7 @@ from adaptok_ros.tokenizers import Tokenizer
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 
 import rclpy  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from rclpy.utilities import get_rmw_implementation_identifier  # noqa: E402
 from ros_helpers import Robot, as_image, find, picture  # noqa: E402
@@ -854,6 +856,63 @@ def test_a_node_survives_broken_models_and_can_be_mended(robot, tmp_path):
         assert robot.set(node, tokenizer=DEFAULT_TOKENIZER) == ''
         assert robot.change('configure', node) and robot.change('activate', node)
     robot.settle()
+
+
+# Engines that have to be built first.
+
+
+@pytest.fixture
+def building(robot, tmp_path, monkeypatch):
+    """A node whose configuration needs an engine, and where that will lie."""
+    pytest.importorskip(
+        'tensorrt_rtx', reason='tensorrt_rtx is missing: pip install tensorrt-rtx (x86-64 Linux)'
+    )
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    process = robot.start(Path(__file__).parent / 'building_node.py', autostart=False)
+    return process, tmp_path / 'adaptok_ros/engines'
+
+
+def begin_to_build(robot):
+    assert robot.change('configure') and robot.state() == 'inactive'
+    values = robot.diagnostics(condition=lambda v: v['message'].startswith('building an engine'))
+    assert values['level'] == DiagnosticStatus.WARN and 'adaptok-tiny' in values['message']
+
+
+def test_a_node_answers_while_it_builds(building, robot):
+    process, cache = building
+    begin_to_build(robot)
+    assert robot.set(tau=0.3) == '' and 'configured' in robot.set(payload='int8')
+    assert robot.change('activate') and robot.state() == 'active'
+    assert not list(cache.glob('*.plan')), 'it was built before this test had looked'
+    robot.settle_tokens()
+    assert len(list(cache.glob('*.plan'))) == 1
+    assert robot.tokens[-1].tau == np.float32(0.3)
+    dropped = robot.diagnostics()['images dropped while an engine was built']
+    assert int(dropped) >= 1
+    assert process.output.count('building an engine for adaptok-tiny') >= 1
+
+
+def test_cleaning_up_cancels_a_build(building, robot):
+    process, cache = building
+    begin_to_build(robot)
+    assert robot.change('cleanup') and robot.state() == 'unconfigured'
+    assert not list(cache.glob('*'))
+    begin_to_build(robot)
+    process.stop()
+    assert not list(cache.glob('*'))
+
+
+def test_a_build_that_fails_leaves_the_node_unconfigured(building, robot):
+    process, _ = building
+    begin_to_build(robot)
+    assert robot.change('activate')
+    for child in Path(f'/proc/{process.pid}/task').glob('*/children'):
+        for pid in child.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+    robot.until(lambda: robot.state() == 'unconfigured', 'the end of it')
+    assert 'no longer configured' in process.output and 'SIGKILL' in process.output
+    assert robot.change('configure') and robot.change('activate')
+    robot.settle_tokens()
 
 
 # Ways of starting.

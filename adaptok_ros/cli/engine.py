@@ -34,12 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument('--backend', choices=BACKENDS, help='default: the one that is installed')
     build.add_argument(
         '--image-size', type=image_size, metavar='HxW',
-        help='of the images as they are encoded (a node with input_height and input_width needs '
-        'just these); default: a range of sizes',
+        help='encoder: for images of this size alone, as a tokenizer node with input_height and '
+        'input_width set asks for; default: any size. Decoder and LIT always take any size',
     )  # fmt: skip
-    build.add_argument(
-        '--batch', type=int, default=1, help='images at once, at most (default %(default)s)'
-    )
     build.add_argument(
         '--compute-capability', default='', metavar='X.Y',
         help='tensorrt_rtx: of the GPU to build for, such as 8.9; default: of the one in here',
@@ -74,8 +71,13 @@ def _build(arguments: argparse.Namespace) -> int:
     if backend == 'tensorrt_rtx' and not arguments.compute_capability and missing_driver():
         raise EngineError(f'{missing_driver()}; or build for another GPU: --compute-capability')
     parts = [arguments.part] if arguments.part else _parts(folder)
+    if arguments.image_size and 'encoder' not in parts:
+        raise EngineError(
+            f"--image-size is given, the part is {', '.join(parts)}; allowed: with the encoder; "
+            'decoder and LIT always take any size'
+        )
     for part in parts:
-        request = GraphRequest(folder, part, backend, arguments.image_size, arguments.batch)
+        request = GraphRequest(folder, part, backend, arguments.image_size)
         specification, graph = specify(request, arguments.compute_capability)
         name = f'{part} of {specification.model} for {_target(specification)}'
         try:
@@ -240,13 +242,17 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    freed = 0
-    for entry in cache.entries():
-        reason = 'all are asked for' if arguments.all else _reason(entry)
-        if reason:
-            freed += cache.remove(entry.key)
-            print(f'removed {entry.key[:12]}: {reason}')
-    freed += cache.remove_leftovers() + (cache.remove_timings() if arguments.all else 0)
+    freed = cache.remove_leftovers() + (cache.remove_timings() if arguments.all else 0)
+    for key in [entry.key for entry in cache.entries()]:
+        try:
+            with cache.lock(key, cache.give_up):
+                # It may have been built since it was listed.
+                reason = 'all are asked for' if arguments.all else _reason(cache.entry(key))
+                if reason:
+                    freed += cache.remove(key)
+                    print(f'removed {key[:12]}: {reason}')
+        except cache.BusyError:
+            print(f'left {key[:12]}: it is being built')
     left = len(cache.entries())
     print(f'freed {freed / 1e6:.1f} MB in {cache.location()}; engines left: {left}')
     return 0

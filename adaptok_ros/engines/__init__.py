@@ -8,7 +8,7 @@ change. :class:`~adaptok_ros.engines.runner.Runner` runs arrays of the host on a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,11 +86,12 @@ class GraphRequest:
     :ivar folder: the model's
     :ivar part: one of :data:`PARTS`
     :ivar backend: one of :data:`BACKENDS`
-    :ivar image_size: height and width of every image, where they are known: an engine that is
+    :ivar image_size: height and width of every image, where they are known: an encoder that is
         built is then built for these alone; None = a range of sizes
     :ivar batch: images at once, at most
     :ivar threads: CPU threads, 0 = one per core
-    :ivar rejected: backends that ``auto`` must not choose, and why
+    :ivar on_cpu: only on the CPU
+    :ivar rejected: what must not be chosen, such as ``torch on cuda``, and why
     """
 
     folder: Path
@@ -99,6 +100,7 @@ class GraphRequest:
     image_size: tuple[int, int] | None = None
     batch: int = 1
     threads: int = 0
+    on_cpu: bool = False
     rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def graph(self, half: bool = False) -> Path:
@@ -112,8 +114,21 @@ class GraphRequest:
         return self.folder / f'{self.part}.onnx'
 
 
-Builder = Callable[['Specification', Path], None]
-"""Builds and stores the engine that is missing, from an ONNX file; raises EngineError."""
+class Builder(Protocol):
+    """Builds engines that are missing, for one who may give up."""
+
+    def build(self, specification: Specification, onnx: Path) -> None:
+        """Build and store an engine.
+
+        :raises EngineError: it cannot be built
+        :raises BuildCancelledError: it was given up
+        """
+
+    def wait(self) -> None:
+        """Called again and again while somebody else of this process makes the same engine.
+
+        :raises BuildCancelledError: it was given up
+        """
 
 
 def create_engine(request: GraphRequest, build: Builder | None = None) -> Engine:
@@ -129,20 +144,21 @@ def create_engine(request: GraphRequest, build: Builder | None = None) -> Engine
     """
     if request.backend not in BACKENDS:
         raise EngineError(f"backend is {request.backend!r}; allowed: {', '.join(BACKENDS)}")
-    reason = missing_driver()
+    reason = 'it is asked for on the CPU' if request.on_cpu else missing_driver()
     notes = [f'CUDA: {reason}'] if reason else []
     for backend, device in _PREFERENCE:
         if request.backend not in ('auto', backend) or (reason and device == 'cuda'):
             continue
-        if backend in request.rejected:
-            notes.append(f'{backend}: {request.rejected[backend]}')
+        name = f'{backend} on {device}'
+        if name in request.rejected:
+            notes.append(f'{name}: {request.rejected[name]}')
             continue
         try:
             engine = _open(dataclasses.replace(request, backend=backend), device, build)
         except BuildCancelledError:
             raise
         except EngineError as error:
-            notes.append(f'{backend} on {device}: {error}')
+            notes.append(f'{name}: {error}')
             continue
         engine.notes = tuple(notes)
         return engine
@@ -156,14 +172,17 @@ _PREFERENCE = (
 
 
 def _open(request: GraphRequest, device: str, build: Builder | None) -> Engine:
-    if request.backend in ('tensorrt', 'tensorrt_rtx'):
-        from adaptok_ros.engines.tensorrt import open_engine
+    try:
+        if request.backend in ('tensorrt', 'tensorrt_rtx'):
+            from adaptok_ros.engines.tensorrt import open_engine
 
-        return open_engine(request, build)
-    if request.backend == 'torch':
-        from adaptok_ros.engines.torch import TorchEngine
+            return open_engine(request, build)
+        if request.backend == 'torch':
+            from adaptok_ros.engines.torch import TorchEngine
 
-        return TorchEngine.open(request, device)
-    from adaptok_ros.engines.onnxruntime import OnnxRuntimeEngine
+            return TorchEngine.open(request, device)
+        from adaptok_ros.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(request, device)
+        return OnnxRuntimeEngine(request, device)
+    except ImportError as error:
+        raise EngineError(f'{error}: pip install {request.backend}') from error

@@ -2,11 +2,13 @@
 
 There it can be stopped at any moment, takes nothing from the caller's threads, gives all memory
 back, and does not take the caller along when it crashes. ``python -m adaptok_ros.engines.build
-PID`` is that process: it reads what to build from its standard input and writes lines of JSON.
+PID PIPE`` is that process: it reads what to build from its standard input and writes lines of JSON
+to the pipe, which nothing else knows of, so that nothing else that is printed gets in between.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -132,24 +134,28 @@ def _run_child(
     order = {'specification': dataclasses.asdict(specification), 'onnx': str(onnx.absolute())}
     # As this process found its modules; -m would also look in the current folder first.
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(
-            [sys.executable, '-m', __name__, str(os.getpid())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            env={**os.environ, 'PYTHONPATH': path}, cwd='/',
-            start_new_session=True,  # Ctrl-C is ours to handle
-        )  # fmt: skip
-        assert child.stdin is not None and child.stdout is not None
+    reading, writing = os.pipe()
+    with os.fdopen(reading, 'rb') as pipe, tempfile.TemporaryFile() as log:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, '-m', __name__, str(os.getpid()), str(writing)],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(writing,),
+                env={**os.environ, 'PYTHONPATH': path}, cwd='/',
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )  # fmt: skip
+        finally:
+            os.close(writing)
+        assert child.stdin is not None
         error = ''
         try:
-            with child.stdin as stdin:
+            # Whoever died before it read tells by its exit status.
+            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
                 stdin.write(json.dumps(order).encode())
-            error = _follow(child.stdout, reporter, check)
+            error = _follow(pipe, reporter, check)
             code = child.wait()
         finally:
             child.kill()
             child.wait()
-            child.stdout.close()
         if error or code:
             log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
             printed = log.read().decode(errors='replace').strip()
@@ -199,11 +205,10 @@ def _die_with(parent: int) -> None:
 
 
 class _Pipe:
-    """Where the parent listens; everything else that is printed goes to its log."""
+    """Where the parent listens."""
 
-    def __init__(self) -> None:
-        self._file = os.fdopen(os.dup(1), 'w')
-        os.dup2(2, 1)
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, 'w')
         self._lock = threading.Lock()
         self._last = 0.0
 
@@ -221,7 +226,7 @@ class _Pipe:
 def main() -> int:
     """Build what standard input asks for, and store it."""
     _die_with(int(sys.argv[1]))
-    pipe = _Pipe()
+    pipe = _Pipe(int(sys.argv[2]))
     order = json.load(sys.stdin)
     try:
         from adaptok_ros.engines.tensorrt import compile_plan

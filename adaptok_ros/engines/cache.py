@@ -284,18 +284,18 @@ def lock(key: str, wait: Callable[[], None]) -> Iterator[None]:
     """Hold the right to build an engine; whatever a build left half written goes with it.
 
     :param wait: called again and again while another process or thread holds it; pauses, or
-        raises to give up
+        raises to give up, as :func:`give_up` does
     :raises EngineError: the folder cannot be used
     """
     descriptor = None
     while descriptor is None:
         with _folder() as folder:
             descriptor = _acquire(folder, key + LOCK)
-            if descriptor is not None:
-                _remove_partial(folder, key)
-                break
-        wait()
+        if descriptor is None:
+            wait()
     try:
+        with _folder() as folder:
+            _remove_partial(folder, key)
         yield
     finally:
         try:
@@ -309,15 +309,29 @@ def lock(key: str, wait: Callable[[], None]) -> Iterator[None]:
 def _acquire(folder: _Folder, name: str) -> int | None:
     """Descriptor of the locked file, or None where another holds it."""
     descriptor = folder.open(name, os.O_RDWR | os.O_CREAT)
+    held = False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held it has removed the file: another may hold the next one of that name.
-        if folder.same(name, descriptor):
-            return descriptor
+        held = folder.same(name, descriptor)
     except BlockingIOError:
         pass
-    os.close(descriptor)
-    return None
+    finally:
+        if not held:
+            os.close(descriptor)
+    return descriptor if held else None
+
+
+class BusyError(Exception):
+    """Somebody is building the engine."""
+
+
+def give_up() -> None:
+    """For :func:`lock`: do not wait.
+
+    :raises BusyError: always
+    """
+    raise BusyError
 
 
 def _remove_partial(folder: _Folder, key: str) -> int:
@@ -420,27 +434,37 @@ def entries() -> list[Entry]:
 
     :raises EngineError: the folder cannot be used
     """
-    found = []
     with _folder() as folder:
-        for key in sorted({*folder.names(PLAN), *folder.names(MANIFEST)}):
-            manifest, problem = None, ''
-            try:
-                manifest = _manifest(folder, key)
-                if manifest.specification.key != key:
-                    problem = 'its manifest is that of another engine'
-                elif folder.size(key + PLAN) != manifest.plan_bytes:
-                    problem = 'truncated'
-            except EngineMissingError:
-                problem = 'no manifest'
-            except EngineError:
-                problem = 'not a manifest'
-            size = folder.size(key + PLAN) + folder.size(key + MANIFEST)
-            found.append(Entry(key, size, manifest, problem))
-    return found
+        keys = sorted({*folder.names(PLAN), *folder.names(MANIFEST)})
+        return [_entry(folder, key) for key in keys]
+
+
+def entry(key: str) -> Entry:
+    """One engine in the cache, as :func:`entries` gives it.
+
+    :raises EngineError: the folder cannot be used
+    """
+    with _folder() as folder:
+        return _entry(folder, key)
+
+
+def _entry(folder: _Folder, key: str) -> Entry:
+    manifest, problem = None, ''
+    try:
+        manifest = _manifest(folder, key)
+        if manifest.specification.key != key:
+            problem = 'its manifest is that of another engine'
+        elif folder.size(key + PLAN) != manifest.plan_bytes:
+            problem = 'truncated'
+    except EngineMissingError:
+        problem = 'no manifest'
+    except EngineError:
+        problem = 'not a manifest'
+    return Entry(key, folder.size(key + PLAN) + folder.size(key + MANIFEST), manifest, problem)
 
 
 def remove(key: str) -> int:
-    """Remove an engine; how many bytes that freed.
+    """Remove an engine, whose :func:`lock` the caller holds; how many bytes that freed.
 
     :raises EngineError: the folder cannot be used
     """
@@ -462,17 +486,9 @@ def remove_leftovers() -> int:
                 for name in folder.names(PARTIAL)
                 if name.startswith(f'{key}.')
             )
-            with contextlib.suppress(_BusyError), lock(key, _give_up):
+            with contextlib.suppress(BusyError), lock(key, give_up):
                 freed += before
     return freed
-
-
-class _BusyError(Exception):
-    """Somebody is building it."""
-
-
-def _give_up() -> None:
-    raise _BusyError
 
 
 def read_timings(backend: str, version: str, compute_capability: str) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import sys
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,18 +71,54 @@ def first_gpu() -> Gpu:
     return Gpu(name.value.decode(), '.'.join(capability))
 
 
-@contextlib.contextmanager
-def out_of_memory(device: str) -> Iterator[None]:
-    """Turn torch's error into one that names the cure.
+def need_torch() -> None:
+    """Buffers on a device are torch's.
 
-    :raises EngineError: no memory is left on ``device``
+    :raises EngineError: torch is missing, or built without CUDA
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise EngineError('CUDA needs torch for its buffers: pip install torch') from error
+    if not torch.cuda.is_available():
+        raise EngineError(
+            f'torch {torch.__version__} finds no CUDA device, and its buffers are needed: install '
+            "a torch for CUDA (https://pytorch.org; JetPack: NVIDIA's wheels)"
+        )
+
+
+@contextlib.contextmanager
+def device_errors(device: str) -> Iterator[None]:
+    """Turn whatever torch raises into an error of engines, so that ``auto`` can go on.
+
+    :raises EngineError: no memory is left on ``device``, or something else went wrong there
     """
     import torch
 
     try:
         yield
+    except EngineError:
+        raise
     except torch.cuda.OutOfMemoryError as error:
         raise EngineError(
             f'out of memory on {device}: stop what else uses it (nvidia-smi), lower input_height '
-            'and input_width, or choose backend onnxruntime on the CPU'
+            'and input_width, or hide the GPU (CUDA_VISIBLE_DEVICES=) to run on the CPU'
         ) from error
+    except RuntimeError as error:
+        reason = str(error).strip().partition('\n')[0]
+        raise EngineError(f'{device}: {reason}') from error
+
+
+def empty_cache() -> None:
+    """Give memory that torch keeps for later back to the device."""
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.cuda.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+exclusive = threading.RLock()
+"""Held while a CUDA graph is captured, and while engines are loaded, bound and closed.
+
+What waits for the whole device would invalidate a capture of another thread.
+"""

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
-from adaptok_ros.engines.cuda import out_of_memory
+from adaptok_ros.engines.cuda import device_errors, exclusive, need_torch
 
 TYPES = {'tensor(uint8)': np.dtype(np.uint8), 'tensor(float)': np.dtype(np.float32)}
 """What goes in and out of our graphs."""
@@ -32,6 +32,8 @@ class OnnxRuntimeEngine:
         provider = PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():
             raise EngineError('this ONNX Runtime has no CUDA: pip install onnxruntime-gpu')
+        if device == 'cuda':
+            need_torch()  # which also loads cuDNN for ONNX Runtime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = request.threads
         # Idle threads sleep instead of spinning: the cores belong to the robot's other nodes.
@@ -39,7 +41,10 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3
         path = request.graph(half=device == 'cuda')
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            with exclusive:
+                self.session = onnxruntime.InferenceSession(
+                    str(path), options, providers=[provider]
+                )
         except Exception as error:  # the runtime raises a different class for every cause
             raise EngineError(f'{path}: not a model ONNX Runtime can load: {error}') from error
         if self.session.get_providers()[0] != provider:
@@ -49,11 +54,13 @@ class OnnxRuntimeEngine:
 
     def bind(self, shapes: Mapping[str, Shape]) -> OnnxRuntimeBinding:
         """See :meth:`adaptok_ros.engines.Engine.bind`."""
-        return OnnxRuntimeBinding(self, shapes)
+        with exclusive:
+            return OnnxRuntimeBinding(self, shapes)
 
     def close(self) -> None:
         """See :meth:`adaptok_ros.engines.Engine.close`."""
-        self.session = None
+        with exclusive:
+            self.session = None
 
 
 class OnnxRuntimeBinding:
@@ -88,7 +95,7 @@ class OnnxRuntimeBinding:
             return array
         import torch
 
-        with out_of_memory(self._device):
+        with device_errors(self._device):
             return torch.from_numpy(array).to(self._device)
 
     def _place(self, name: str, buffer: Buffer) -> tuple[Any, ...]:
@@ -108,7 +115,8 @@ class OnnxRuntimeBinding:
         if self._device != 'cpu':
             import torch
 
-            torch.cuda.current_stream().synchronize()
+            with device_errors(self._device):
+                torch.cuda.current_stream().synchronize()
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # a different class for every cause

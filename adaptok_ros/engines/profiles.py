@@ -19,8 +19,9 @@ Limits = tuple[Shape, Shape, Shape]
 def profile(request: GraphRequest) -> dict[str, Limits]:
     """Limits of every input of a graph.
 
-    Where the size of the images is known, by the request or because the tokenizer takes no other,
-    all three are that size; ``batch`` is the most images at once in either case.
+    Where the tokenizer takes images of one size, all three are that size; so they are for an
+    encoder whose request names a size. Decoder and LIT take a range otherwise: who runs them does
+    not know what will be sent. ``batch`` is the most images at once in any case.
 
     :raises EngineError: no such part, or a size or batch below 1
     :raises ModelError: the folder does not describe the model
@@ -30,7 +31,7 @@ def profile(request: GraphRequest) -> dict[str, Limits]:
             f'image_size is {request.image_size}, batch is {request.batch}; allowed: 1 or more'
         )
     tokenizer = TokenizerDescription.load(request.folder)
-    size = tokenizer.image_size or request.image_size
+    size = tokenizer.image_size or (request.image_size if request.part == 'encoder' else None)
     batches = (1, request.batch, request.batch)
     limits = [
         _shapes(request, tokenizer, size_, batch)

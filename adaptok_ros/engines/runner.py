@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Binding, Engine, Shape
-from adaptok_ros.engines.cuda import out_of_memory
+from adaptok_ros.engines.cuda import device_errors
 
 
 class Runner:
@@ -24,6 +24,7 @@ class Runner:
         self.engine = engine
         self._shapes: dict[str, Shape] = {}
         self._binding: Binding | None = None
+        self._stream: Any = None
         self._staged: dict[str, Any] = {}
         self._outputs: dict[str, NDArray[Any]] = {}
         self._fetched: dict[str, Any] = {}
@@ -44,28 +45,33 @@ class Runner:
             return self._outputs
         import torch
 
-        for name, array in inputs.items():
-            np.copyto(self._staged[name].numpy(), array)
-            self._binding.inputs[name].copy_(self._staged[name], non_blocking=True)
-        self._binding.run()
-        for name, tensor in self._fetched.items():
-            tensor.copy_(self._binding.outputs[name], non_blocking=True)
-        torch.cuda.current_stream().synchronize()
+        with device_errors(self.engine.device), torch.cuda.stream(self._stream):
+            for name, array in inputs.items():
+                np.copyto(self._staged[name].numpy(), array)
+                self._binding.inputs[name].copy_(self._staged[name], non_blocking=True)
+            self._binding.run()
+            for name, tensor in self._fetched.items():
+                tensor.copy_(self._binding.outputs[name], non_blocking=True)
+            self._stream.synchronize()
         return self._outputs
 
     def _bind(self, shapes: dict[str, Shape]) -> None:
         # The old buffers first: there may not be room for both.
         self._binding = None
         self._staged, self._fetched = {}, {}
-        self._binding = binding = self.engine.bind(shapes)
-        self._shapes = shapes
-        if self.engine.device == 'cpu':
-            self._outputs = binding.outputs
-            return
-        with out_of_memory('the host (pinned)'):
-            self._staged = _pinned(binding.inputs)
-            self._fetched = _pinned(binding.outputs)
-        self._outputs = {name: tensor.numpy() for name, tensor in self._fetched.items()}
+        binding = self.engine.bind(shapes)
+        self._outputs = binding.outputs
+        if self.engine.device != 'cpu':
+            import torch
+
+            with device_errors('the host (pinned)'):
+                self._staged = _pinned(binding.inputs)
+                self._fetched = _pinned(binding.outputs)
+                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                # The binding was made on another one.
+                torch.cuda.current_stream().synchronize()
+            self._outputs = {name: tensor.numpy() for name, tensor in self._fetched.items()}
+        self._binding, self._shapes = binding, shapes
 
 
 def _pinned(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import threading
 
 from adaptok_ros.engines import Builder, Engine, GraphRequest, create_engine
 
+POLL_SECONDS = 0.2
+"""How soon somebody who waits for another to make an engine can give up."""
+
 _Key = tuple[object, ...]
 _engines: dict[_Key, Engine] = {}
 _users: collections.Counter[_Key] = collections.Counter()
 _lock = threading.Lock()
-_loading: collections.defaultdict[_Key, threading.Lock] = collections.defaultdict(threading.Lock)
+_making: collections.defaultdict[_Key, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
 def acquire_engine(request: GraphRequest, build: Builder | None = None) -> Engine:
@@ -21,15 +24,23 @@ def acquire_engine(request: GraphRequest, build: Builder | None = None) -> Engin
     :raises EngineError: see :func:`~adaptok_ros.engines.create_engine`
     """
     key = _key(request)
-    with _loading[key]:  # whoever wants the same waits, others do not
+    with _lock:
+        making = _making[key]
+    while not making.acquire(timeout=POLL_SECONDS):  # others may make other engines meanwhile
+        if build is not None:
+            build.wait()
+    try:
         with _lock:
-            engine = _engines.get(key)
-        if engine is None:
-            engine = create_engine(request, build)
+            if key in _engines:
+                _users[key] += 1
+                return _engines[key]
+        engine = create_engine(request, build)
         with _lock:
             _engines[key] = engine
-            _users[key] += 1
-    return engine
+            _users[key] = 1
+        return engine
+    finally:
+        making.release()
 
 
 def release_engine(engine: Engine) -> None:

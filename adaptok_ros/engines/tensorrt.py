@@ -9,6 +9,7 @@ What runs an engine is the same in all of them.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from adaptok_ros.engines import Builder, EngineError, GraphRequest, Shape, cache
 from adaptok_ros.engines.cache import Specification
-from adaptok_ros.engines.cuda import first_gpu, out_of_memory
+from adaptok_ros.engines.cuda import device_errors, exclusive, first_gpu, need_torch
 from adaptok_ros.engines.errors import EngineMissingError
-from adaptok_ros.engines.profiles import profile
+from adaptok_ros.engines.profiles import LARGEST, SMALLEST, profile
 from adaptok_ros.models import sha256
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
@@ -48,6 +49,12 @@ WORKSPACE = 1 << 30
 
 NETWORK_FLAGS = ('EXPLICIT_BATCH', 'STRONGLY_TYPED')
 """Set wherever they exist."""
+
+PROFILE_SHARING = 'PROFILE_SHARING_0806'
+"""Preview feature without which TensorRT 8.6 lets one context alone use the profile; always on in
+10, gone in 11."""
+
+ON_CPU = 'hide the GPU (CUDA_VISIBLE_DEVICES=) to run on the CPU'
 
 Report = Callable[[str, 'float | None'], None]
 """Takes what is being done, and the share of it that is done, where that is known."""
@@ -125,6 +132,8 @@ def _flags(module: ModuleType, half: bool) -> tuple[str, ...]:
     builder = [f'WORKSPACE {WORKSPACE}']
     if 'STRONGLY_TYPED' not in network and half:
         builder.append('FP16')
+    if hasattr(module.PreviewFeature, PROFILE_SHARING):
+        builder.append(PROFILE_SHARING)
     if hasattr(module.BuilderFlag, 'REQUIRE_USER_ALLOCATION'):
         builder.append('REQUIRE_USER_ALLOCATION')  # or RTX cannot be captured in a CUDA graph
     if not half and hasattr(module.BuilderFlag, 'TF32'):
@@ -136,10 +145,8 @@ def command(request: GraphRequest) -> str:
     """What builds the engine for a request ahead of time."""
     words = ['adaptok', 'engine', 'build', str(request.folder)]
     words += ['--part', request.part, '--backend', request.backend]
-    if request.image_size:
+    if request.image_size and request.part == 'encoder':
         words += ['--image-size', 'x'.join(map(str, request.image_size))]
-    if request.batch != 1:
-        words += ['--batch', str(request.batch)]
     return shlex.join(words)
 
 
@@ -154,7 +161,7 @@ def open_engine(request: GraphRequest, build: Builder | None) -> TensorRTEngine:
     """
     module = load_module(request.backend)
     first_gpu()
-    _need_torch()
+    need_torch()
     specification, graph = specify(request)
     try:
         plan = cache.load(specification)
@@ -165,7 +172,7 @@ def open_engine(request: GraphRequest, build: Builder | None) -> TensorRTEngine:
                 f'{request.backend} {specification.backend_version}{_relatives(specification)}: '
                 f'{command(request)}'
             ) from None
-        build(specification, graph)
+        build.build(specification, graph)
         plan = cache.load(specification)
     return TensorRTEngine(module, plan)
 
@@ -180,19 +187,6 @@ def _relatives(specification: Specification) -> str:
         and entry.manifest.specification.backend == specification.backend
     }
     return f" (there is one whose {'; one whose '.join(sorted(found))})" if found else ''
-
-
-def _need_torch() -> None:
-    """Buffers are torch's."""
-    try:
-        import torch
-    except ImportError as error:
-        raise EngineError('TensorRT needs torch for its buffers: pip install torch') from error
-    if not torch.cuda.is_available():
-        raise EngineError(
-            f'torch {torch.__version__} finds no CUDA device, and TensorRT needs it for its '
-            "buffers: install a torch for CUDA (https://pytorch.org; JetPack: NVIDIA's wheels)"
-        )
 
 
 # Building, in a process of its own: adaptok_ros.engines.build.
@@ -250,10 +244,7 @@ def compile_plan(specification: Specification, graph: Path, report: Report) -> b
     if plan is None:
         raise EngineError(f'{graph}: {specification.backend} cannot build it: {log.take()}')
     if timings is not None:
-        cache.write_timings(
-            specification.backend, specification.backend_version,
-            specification.compute_capability, bytes(timings.serialize()),
-        )  # fmt: skip
+        _keep_timings(timings, specification)
     return bytes(plan)
 
 
@@ -262,6 +253,8 @@ def _configure(module: ModuleType, config: Any, specification: Specification) ->
     for name in ('FP16', 'REQUIRE_USER_ALLOCATION'):
         if name in specification.flags:
             config.set_flag(getattr(module.BuilderFlag, name))
+    if PROFILE_SHARING in specification.flags:
+        config.set_preview_feature(getattr(module.PreviewFeature, PROFILE_SHARING), True)
     if 'no TF32' in specification.flags:
         config.clear_flag(module.BuilderFlag.TF32)
     if compute_capabilities(module):
@@ -282,6 +275,15 @@ def _timings(config: Any, specification: Specification) -> Any:
         timings = config.create_timing_cache(b'')
         config.set_timing_cache(timings, False)
     return timings
+
+
+def _keep_timings(timings: Any, specification: Specification) -> None:
+    # They only save time: the plan, which is finished, is not given up for them.
+    with contextlib.suppress(EngineError):
+        cache.write_timings(
+            specification.backend, specification.backend_version,
+            specification.compute_capability, bytes(timings.serialize()),
+        )  # fmt: skip
 
 
 @functools.cache
@@ -372,7 +374,6 @@ class TensorRTEngine:
         self.capturable = True
         self.notes: tuple[str, ...] = ()
         self._module = module
-        self._lock = threading.Lock()
         self._bindings: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
         self._log = _log(module)
         self._types = {
@@ -381,12 +382,17 @@ class TensorRTEngine:
             module.DataType.UINT8: torch.uint8,
             module.DataType.INT32: torch.int32,
         }
-        with torch.cuda.device(DEVICE):
-            self._runtime = module.Runtime(self._log)
-            self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise self.failure('cannot load the engine')
-        self._config = self._runtime_config()
+        with exclusive, device_errors(DEVICE), torch.cuda.device(DEVICE):
+            try:
+                self._runtime = module.Runtime(self._log)
+            except TypeError as error:  # as the bindings have it that there is none
+                raise EngineError(
+                    f'{self.backend} does not start: the driver may be too old for it: {error}'
+                ) from error
+            self._engine = self.attempt(
+                'cannot load the engine', self._runtime.deserialize_cuda_engine, plan
+            )
+            self._config = self._runtime_config()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = module.TensorIOMode.INPUT
         self.inputs = tuple(n for n in names if self._engine.get_tensor_mode(n) == inputs)
@@ -404,11 +410,13 @@ class TensorRTEngine:
 
     def bind(self, shapes: Mapping[str, Shape]) -> TensorRTBinding:
         """See :meth:`adaptok_ros.engines.Engine.bind`; runs once, so that all is in place."""
-        with self._lock:
+        with exclusive:
             self._check(shapes)
-            binding = TensorRTBinding(self, shapes)
-            self._bindings.add(binding)
-        return binding
+            return TensorRTBinding(self, shapes)
+
+    def adopt(self, binding: TensorRTBinding) -> None:
+        """Free this binding, which may be half made, when the engine is closed."""
+        self._bindings.add(binding)
 
     def _check(self, shapes: Mapping[str, Shape]) -> None:
         """Compare shapes with what the engine was built for."""
@@ -426,9 +434,8 @@ class TensorRTEngine:
             ):
                 allowed = f'{low}' if low == high else f'{low} to {high}'
                 raise EngineError(
-                    f'{name} has shape {tuple(shape)}; the engine was built for {allowed}: set '
-                    'input_height and input_width to a size in between, or build one for this '
-                    'size: adaptok engine build TOKENIZER --image-size HxW [--batch N]'
+                    f'{name} has shape {tuple(shape)}; the engine was built for {allowed}: '
+                    f'{_other_size(name)}'
                 )
 
     def _runtime_config(self) -> Any:
@@ -450,40 +457,66 @@ class TensorRTEngine:
         :raises EngineError: no memory is left
         """
         config = () if self._config is None else (self._config,)
-        context = self._engine.create_execution_context(*config)
-        if context is None:
-            raise self.failure('cannot be given memory')
-        return context
+        return self.attempt(
+            'cannot be given memory', self._engine.create_execution_context, *config
+        )
 
-    def failure(self, what: str) -> EngineError:
-        """Make an error of what TensorRT has logged, and what to do."""
+    def attempt(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call of TensorRT's gives, unless that is nothing.
+
+        :param what: has then happened
+        :raises EngineError: it gives None or False; what it has logged, and what to do
+        """
+        self._log.errors.clear()  # what others have logged explains nothing here
+        result = call(*arguments)
+        if result is None or result is False:
+            raise self._failure(what)
+        return result
+
+    def _failure(self, what: str) -> EngineError:
         reason = self._log.take()
         if 'memory' in reason.lower():
             cure = (
                 'stop what else uses the GPU (nvidia-smi, tegrastats), lower input_height and '
-                'input_width, or choose backend onnxruntime'
+                f'input_width, or {ON_CPU}'
             )
         else:
             cure = (
-                '`adaptok engine clean --all`, then build it anew; if that does not help, choose '
-                'backend onnxruntime'
+                '`adaptok engine clean --all`, then build it anew; if that does not help, '
+                f'{ON_CPU}'
             )
         return EngineError(f'{self.backend} {what} on {DEVICE}: {reason}: {cure}')
 
     def close(self) -> None:
-        """See :meth:`adaptok_ros.engines.Engine.close`; waits for the device."""
+        """See :meth:`adaptok_ros.engines.Engine.close`; waits for the device. Raises nothing."""
         import torch
 
-        with self._lock:
+        with exclusive:
             if self._engine is None:
                 return
-            torch.cuda.synchronize(DEVICE)
+            # After an error of the device there is nothing to wait for, and it is told again.
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.synchronize(DEVICE)
             for binding in self._bindings:
                 binding.free()
             # In this order: each is made by the next.
             self._config = None
             self._engine = None
             self._runtime = None
+
+
+def _other_size(name: str) -> str:
+    """What to do where an engine does not take an input of this shape."""
+    if name == 'image':
+        return (
+            'set input_height and input_width of the tokenizer node, which then asks for an '
+            'engine of just that size: adaptok engine build TOKENIZER --image-size HxW'
+        )
+    low, high = (f'{width}x{height}' for height, width in (SMALLEST, LARGEST))
+    return (
+        f'decoder and LIT take images of {low} to {high} pixels: set input_height and '
+        'input_width of the tokenizer node that sends, so that its images are in between'
+    )
 
 
 class TensorRTBinding:
@@ -497,11 +530,20 @@ class TensorRTBinding:
         self._current_stream = torch.cuda.current_stream
         self.inputs: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
-        with torch.cuda.device(DEVICE), out_of_memory(DEVICE):
+        engine.adopt(self)
+        with device_errors(DEVICE), torch.cuda.device(DEVICE):
             self._context = engine.new_context()
+            if self._context.active_optimization_profile < 0:
+                # TensorRT 8.6 gives the profile to the first context alone by itself.
+                engine.attempt(
+                    'cannot share its profile', self._context.set_optimization_profile_async,
+                    0, torch.cuda.current_stream().cuda_stream,
+                )  # fmt: skip
             for name, shape in shapes.items():
-                if not self._context.set_input_shape(name, tuple(shape)):
-                    raise engine.failure(f'does not take {name} of shape {tuple(shape)}')
+                engine.attempt(
+                    f'does not take {name} of shape {tuple(shape)}',
+                    self._context.set_input_shape, name, tuple(shape),
+                )  # fmt: skip
                 buffer = torch.zeros(tuple(shape), dtype=engine.dtype(name), device=DEVICE)
                 self.inputs[name] = buffer
                 self._place(name, buffer)
@@ -555,15 +597,17 @@ class TensorRTBinding:
                 f'{name} begins at address {address:#x}; allowed: multiples of {ALIGNMENT} '
                 '(what torch allocates, not a part of it)'
             )
-        if not self._context.set_tensor_address(name, address):
-            raise self._engine.failure(f'does not take an address for {name}')
+        self._engine.attempt(
+            f'does not take an address for {name}',
+            self._context.set_tensor_address, name, address,
+        )  # fmt: skip
 
     def run(self) -> None:
         """See :meth:`adaptok_ros.engines.Binding.run`."""
         if self._context is None:
             raise EngineError('the engine is closed')
-        if not self._context.execute_async_v3(self._current_stream(self._device).cuda_stream):
-            raise self._engine.failure('cannot run')
+        stream = self._current_stream(self._device).cuda_stream
+        self._engine.attempt('cannot run', self._context.execute_async_v3, stream)
 
     def free(self) -> None:
         """Give back everything; the device must be done with it."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
-from adaptok_ros.engines.cuda import out_of_memory
+from adaptok_ros.engines.cuda import device_errors, exclusive
 from adaptok_ros.lit.weights import load_lit
 from adaptok_ros.models import ModelError
 from adaptok_ros.tokenizers.families import load_family
@@ -53,14 +53,14 @@ class TorchEngine:
         """
         self.device = 'cuda:0' if device == 'cuda' else 'cpu'
         self.part = part
-        with out_of_memory(self.device):
+        with exclusive, device_errors(self.device):
             self.module: Any = module.to(self.device)
         self.notes: tuple[str, ...] = ()
         self._compile = compiled
 
     @classmethod
     def open(cls, request: GraphRequest, device: str) -> TorchEngine:
-        """Load the graph on ``cpu`` or ``cuda``; compiled, in half precision on CUDA.
+        """Load the graph on ``cpu`` or ``cuda``; on CUDA compiled, in half precision if it can.
 
         :raises EngineError: the model cannot be loaded, or torch finds no CUDA
         """
@@ -70,22 +70,24 @@ class TorchEngine:
         if request.threads:
             torch.set_num_threads(request.threads)
         try:
-            module = load_module(request, half=on_cuda)
+            half = on_cuda and request.graph(half=True) != request.graph()
+            module = load_module(request, half)
         except ModelError as error:
             raise EngineError(str(error)) from error
         return cls(module, request.part, device, compiled=on_cuda)
 
     def bind(self, shapes: Mapping[str, Shape]) -> TorchBinding:
         """See :meth:`adaptok_ros.engines.Engine.bind`."""
-        if self._compile:
-            eager, self._compile = self.module, False
-            self.module = torch.compile(eager)
-            try:
-                return TorchBinding(self, shapes)
-            except EngineError as error:  # mostly a compiler that is missing
-                self.module = eager
-                self.notes = (*self.notes, f'torch.compile: {error}')
-        return TorchBinding(self, shapes)
+        with exclusive:
+            if self._compile:
+                eager, self._compile = self.module, False
+                self.module = torch.compile(eager)
+                try:
+                    return TorchBinding(self, shapes)
+                except EngineError as error:  # mostly a compiler that is missing
+                    self.module = eager
+                    self.notes = (*self.notes, f'torch.compile: {error}')
+            return TorchBinding(self, shapes)
 
     def close(self) -> None:
         """See :meth:`adaptok_ros.engines.Engine.close`."""
@@ -97,20 +99,19 @@ class TorchBinding:
 
     def __init__(self, engine: TorchEngine, shapes: Mapping[str, Shape]) -> None:
         self._engine = engine
-        self._tensors = {
-            name: torch.zeros(shapes[name], dtype=kind, device=engine.device)
-            for name, kind in INPUTS[engine.part].items()
-        }
-        self.inputs = {name: _buffer(tensor) for name, tensor in self._tensors.items()}
-        try:
+        with device_errors(engine.device):
+            self._tensors = {
+                name: torch.zeros(shapes[name], dtype=kind, device=engine.device)
+                for name, kind in INPUTS[engine.part].items()
+            }
+            self.inputs = {name: _buffer(tensor) for name, tensor in self._tensors.items()}
             self._output = self._compute().contiguous().clone()
-        except RuntimeError as error:
-            reason = str(error).strip().partition('\n')[0]
-            raise EngineError(f'shapes {dict(shapes)} do not fit: {reason}') from error
         self.outputs = {OUTPUTS[engine.part]: _buffer(self._output)}
 
     def _compute(self) -> Tensor:
-        with torch.inference_mode(), out_of_memory(self._engine.device):
+        if self._engine.module is None:
+            raise EngineError('the engine is closed')
+        with torch.inference_mode():
             result: Tensor = self._engine.module(*self._tensors.values())
         return result
 
@@ -123,7 +124,8 @@ class TorchBinding:
 
     def run(self) -> None:
         """See :meth:`adaptok_ros.engines.Binding.run`."""
-        self._output.copy_(self._compute())
+        with device_errors(self._engine.device):
+            self._output.copy_(self._compute())
 
 
 def _buffer(tensor: Tensor) -> Buffer:

@@ -14,7 +14,8 @@ from adaptok_ros.models import find_model, read_description
 from adaptok_ros.packet import Packet
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers import Tokenizer, TokenizerStream
+from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
 
 FRAME_ID = 'camera'
 NOMINAL_PERIOD = 33_333_333
@@ -39,6 +40,15 @@ class SharedEncoder(Tokenizer):
     A frame is known by its array, which must not change while it is the current one.
     """
 
+    def __init__(self, name: str, threads: int = 0) -> None:
+        super().__init__(name, threads=threads, on_cpu=True)
+
+    def stream(
+        self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE
+    ) -> TokenizerStream:
+        """See :meth:`Tokenizer.stream`."""
+        return _SharedStream(self, gating, noise)
+
     _image: NDArray[np.uint8] | None = None
     _latents: Grid = np.empty((0, 0, 0), np.float32)
 
@@ -48,6 +58,12 @@ class SharedEncoder(Tokenizer):
             self._latents = super().encode(image).copy()
             self._image = image
         return self._latents
+
+
+class _SharedStream(TokenizerStream):
+    def encode(self, image: NDArray[np.uint8]) -> Grid | None:
+        """See :meth:`TokenizerStream.encode`."""
+        return self._tokenizer.encode(image)
 
 
 def send(sender: Sender, image: NDArray[np.uint8], stamp: int = 0) -> Packet:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Engine
-from adaptok_ros.engines.cuda import out_of_memory
+from adaptok_ros.engines.cuda import device_errors, exclusive
 from adaptok_ros.kernels.selector import DeviceSelector
 from adaptok_ros.selection import Selection, SelectionConfig
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription, pad_into
@@ -43,27 +43,38 @@ class DevicePath:
         """
         self._engine = engine
         padded = description.padded(*encoded_size)
+        with exclusive, device_errors(engine.device):
+            self._allocate(size, encoded_size, padded, config)
+            self._capture()
+
+    def _allocate(
+        self,
+        size: tuple[int, int],
+        encoded_size: tuple[int, int],
+        padded: tuple[int, int, int],
+        config: SelectionConfig,
+    ) -> None:
+        engine = self._engine
         resized = size != encoded_size
         binding = engine.bind({'image': (1, *padded)})
         self._binding = binding
         self._input = torch.as_tensor(binding.inputs['image'])[0]
         self.latents = torch.as_tensor(binding.outputs['latents'])[0]
         self._cuda = self._input.is_cuda
-        with out_of_memory(engine.device):
-            self._staged = torch.zeros(
-                (*size, 3) if resized else padded, dtype=torch.uint8, pin_memory=self._cuda
-            )
-            self._resize = AreaResize(size, encoded_size, engine.device) if resized else None
-            self._selector = DeviceSelector(
-                self.latents.shape[0] * self.latents.shape[1], self.latents.shape[2], config,
-                engine.device,
-            )
+        self._staged = torch.zeros(
+            (*size, 3) if resized else padded, dtype=torch.uint8, pin_memory=self._cuda
+        )
+        self._resize = AreaResize(size, encoded_size, engine.device) if resized else None
+        self._selector = DeviceSelector(
+            self.latents.shape[0] * self.latents.shape[1], self.latents.shape[2], config,
+            engine.device,
+        )
         self._image = self._staged.numpy()
         self._stream: torch.cuda.Stream | None = None
         if self._cuda:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._capture()
+        self._capture_note = ''
 
     @property
     def captured(self) -> bool:
@@ -72,9 +83,9 @@ class DevicePath:
 
     @property
     def note(self) -> str:
-        """Which code selects, and why it is not Triton's."""
-        why = f' ({self._selector.note})' if self._selector.note else ''
-        return self._selector.backend + why
+        """Which code selects, and why it is not Triton's, or not captured."""
+        notes = [note for note in (self._selector.note, self._capture_note) if note]
+        return self._selector.backend + (f" ({'; '.join(notes)})" if notes else '')
 
     @property
     def config(self) -> SelectionConfig:
@@ -85,7 +96,9 @@ class DevicePath:
     def config(self, config: SelectionConfig) -> None:
         old, self._selector.config = self._selector.config, config
         if (old.payload, old.reference) != (config.payload, config.reference):
-            self._capture()
+            with exclusive, device_errors(self._engine.device):
+                self._selector.warm_up()
+                self._capture()
 
     def request_keyframe(self) -> None:
         """Send every position with the next image."""
@@ -100,7 +113,7 @@ class DevicePath:
 
         :raises EngineError: the engine fails, or no memory
         """
-        with self._on_stream():
+        with device_errors(self._engine.device), self._on_stream():
             self._selector.prepare()
             if self._graph is not None:
                 self._graph.replay()
@@ -120,20 +133,30 @@ class DevicePath:
         self._binding.run()
 
     def _capture(self) -> None:
+        """Record what a frame launches, or leave it at launching."""
         self._graph = None
-        if not self._cuda or not self._engine.capturable:
+        if self._stream is None:
             return
-        assert self._stream is not None
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with self._on_stream(), out_of_memory(self._engine.device):
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with self._on_stream():
             for _ in range(2):  # what is compiled or allocated on first use
                 self._encode()
             self._stream.synchronize()
+        if not self._engine.capturable:
+            self._capture_note = f'{self._engine.backend} cannot be captured'
+            return
         graph = torch.cuda.CUDAGraph()
-        # Other threads of the node may talk to CUDA meanwhile.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode='thread_local'):
-            self._enqueue()
-        self._graph = graph
+        try:
+            # Other threads of the node may talk to CUDA meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode='thread_local'):
+                self._enqueue()
+        except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+            reason = str(error).strip().partition('\n')[0]
+            self._capture_note = f'not captured: {reason}'
+        else:
+            self._graph = graph
 
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         if self._stream is None:

@@ -62,8 +62,6 @@ class DeviceSelector:
         self._state = State(positions, channels, self.device)
         self._schedule = Schedule(config.reference)
         self._stream: torch.cuda.Stream | None = None
-        if self.device.type == 'cuda':
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._control, self._host = (
             torch.zeros_like(buffer, device='cpu', pin_memory=self.device.type == 'cuda')
             for buffer in (self._state.control, self._state.output)
@@ -114,8 +112,10 @@ class DeviceSelector:
         """
         # Before the frame is begun: a keyframe that was asked for must not be lost.
         self._check(latents)
-        if self._stream is None:
+        if self.device.type != 'cuda':
             return self._step_here(latents)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             return self._step_here(latents)
@@ -210,6 +210,10 @@ class DeviceSelector:
             )
         return triton_step.step
 
+    def warm_up(self) -> None:
+        """Compile and load what frames with the payload and reference in force need."""
+        self._trial(self._run)
+
     def _trial(self, run: Step) -> State:
         """What a step makes of one frame; whatever it needs is compiled and loaded then."""
         positions, channels = self._state.positions, self._state.channels
@@ -226,5 +230,5 @@ class DeviceSelector:
         )
         if self.device.type == 'cuda':
             # Also because frames may run on another stream than what filled the buffers.
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         return trial

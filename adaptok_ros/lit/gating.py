@@ -97,6 +97,11 @@ class RestorationGate:
         self._age += 1
         self._waiting = True
 
+    def forget(self) -> None:
+        """Restore everything the next time: the last time failed."""
+        self._restored.fill(np.inf)
+        self._waiting = True
+
     def box(self) -> Box | None:
         """What to restore now; None = nothing has happened since it was last restored."""
         if not self._waiting:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.cuda import empty_cache
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.lit.gating import Box, Gating, RestorationGate
@@ -53,7 +54,7 @@ class Restorer:
         self._multiple: int = description['window']
         self.channels: int = description['channels']
         self._request = GraphRequest(folder, 'lit', backend, threads=threads)
-        self._runner = Runner(acquire_engine(self._request, build))
+        self._runner: Runner | None = Runner(acquire_engine(self._request, build))
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
@@ -63,12 +64,12 @@ class Restorer:
         self._gating = gating
         self._gate: RestorationGate | None = None
         self._runners: dict[tuple[int, int], Runner] = {}
-        if gating is Gating.ON and self.engine.device != 'cpu':
-            device = self.engine.device
-            release_engine(self.engine)
+        engine = self._runner.engine
+        if gating is Gating.ON and engine.device != 'cpu':
+            release_engine(engine)
             raise EngineError(
-                f'gating of LIT is on; allowed on {device}: off (choose backend onnxruntime on '
-                'the CPU to use it)'
+                f'gating of LIT is on; allowed on {engine.device}: off (choose backend '
+                'onnxruntime on the CPU to use it)'
             )
 
     @staticmethod
@@ -150,9 +151,13 @@ class Restorer:
 
         Sent positions are bit for bit what was sent; elsewhere
         ``mean_c |restored - held| <= tau`` up to float rounding.
+
+        :raises EngineError: the engine fails
         """
+        if self._runner is None:
+            raise EngineError(f'nothing runs LIT any more: {dict(self.rejected)}')
         if self._gate is not None:
-            return self._restore_in_part(self._gate)
+            return self._restore_in_part(self._gate, self._runner)
         return self._run(self._runner, self._windows())
 
     def _run(
@@ -161,7 +166,7 @@ class Restorer:
         latents: NDArray[np.float32] = runner.run({**windows, 'tau': self._tau})['latents'][0]
         return latents
 
-    def _restore_in_part(self, gate: RestorationGate) -> NDArray[np.float32]:
+    def _restore_in_part(self, gate: RestorationGate, whole: Runner) -> NDArray[np.float32]:
         box = gate.box()
         self.share = 0.0
         held, correction = self._held[0, -1], self._correction
@@ -169,15 +174,15 @@ class Restorer:
             grid = held.shape[:2]
             self.share = box.size[0] * box.size[1] / (grid[0] * grid[1])
             if box.size == grid:
-                restored = self._run(self._runner, self._windows())
+                restored = self._run(whole, self._windows())
             else:
-                restored = self._run_part(box)
+                restored = self._run_part(box, whole.engine)
             np.subtract(restored[box.inner], held[box.taken], out=correction[box.taken])
             correction.reshape(-1, self.channels)[self._sent] = NO_CORRECTION
         np.add(held, correction, out=self._restored)
         return self._restored
 
-    def _run_part(self, box: Box) -> NDArray[np.float32]:
+    def _run_part(self, box: Box, engine: Engine) -> NDArray[np.float32]:
         parts = {}
         for name, window in self._windows().items():
             seen = window[:, :, box.seen[0], box.seen[1]]
@@ -185,35 +190,46 @@ class Restorer:
             np.copyto(parts[name], seen)
         runner = self._runners.get(box.size)
         if runner is None:
-            runner = self._runners[box.size] = Runner(self.engine)
+            runner = self._runners[box.size] = Runner(engine)
         return self._run(runner, parts)
 
     @property
-    def engine(self) -> Engine:
-        """What runs LIT."""
-        return self._runner.engine
+    def engine(self) -> Engine | None:
+        """What runs LIT; None after the last one failed."""
+        return self._runner.engine if self._runner else None
 
     @property
     def rejected(self) -> Mapping[str, str]:
-        """Backends that :meth:`fall_back` left, and why."""
+        """What failed and is no longer used, such as ``torch on cuda``, and why."""
         return self._request.rejected
 
     def fall_back(self, error: EngineError) -> None:
-        """Leave the backend, which failed, for the next that works; the window stays.
+        """Leave the engine, which failed, for the next that works; the window stays.
 
         Nothing is built for it.
 
-        :raises EngineError: ``error``, where the backend was named or no other works
+        :raises EngineError: ``error``, where the backend was named or nothing else works
         """
-        if self._request.backend != 'auto':
+        engine = self.engine
+        if self._request.backend != 'auto' or engine is None:
             raise error
+        name = f"{engine.backend} on {engine.device.partition(':')[0]}"
         self._request = dataclasses.replace(
-            self._request, rejected={**self._request.rejected, self.engine.backend: str(error)}
+            self._request, rejected={**self.rejected, name: str(error)}
         )
-        release_engine(self.engine)
-        self._runner = Runner(acquire_engine(self._request))
+        self._runner = None
         self._runners = {}
+        # The frames it went through hold memory of the device.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        release_engine(engine)
+        empty_cache()
+        self._runner = Runner(acquire_engine(self._request))
+        if self._gate is not None:
+            self._gate.forget()
 
     def close(self) -> None:
         """Free the engine."""
-        release_engine(self.engine)
+        if self._runner is not None:
+            release_engine(self._runner.engine)
+            self._runner = None
+            self._runners = {}

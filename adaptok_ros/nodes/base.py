@@ -148,7 +148,7 @@ class StreamNode(LifecycleNode, abc.ABC):
             values = read(self, self._table.values())
             self.allocate(values)
             self._loading = Loading(lambda build: self.load(values, build), self._log_progress)
-            self._loading.wait()
+            self._loading.settle()
         except Exception as error:  # whatever is wrong, the node lives and can be mended
             self.get_logger().error(f'not configured: {error}')
             self._release_all()
@@ -283,17 +283,18 @@ class StreamNode(LifecycleNode, abc.ABC):
         loading = self._loading
         if loading is None:
             return
-        if loading.done and loading.error is not None:
+        done = loading.done
+        if done and loading.error is not None:
             self._give_up(loading.error)
             return
-        warnings, values = self.report() if loading.done else ([loading.progress], {})
+        warnings, values = self.report() if done else ([loading.progress], {})
         if self.errors > self._reported_errors:
             warnings.append(self._last_error)
         self._reported_errors = self.errors
         status = DiagnosticStatus(
             level=STATE_OK, name=self.get_fully_qualified_name(), message='running'
         )
-        if not self._active and loading.done:
+        if not self._active and done:
             status.message = 'inactive'
         elif warnings:
             status.level, status.message = STATE_WARN, '; '.join(warnings)
@@ -392,7 +393,10 @@ def _run(
         except RuntimeError as error:  # rclpy before Kilted: of an impossible transition
             nodes[0].get_logger().error(str(error))
     for node in streams:
-        node.shut_down()
+        try:
+            node.shut_down()
+        except Exception as error:  # the others are to be shut down all the same
+            node.get_logger().error(f'while shutting down: {error}')
     executor.shutdown()
     for node in nodes:
         node.destroy_node()

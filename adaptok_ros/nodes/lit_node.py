@@ -67,12 +67,12 @@ class LITNode(StreamNode):
         stream = LatentStream(
             values['tokenizer'], values['mode'], values['backend'], build=build
         )
-        restorer = stream.restorer
+        engine = stream.restorer.engine if stream.restorer else None
         self.get_logger().info(
             f'{self._tokenizer.description.id}, mode {stream.mode}, on '
-            + (f'{restorer.engine.backend} ({restorer.engine.device})' if restorer else 'none')
+            + (f'{engine.backend} ({engine.device})' if engine else 'none')
         )
-        for note in restorer.engine.notes if restorer else ():
+        for note in engine.notes if engine else ():
             self.get_logger().info(f'not used: {note}')
         self._stream = stream
 
@@ -138,9 +138,9 @@ class LITNode(StreamNode):
         try:
             latents = stream.latents()
         except EngineError as error:
-            self.fail(f'frame not restored: {error}')
             assert stream.restorer is not None
             stream.restorer.fall_back(error)
+            self.fail(f'LIT goes on without what failed: {error}')
             latents = stream.latents()
         self._restore_time.add((time.perf_counter() - started) * 1e3)
         message = DenseLatentsMessage()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptok_ros.engines import Builder
+from adaptok_ros.engines import BuildCancelledError, Builder
 
 if TYPE_CHECKING:
     from adaptok_ros.engines.build import Progress
@@ -18,10 +18,11 @@ LONGEST_WAIT = 10.0
 
 
 class Loading:
-    """Runs ``load`` on a thread, and the builds that it asks for.
+    """Runs ``load`` on a thread, and is the builder that it is given.
 
+    :ivar done: it has ended, well or not
     :ivar error: why it failed, once it has
-    :ivar progress: what is being built, and how far it is; empty while nothing is
+    :ivar progress: what is being done, and how far it is
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Loading:
 
         :param report: told the progress every few seconds, on another thread
         """
+        self.done = False
         self.error: Exception | None = None
-        self.progress = ''
+        self.progress = 'loading models'
         self._load = load
         self._report = report
         self._cancelled = threading.Event()
@@ -40,18 +42,12 @@ class Loading:
         self._thread = threading.Thread(target=self._run, name='loading', daemon=True)
         self._thread.start()
 
-    @property
-    def done(self) -> bool:
-        """It has ended, well or not."""
-        return not self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Until it has ended, a build has begun, or :data:`LONGEST_WAIT` is over.
+    def settle(self) -> None:
+        """Wait until it has ended, a build has begun, or :data:`LONGEST_WAIT` is over.
 
         :raises Exception: what ``load`` raised
         """
-        if self._settled.wait(LONGEST_WAIT) and not self.progress:
-            self._thread.join()
+        self._settled.wait(LONGEST_WAIT)
         if self.error is not None:
             raise self.error
 
@@ -62,13 +58,21 @@ class Loading:
 
     def _run(self) -> None:
         try:
-            self._load(self._build)
+            self._load(self)
         except Exception as error:  # whatever is wrong is the node's to report
             self.error = error
-        self.progress = ''
+        self.done = True
         self._settled.set()
 
-    def _build(self, specification: Specification, onnx: Path) -> None:
+    def wait(self) -> None:
+        """See :meth:`adaptok_ros.engines.Builder.wait`."""
+        self.progress = 'waiting for another node that loads the same model'
+        self._settled.set()
+        if self._cancelled.is_set():
+            raise BuildCancelledError('no longer wanted')
+
+    def build(self, specification: Specification, onnx: Path) -> None:
+        """See :meth:`adaptok_ros.engines.Builder.build`."""
         from adaptok_ros.engines.build import build_engine
 
         def tell(progress: Progress) -> None:
@@ -78,4 +82,4 @@ class Loading:
         self.progress = f'building an engine for {specification.model}'
         self._settled.set()
         build_engine(specification, onnx, tell, self._cancelled)
-        self.progress = ''
+        self.progress = 'loading models'

@@ -80,7 +80,7 @@ class TokenizerNode(StreamNode):
         size = (values['input_height'], values['input_width'])
         self._tokenizer = Tokenizer(
             values['tokenizer'], values['backend'], image_size=size if all(size) else None,
-            build=build,
+            build=build, on_cpu=values['gating'] != Gating.OFF.value,
         )  # fmt: skip
         engine = self._tokenizer.load()
         sender = Sender(
@@ -186,7 +186,11 @@ class TokenizerNode(StreamNode):
             return
         except EngineError as error:
             self.fail(f'image on {self._topic} dropped: {error}')
-            sender.fall_back(error)
+            try:
+                sender.fall_back(error)
+            except EngineError as last:
+                if last is not error:
+                    self.fail(last)
             self._info_state = None
             return
         selected = time.perf_counter()
@@ -225,9 +229,9 @@ class TokenizerNode(StreamNode):
 
     def _publish_info(self) -> None:
         """Publish the latched info if anything in it changed."""
-        if self._sender is None:
+        engine = self._sender.tokenizer.encoder if self._sender else None
+        if self._sender is None or engine is None:
             return
-        engine = self._sender.tokenizer.load()
         height, width = self._sender.image_size
         state = (height, width, self._sender.config.tau)
         if state == self._info_state:
@@ -268,7 +272,7 @@ class TokenizerNode(StreamNode):
     def report(self) -> tuple[list[str], dict[str, str]]:
         """See :meth:`StreamNode.report`."""
         assert self._sender is not None
-        engine = self._sender.tokenizer.load()
+        engine = self._sender.tokenizer.encoder
         warnings = []
         images, announced = self._images_in.value(), self._camera_infos.value()
         if self.is_active and time.monotonic() - self._last_image > SILENCE:
@@ -285,7 +289,7 @@ class TokenizerNode(StreamNode):
         p50, p95, p99 = self._latency.value(50, 95, 99)
         config = self._config
         before, after = 'convert and encode', 'select and pack'
-        if engine.device != 'cpu':
+        if engine is not None and engine.device != 'cpu':
             before, after = 'convert and stage', 'encode, select and pack'
         return warnings, {
             'images in (Hz)': f'{images:.2f}',
@@ -307,9 +311,9 @@ class TokenizerNode(StreamNode):
             'time jumps': str(self._time_jumps),
             'tau': f'{config.tau:g}',
             'max_tokens': str(config.max_tokens),
-            'backend': engine.backend,
-            'device': engine.device,
-            'not used': '; '.join(engine.notes),
+            'backend': engine.backend if engine else 'none',
+            'device': engine.device if engine else 'none',
+            'not used': '; '.join(engine.notes) if engine else '',
             'selection': self._sender.selection_note or 'numpy',
         }
 

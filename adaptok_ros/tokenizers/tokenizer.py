@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.cuda import empty_cache
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.models import ModelError, find_model, read_description
@@ -158,7 +159,7 @@ class Tokenizer:
     The engines hold everything between a uint8 image and normalised latents. The decoder is
     loaded when it is first needed.
 
-    :ivar rejected: backends that :meth:`fall_back` left, and why
+    :ivar rejected: what failed and is no longer used, such as ``torch on cuda``, and why
     """
 
     def __init__(
@@ -168,9 +169,11 @@ class Tokenizer:
         threads: int = 0,
         image_size: tuple[int, int] | None = None,
         build: Builder | None = None,
+        on_cpu: bool = False,
     ) -> None:
         """Load a shipped tokenizer or a folder.
 
+        :param on_cpu: whatever GPUs there are, as gating needs it
         :param image_size: height and width of every image, where they are known beforehand
         :param build: see :func:`~adaptok_ros.engines.create_engine`
         :raises ModelError: not a tokenizer
@@ -180,6 +183,8 @@ class Tokenizer:
         self._backend = backend
         self._threads = threads
         self._build = build
+        self._on_cpu = on_cpu
+        self._failure: EngineError | None = None
         self.rejected: dict[str, str] = {}
         self.description = TokenizerDescription.load(self._folder)
         self._image_size = self.description.image_size or image_size
@@ -197,9 +202,16 @@ class Tokenizer:
             raise ModelError(
                 f'{self.description.id}: latents depend on earlier images; encode with stream()'
             )
+        if self._failure is not None:
+            raise self._failure
         if self._encoder is None:
             self._encoder = self._create('encoder')
         return self._encoder
+
+    @property
+    def encoder(self) -> Engine | CausalEngine | None:
+        """What encodes, if it has been loaded."""
+        return self._encoder or self._causal
 
     def load(self) -> Engine | CausalEngine:
         """What encodes, created at the first call: an engine, or a causal encoder."""
@@ -224,26 +236,37 @@ class Tokenizer:
         return acquire_engine(
             GraphRequest(
                 self._folder, part, backend, self._image_size, threads=self._threads,
-                rejected=dict(self.rejected),
+                on_cpu=self._on_cpu, rejected=dict(self.rejected),
             ),
             self._build,
         )  # fmt: skip
 
     def fall_back(self, error: EngineError) -> None:
-        """Leave the encoder's backend, which failed, for the next that works.
+        """Leave the encoder's engine, which failed, for the next that works.
 
         Streams that were begun before must be begun anew. Nothing is built for it.
 
-        :raises EngineError: ``error``, where the backend was named or no other works
+        :raises EngineError: ``error``, where the backend was named; or no other works, now and
+            at every later attempt to encode
         """
         if self._backend != 'auto' or self._encoder is None:
             raise error
-        self.rejected[self._encoder.backend] = str(error)
-        self._build = None
-        release_engine(self._encoder)
-        self._encoder = None
         self._images = ImageEncoder(self)
-        self.load_encoder()
+        engine, self._encoder = self._encoder, None
+        self._leave(engine, error)
+        try:
+            self._encoder = self._create('encoder')
+        except EngineError as last:
+            self._failure = last
+            raise
+
+    def _leave(self, engine: Engine, error: EngineError) -> None:
+        self.rejected[f"{engine.backend} on {engine.device.partition(':')[0]}"] = str(error)
+        self._build = None
+        # The frames it went through hold memory of the device.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        release_engine(engine)
+        empty_cache()
 
     def _load_causal(self) -> CausalEngine:
         if self._causal is None:
@@ -289,8 +312,8 @@ class Tokenizer:
         device = self.load_encoder().device
         if device != 'cpu':
             raise EngineError(
-                f'gating is {gating.value}; allowed on {device}: off (choose backend onnxruntime '
-                'on the CPU to use it)'
+                f'gating is {gating.value}; allowed on {device}: off (or hide the GPU, '
+                'CUDA_VISIBLE_DEVICES=, to encode on the CPU)'
             )
         return ActiveEncoder(
             self._folder / 'tokenizer.safetensors',
@@ -325,12 +348,21 @@ class Tokenizer:
         """``[H, W, C]`` normalised latents -> ``[height, width, 3]`` RGB, a view.
 
         :raises ModelError: this tokenizer cannot decode
+        :raises EngineError: its engine fails; under ``auto``: as do all others
         """
-        self.load_decoder()
-        assert self._decoder is not None
         grid = np.ascontiguousarray(latents[None])
-        image: NDArray[np.uint8] = self._decoder.run({'latents': grid})['image'][0]
-        return image[:height, :width]
+        while True:
+            self.load_decoder()
+            assert self._decoder is not None
+            try:
+                image: NDArray[np.uint8] = self._decoder.run({'latents': grid})['image'][0]
+            except EngineError as error:
+                if self._backend != 'auto':
+                    raise
+                engine, self._decoder = self._decoder.engine, None
+                self._leave(engine, error)
+            else:
+                return image[:height, :width]
 
     def close(self) -> None:
         """Free the engines."""

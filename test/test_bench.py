@@ -1,0 +1,220 @@
+"""The benchmarks measure something real: every part once, as small as it gets."""
+# ruff: noqa: E402 (the folder of the benchmarks must be on the path first)
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from adaptok_ros.models import find_model
+from adaptok_ros.scene import Scene
+from adaptok_ros.tokenizers.gating import Gating
+
+BENCH = Path(__file__).resolve().parent.parent / 'bench'
+sys.path.insert(0, str(BENCH))
+
+import bench_alternatives
+import bench_gating
+import bench_growth
+import bench_selection
+import bench_stages
+import measuring
+import ros
+import run
+import ways
+from clips import scene_images
+
+TINY = measuring.Effort(
+    frames=3, sizes=((160, 120),), cameras=(2,), seconds=1.0, tries=2, clips=1, wire_clips=1,
+    grids=((6, 8),), kept_shares=(0.5,), scene=(160, 120),
+    growth_sizes=((160, 120), (320, 240)), camera_sizes=((160, 120),), growth_cameras=2,
+    changed_rows=(0.1, 0.5), windows=(2, 3),
+)  # fmt: skip
+
+needs_ros = pytest.mark.skipif(bool(ros.missing()), reason=ros.missing())
+
+
+@pytest.fixture(scope='module')
+def ceilings():
+    return measuring.Ceilings(1.0)
+
+
+@pytest.fixture
+def settings(ceilings, tmp_path):
+    return measuring.Settings(TINY, ceilings, None, tmp_path)
+
+
+@pytest.fixture
+def dds(monkeypatch):
+    """Whatever `isolate` sets goes with the test."""
+    for name in ('ROS_DOMAIN_ID', 'FASTDDS_DEFAULT_PROFILES_FILE'):
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
+    ros.isolate()
+
+
+def numbers(value):
+    """All that a result holds; whatever is no JSON fails."""
+    value = json.loads(json.dumps(value))
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for part in value for number in numbers(part)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def check_table(text, *words):
+    """It is Markdown in which every line of a table has as many cells."""
+    for word in words:
+        assert word in text
+    widths = [line.count('|') for line in text.splitlines()]
+    for before, after in itertools.pairwise(widths):
+        assert not before or not after or before == after, text
+
+
+def test_ceilings_are_those_of_a_machine(ceilings):
+    found = ceilings.record()
+    assert min(found['copy_bytes_per_second'].values()) > 1e8
+    assert found['sgemm_flops'] >= found['sgemm_one_thread_flops'] > 1e8
+    assert ceilings.floor_ms(1e9) > 100 * ceilings.floor_ms(1e6) > 0
+    assert ceilings.floor_ms(0, found['sgemm_flops']) == pytest.approx(1e3)
+
+
+def test_operations_of_the_models():
+    folder = find_model('adaptok-tiny')
+    # 192 x 96, four blocks of 9 x 96 x 64 + 64 x 96, and 96 x 16 multiply-adds.
+    assert measuring.encoder_flops(folder, 10) == 20 * (192 * 96 + 4 * 10 * 96 * 64 + 96 * 16)
+    small, large = (measuring.lit_flops(folder, 16 * n, 16) for n in (1, 3))
+    assert large == 3 * small
+    assert measuring.lit_flops(folder, 17, 3) == 2 * small
+
+
+@pytest.mark.parametrize('name', ['raw', 'jpeg', 'h264'])
+@pytest.mark.parametrize('size', [(96, 64), (75, 49)])
+def test_image_ways_restore_every_image_at_once(name, size):
+    if name == 'h264':
+        pytest.importorskip('av')
+    way = ways.IMAGE_WAYS[name]()
+    scene = Scene(*size, noise=0)
+    for index in range(0, 40, 4):
+        image = scene.frame(index)
+        found = way.restore(way.compress(image), size[1], size[0])
+        assert found.shape == image.shape and found.flags.c_contiguous
+        error = abs(found.astype(float) - image).mean()
+        assert error == 0 if name == 'raw' else error < 6
+
+
+def test_stages_without_ros(settings):
+    found = bench_stages.measure_stages(160, 120, settings, None)
+    assert {'encode', 'select and pack', 'LIT'} < set(found['stages'])
+    assert all(map(math.isfinite, numbers(found)))
+    for stage in ('encode', 'LIT'):
+        row = found['stages'][stage]
+        assert 0 < row['floor']['ms'] < 3 * row['ms']['median']
+    check_table(bench_stages.tables({'sizes': {'160x120': found}, 'skipped': 'none'}), 'encode')
+
+
+def test_alternatives_in_one_process(settings, monkeypatch):
+    monkeypatch.setattr(ros, 'missing', lambda: 'not asked for')
+    result = bench_alternatives.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    still, shaky = (result['clips'][name] for name in ('still', 'shaky, noise'))
+    assert still['kept_share'] < shaky['kept_share']
+    assert still['ways']['raw']['latent_error'] == 0
+    assert still['ways']['raw']['bytes'] == 160 * 120 * 3
+    assert still['ways']['tokens, hold']['bytes'] < still['ways']['JPEG']['bytes']
+    check_table(bench_alternatives.tables(result), 'shaky, noise', 'not asked for')
+
+
+def test_selection(settings):
+    result = bench_selection.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    assert result['cases'][0]['kept_share'] == 0.5
+    check_table(bench_selection.tables(result), '6x8x16', 'numpy, unfused')
+
+
+def test_gating(settings):
+    result = bench_gating.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    assert set(result['clips']['still']['ways']) == {gating.value for gating in Gating}
+    assert result['clips']['still']['ways']['exact']['share'] == 0
+    assert result['clips']['shaky, noise']['ways']['exact']['share'] == 1
+    check_table(bench_gating.tables(result), 'shaky, noise')
+
+
+def test_growth(settings):
+    result = bench_growth.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    assert result['pixels']['exponents']['encode'] > 0.3
+    assert [row['cameras'] for row in result['cameras'][0]['rows']] == [1, 2]
+    less, more = (row['kept_share'] for row in result['kept']['rows'])
+    assert 0.05 < less < 0.25 < 0.4 < more < 0.7
+    assert (settings.output / bench_growth.PICTURE).stat().st_size > 10_000
+    check_table(bench_growth.tables(result), 'exponent', 'ms a camera')
+    if 'skipped' in result['window']:
+        pytest.skip(f"LIT's window: {result['window']['skipped']}")
+    short, long = result['window']['rows']
+    assert (short['frames'], long['frames']) == (2, 3) and short['flops'] < long['flops']
+
+
+@needs_ros
+def test_loopback(dds, tmp_path):
+    assert 0.01 < ros.loopback_ms(tmp_path, repeats=20) < 100
+
+
+@needs_ros
+def test_stages_over_dds(dds, settings):
+    result = bench_stages.measure(settings)
+    stages = result['sizes']['160x120']['stages']
+    assert {'fill and publish tokens', 'receive latents'} < set(stages)
+    nodes = result['sizes']['160x120']['nodes']['2']
+    for kind in ('tokens', 'latents'):
+        assert nodes['chain'][kind]['arrived'] > 0
+        assert 0 < nodes['chain'][kind]['age_ms']['median'] < 10_000
+    assert nodes['chain']['processes']['tokenizer_node']['cpu_seconds'] > 0
+    assert nodes['chain']['processes']['lit_node']['pss_mb'] > 10
+    shared = result['sizes']['160x120']['nodes']['2, one process']
+    assert shared['tokenizer']['tokens']['arrived'] > 0
+    for found in (nodes, shared):
+        assert 1 <= len(found['highest_rate']['tokens']['tried']) <= TINY.tries + 1
+    check_table(bench_stages.tables(result), 'highest rate', 'listener')
+
+
+@needs_ros
+def test_alternatives_over_dds(dds, settings, tmp_path, monkeypatch):
+    chosen = ('raw', 'H.264', 'tokens, hold')
+    monkeypatch.setattr(
+        bench_alternatives, 'WIRE', {name: bench_alternatives.WIRE[name] for name in chosen}
+    )
+    images = scene_images(160, 120, 5)
+    found = bench_alternatives.measure_wire(images, settings, tmp_path)
+    for name, run_ in found.items():
+        assert run_['latents']['arrived'] > 0, name
+    assert found['raw']['bytes_per_image']['policy'] == 160 * 120 * 3
+    assert found['tokens, hold']['bytes_per_image']['policy'] < 160 * 120
+    assert found['raw']['cpu_to_raw'] == 1
+
+
+def test_one_command_writes_what_it_prints(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run, 'QUICK', TINY)
+    monkeypatch.setattr(ros, 'missing', lambda: 'not asked for')
+    assert run.main(['selection', '--quick', '--output', str(tmp_path / 'results')]) == 0
+    record = json.loads((tmp_path / 'results' / 'bench.json').read_text())
+    assert record['quick'] and list(record['parts']) == ['selection']
+    assert record['machine']['cores'] >= 1 and record['ceilings']['sgemm_flops'] > 0
+    text = (tmp_path / 'results' / 'bench.md').read_text()
+    check_table(text, '## Machine', run.PARTS['selection'])
+    assert '6x8x16' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [(['speed'], 'stages, alternatives'), (['--data', 'nowhere'], 'an existing folder')],
+)
+def test_bad_arguments_say_what_is_allowed(args, said, capsys):
+    with pytest.raises(SystemExit):
+        run.arguments(args)
+    assert said in capsys.readouterr().err
