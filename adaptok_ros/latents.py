@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder
-from adaptok_ros.lit.gating import Gating
+from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiver import Receiver, Status
@@ -60,14 +60,14 @@ class LatentStream:
         backend: str = 'auto',
         threads: int = 0,
         build: Builder | None = None,
-        gating: Gating = Gating.OFF,
+        restore: Restoration = Restoration.ALL,
     ) -> None:
         """Open a stream.
 
         :param tokenizer: shipped name or folder of the tokenizer, needed by mode ``lit``
         :param mode: ``lit``, or ``hold`` to repeat what was last sent
         :param build: see :func:`~adaptok_ros.engines.create_engine`
-        :param gating: which part of the grid LIT restores in a frame
+        :param restore: which part of the grid LIT restores in a frame
         :raises ValueError: unknown mode
         :raises ModelError: mode ``lit`` without a LIT for that tokenizer
         :raises EngineError: the backend cannot run it
@@ -76,7 +76,7 @@ class LatentStream:
             raise ValueError(f"mode is {mode!r}; allowed: {', '.join(MODES)}")
         self.mode = mode
         self.restorer = (
-            Restorer(tokenizer, backend, threads, build, gating) if mode == 'lit' else None
+            Restorer(tokenizer, backend, threads, build, restore) if mode == 'lit' else None
         )
         self.receiver = (
             Receiver(self.restorer.tokenizer, self.restorer.channels)

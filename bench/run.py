@@ -32,6 +32,7 @@ PARTS = {
     'alternatives': 'What one would do instead',
     'selection': 'The selection step, fused against unfused',
     'gating': 'Gating against dense',
+    'lit': 'LIT for what changed against LIT for all',
     'growth': 'How it grows',
 }
 """Module ``bench_<name>`` of each, and its title."""

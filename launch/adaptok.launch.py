@@ -16,7 +16,7 @@ from launch import LaunchContext, LaunchDescription
 
 # Arguments that both nodes take have one name; what only one takes keeps its own.
 TOKENIZER_ARGUMENTS = tuple(parameter.name for parameter in TOKENIZER_NODE)
-LIT_ARGUMENTS = ('mode', 'tokenizer', 'backend', 'autostart')
+LIT_ARGUMENTS = ('mode', 'restore', 'tokenizer', 'backend', 'autostart')
 CAMERA_ARGUMENTS = ('source', 'rate')
 
 
@@ -92,7 +92,7 @@ def start_cameras(context: LaunchContext):
 def generate_launch_description():
     """Declare the arguments and start the nodes."""
     by_name = {p.name: p for p in (*CAMERA_NODE, *LIT_NODE, *TOKENIZER_NODE)}
-    names = [*TOKENIZER_ARGUMENTS, 'mode', *CAMERA_ARGUMENTS]
+    names = [*TOKENIZER_ARGUMENTS, 'mode', 'restore', *CAMERA_ARGUMENTS]
     return LaunchDescription([
         DeclareLaunchArgument(
             'cameras', default_value='',

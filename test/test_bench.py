@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.models import find_model
 from adaptok_ros.scene import Scene
 from adaptok_ros.tokenizers.gating import Gating
@@ -19,6 +20,7 @@ sys.path.insert(0, str(BENCH))
 import bench_alternatives
 import bench_gating
 import bench_growth
+import bench_lit
 import bench_selection
 import bench_stages
 import measuring
@@ -143,6 +145,14 @@ def test_gating(settings):
     assert result['clips']['still']['ways']['exact']['share'] == 0
     assert result['clips']['shaky, noise']['ways']['exact']['share'] == 1
     check_table(bench_gating.tables(result), 'shaky, noise')
+
+
+def test_lit(settings):
+    result = bench_lit.measure(settings)
+    assert min(numbers(result)) >= 0
+    assert set(result['clips']['still']['ways']) == {kind.value for kind in Restoration}
+    assert result['clips']['still']['share'] < result['clips']['shaky, noise']['share'] == 1.0
+    check_table(bench_lit.tables(result), 'shaky, noise')
 
 
 def test_growth(settings):

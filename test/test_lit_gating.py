@@ -27,7 +27,7 @@ from adaptok_ros.lit.gating import (
     LARGEST_BOX,
     LONGEST_REUSE,
     MARGIN,
-    Gating,
+    Restoration,
     RestorationGate,
 )
 from adaptok_ros.lit.restorer import Restorer
@@ -83,6 +83,12 @@ def test_change_waits_until_it_has_been_restored(gate):
 
 def test_asking_twice_restores_once(gate):
     assert box_after(gate, np.array([0])) is not None
+    assert gate.box() is None
+
+
+def test_everything_is_restored_after_a_failure(gate):
+    gate.forget()
+    assert gate.box().size == SHAPE
     assert gate.box() is None
 
 
@@ -148,8 +154,8 @@ def opened():
     """Opens streams, and closes them afterwards."""
     streams = []
 
-    def open_stream(model=MODEL, gating=Gating.ON):
-        streams.append(LatentStream(model, threads=1, gating=gating))
+    def open_stream(model=MODEL, restore=Restoration.CHANGED):
+        streams.append(LatentStream(model, threads=1, restore=restore))
         return streams[-1]
 
     yield open_stream
@@ -221,7 +227,7 @@ def test_negative_zeros_pass_through(opened):
 
 
 def test_gated_latents_are_near_those_that_are_restored_densely(opened):
-    gated, dense = opened(), opened(gating=Gating.OFF)
+    gated, dense = opened(), opened(restore=Restoration.ALL)
     shares, deviations = [], []
     for packet in packets(scene(50), tau=0.1):
         for stream in (gated, dense):
@@ -235,7 +241,7 @@ def test_gated_latents_are_near_those_that_are_restored_densely(opened):
 
 
 def test_all_that_was_missed_during_a_pause_is_restored(opened):
-    gated, dense = opened(), opened(gating=Gating.OFF)
+    gated, dense = opened(), opened(restore=Restoration.ALL)
     recorded = packets(scene(14), tau=0.1, refresh_period=0)
     recorded += packets(np.repeat(scene(14)[-1:], 8, axis=0), tau=0.1, refresh_period=0)[1:]
     for index, packet in enumerate(recorded[:14]):
@@ -270,15 +276,15 @@ def test_new_epoch_begins_anew(opened):
     assert stream.restorer.share == 1.0
 
 
-def test_gating_runs_on_the_cpu_whatever_gpus_there_are():
-    restorer = Restorer(MODEL, gating=Gating.ON)
+def test_restoring_in_part_runs_on_the_cpu_whatever_gpus_there_are():
+    restorer = Restorer(MODEL, restore=Restoration.CHANGED)
     assert restorer.engine.device == 'cpu'
     restorer.close()
 
 
 @needs_torch
 def test_another_engine_begins_with_all_of_the_grid(opened):
-    gated, dense = opened(), opened(gating=Gating.OFF)
+    gated, dense = opened(), opened(restore=Restoration.ALL)
     for packet in packets(scene(10), tau=0.1):
         gated.push(packet)
         dense.push(packet)

@@ -31,12 +31,11 @@ LONGEST_REUSE = 30
 """Frames after which everything is restored: ages have grown, small changes have added up."""
 
 
-class Gating(enum.Enum):
+class Restoration(enum.Enum):
     """Which part of the grid LIT restores."""
 
-    OFF = 'off'
-    """All of it, every time."""
-    ON = 'on'
+    ALL = 'all'
+    CHANGED = 'changed'
     """What lies around changes; elsewhere its last correction is kept."""
 
 
@@ -95,6 +94,11 @@ class RestorationGate:
         self._activity[:-1] = self._activity[1:]
         self._activity[-1] = np.sqrt(sent)
         self._age += 1
+        self._waiting = True
+
+    def forget(self) -> None:
+        """Restore everything the next time: the last time failed."""
+        self._restored.fill(np.inf)
         self._waiting = True
 
     def box(self) -> Box | None:

@@ -14,7 +14,7 @@ from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.cuda import empty_cache
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, release_engine
-from adaptok_ros.lit.gating import Box, Gating, RestorationGate
+from adaptok_ros.lit.gating import Box, Restoration, RestorationGate
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
@@ -27,7 +27,7 @@ class Restorer:
     """Restores the positions that were not sent, frame by frame.
 
     Its state is the window of the last T held grids, keep masks and ages, padded so that the
-    attention windows tile it; with gating also the last correction of every position.
+    attention windows tile it; and, where not all is restored, the last correction everywhere.
 
     :ivar share: of the grid, what the last frame took
     """
@@ -38,12 +38,12 @@ class Restorer:
         backend: str = 'auto',
         threads: int = 0,
         build: Builder | None = None,
-        gating: Gating = Gating.OFF,
+        restore: Restoration = Restoration.ALL,
     ) -> None:
         """Load the LIT in a tokenizer's folder.
 
         :param build: see :func:`~adaptok_ros.engines.create_engine`
-        :param gating: which part of the grid to restore in a frame; ``on`` runs on the CPU
+        :param restore: which part of the grid to restore in a frame; ``on`` runs on the CPU
         :raises ModelError: there is none, or it was made for another tokenizer
         :raises EngineError: the backend cannot run it
         """
@@ -54,7 +54,7 @@ class Restorer:
         self._multiple: int = description['window']
         self.channels: int = description['channels']
         self._request = GraphRequest(
-            folder, 'lit', backend, threads=threads, on_cpu=gating is Gating.ON
+            folder, 'lit', backend, threads=threads, on_cpu=restore is Restoration.CHANGED
         )
         self._runner: Runner | None = Runner(acquire_engine(self._request, build))
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
@@ -63,7 +63,7 @@ class Restorer:
         self._tau = np.zeros(1, np.float32)
         self._start: tuple[int, int, int] | None = None
         self.share = 1.0
-        self._gating = gating
+        self._restoration = restore
         self._gate: RestorationGate | None = None
         self._runners: dict[tuple[int, int], Runner] = {}
 
@@ -115,7 +115,7 @@ class Restorer:
         self._held[0, slots, :rows, :columns] = receiver.held
         self._age[0, slots, :rows, :columns] = receiver.age
         self._kept[0, -1, :rows, :columns] = receiver.kept
-        if self._gating is Gating.ON:
+        if self._restoration is Restoration.CHANGED:
             # The correction was as large as another tau allows.
             if self._gate is None or fresh or packet.tau != self._tau[0]:
                 self._gate = self._begin_gating()
@@ -212,16 +212,19 @@ class Restorer:
         self._request = dataclasses.replace(
             self._request, rejected={**self.rejected, name: str(error)}
         )
-        self._runner, self._runners = None, {}
-        self._gate = None  # which may believe that the frame was restored
+        self._runner = None
+        self._runners = {}
         # The frames it went through hold memory of the device.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         release_engine(engine)
         empty_cache()
         self._runner = Runner(acquire_engine(self._request))
+        if self._gate is not None:
+            self._gate.forget()
 
     def close(self) -> None:
         """Free the engine."""
         if self._runner is not None:
             release_engine(self._runner.engine)
             self._runner = None
+            self._runners = {}

@@ -13,6 +13,7 @@ from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
 from adaptok_ros.latents import DenseLatents, LatentStream
+from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.messages import (
     byte_array,
     fill_latents,
@@ -49,6 +50,7 @@ class LITNode(StreamNode):
         self._pending: deque[Any] = deque()
         self._packets_in, self._latents_out = Rate(), Rate()
         self._latency, self._restore_time = Percentiles(), Percentiles()
+        self._share = Percentiles()
         self._skipped = self._requests = self._unready = 0
         self._requested_at = 0.0
         self._latents = self.create_output(
@@ -65,7 +67,8 @@ class LITNode(StreamNode):
         # Its decoder is for looking on: not worth a build while the stream waits.
         self._tokenizer = Tokenizer(values['tokenizer'], values['backend'])
         stream = LatentStream(
-            values['tokenizer'], values['mode'], values['backend'], build=build
+            values['tokenizer'], values['mode'], values['backend'], build=build,
+            restore=Restoration(values['restore']),
         )
         engine = stream.restorer.engine if stream.restorer else None
         self.get_logger().info(
@@ -143,6 +146,8 @@ class LITNode(StreamNode):
             self.fail(f'LIT goes on without what failed: {error}')
             latents = stream.latents()
         self._restore_time.add((time.perf_counter() - started) * 1e3)
+        if stream.restorer is not None:
+            self._share.add(100.0 * stream.restorer.share)
         message = DenseLatentsMessage()
         fill_latents(message, latents, self._payload)
         self._latents.publish(message)
@@ -192,6 +197,7 @@ class LITNode(StreamNode):
             'latency p95 (ms)': f'{p95:.2f}',
             'latency p99 (ms)': f'{p99:.2f}',
             'restore (ms, median)': f'{self._restore_time.value(50)[0]:.2f}',
+            'restored (% of the grid, median)': f'{self._share.value(50)[0]:.2f}',
             'packets applied': str(counters.applied),
             'frames not restored (newer ones waited)': str(self._skipped),
             'gaps': str(counters.gaps),

@@ -12,6 +12,7 @@ from rclpy.node import Node
 from adaptok_ros.engines import BACKENDS
 from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.latents import MODES
+from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.models import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
 from adaptok_ros.selection import (
@@ -145,6 +146,10 @@ LIT_NODE = (
         'its folder also holds the LIT and the decoder'
     ),
     NodeParameter('backend', 'auto', 'engine that runs LIT and the decoder', choices=BACKENDS),
+    NodeParameter(
+        'restore', 'all', 'what LIT restores in a frame: all of the grid, or what lies around '
+        'changes (changed), on the CPU', choices=tuple(kind.value for kind in Restoration),
+    ),
     NodeParameter(
         'keyframe_service', 'tokenizer/request_keyframe', 'service (std_srvs/Trigger) to ask for '
         'a keyframe after a loss or a late start; empty = never ask'
