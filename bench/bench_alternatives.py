@@ -268,9 +268,15 @@ def _verdict(clips: dict[str, Any]) -> str:
             f'{len(quiet)} clips of which less than {KEPT_LIMIT:.0%} is sent'
         )
     for other in ('JPEG', 'H.264'):
-        compared = [clip['ways'] for clip in clips.values() if other in clip['ways']]
-        fewer = sum(ways['tokens, hold']['bytes'] < ways[other]['bytes'] for ways in compared)
-        lines.append(f'- tokens: fewer bytes than {other} on {fewer} of {len(compared)} clips')
+        counts = []
+        for some in (quiet, clips):
+            compared = [clip['ways'] for clip in some.values() if other in clip['ways']]
+            fewer = sum(ways['tokens, hold']['bytes'] < ways[other]['bytes'] for ways in compared)
+            counts.append(f'{fewer} of {len(compared)}')
+        lines.append(
+            f'- tokens: fewer bytes than {other} on {counts[0]} of these clips, and on '
+            f'{counts[1]} of all'
+        )
     return '\n'.join(lines)
 
 

@@ -41,6 +41,9 @@ from adaptok_ros.tokenizers import Tokenizer
 RATE = 30.0
 BESIDE = ('message to array', 'select and pack', 'fill and publish tokens')
 """Stages of the tokenizer other than its engine."""
+APART, GATED, TOGETHER = '', ', gated', ', one process'
+"""Every node a process of its own; the same, computing only what changes; or all tokenizer nodes
+in one process."""
 PREPARED = 30
 """Images that the cameras repeat, back and forth."""
 PROCESSES = (
@@ -166,13 +169,14 @@ def measure_stages(
 
 
 def measure_nodes(
-    width: int, height: int, cameras: int, shared: bool, effort: Effort, folder: Path
+    width: int, height: int, cameras: int, arrangement: str, effort: Effort, folder: Path
 ) -> dict[str, Any]:
     """Ages, losses, highest rates and costs of the nodes of some cameras.
 
-    :param shared: all tokenizer nodes in one process, and no LIT; else every node a process of
-        its own
+    :param arrangement: :data:`APART`, :data:`GATED`, or :data:`TOGETHER`, then without LIT
     """
+    shared = arrangement == TOGETHER
+    gated = arrangement == GATED
     images = save_images(folder, scene_images(width, height, PREPARED))
     namespaces = [f'/bench{number}' for number in range(cameras)]
     try_seconds = effort.seconds / 2
@@ -180,14 +184,19 @@ def measure_nodes(
         chain = Chain(processes, images, 'raw', namespaces)
         chain.receiver = processes.peer('listener', *namespaces)
         for group in [namespaces] if shared else [[namespace] for namespace in namespaces]:
-            processes.node('tokenizer_node', group)
+            processes.node(
+                'tokenizer_node', group, *(('-p', 'gating:=noise') if gated else ())
+            )
         chain.wait_for('tokens')
         run = chain.run(RATE, effort.seconds, ('tokens',))
         rate = chain.highest_rate('tokens', run, try_seconds, effort.tries)
         result: dict[str, Any] = {'tokenizer': run, 'highest_rate': {'tokens': rate}}
         if not shared:
             for namespace in namespaces:
-                processes.node('lit_node', [namespace], '-r', 'tokens:=tokenizer/tokens')
+                processes.node(
+                    'lit_node', [namespace], '-r', 'tokens:=tokenizer/tokens',
+                    *(('-p', 'restore:=changed') if gated else ()),
+                )  # fmt: skip
             chain.wait_for('latents')
             run = chain.run(RATE, effort.seconds, ('tokens', 'latents'))
             result['chain'] = run
@@ -216,11 +225,11 @@ def measure(settings: Settings) -> dict[str, Any]:
             found = result['sizes'][f'{width}x{height}']
             found['nodes'] = {}
             for cameras in effort.cameras:
-                for shared in (False, True)[:cameras]:
-                    arrangement = f'{cameras}, one process' if shared else str(cameras)
-                    progress(f'nodes at {width}x{height}, cameras: {arrangement}')
-                    found['nodes'][arrangement] = measure_nodes(
-                        width, height, cameras, shared, effort, folder
+                for arrangement in (APART, GATED if cameras == 1 else TOGETHER):
+                    name = f'{cameras}{arrangement}'
+                    progress(f'nodes at {width}x{height}, cameras: {name}')
+                    found['nodes'][name] = measure_nodes(
+                        width, height, cameras, arrangement, effort, folder
                     )
             found['floor_ms'] = _age_floors(found, settings)
     return result
@@ -266,7 +275,8 @@ def tables(result: dict[str, Any]) -> str:
             rows.append([size, cameras, *_ages(nodes, found['floor_ms']), *_rates(nodes)])
             costs += _costs(size, cameras, nodes)
     return text + '\n\n' + '\n\n'.join([
-        f"Every node a process of its own, or all tokenizer nodes in one; {result['rate']:.0f} "
+        'Every node a process of its own, or all tokenizer nodes in one; gated: `gating: noise` '
+        f"and `restore: changed`; {result['rate']:.0f} "
         'images/s and camera. Age at a listener in another process, p50 / p95 / p99 ms; lost: '
         'images published less messages that arrived; highest rate: held, and the next tried '
         'that lost more than 1 %.',
