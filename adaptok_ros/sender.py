@@ -113,8 +113,12 @@ class Sender:
 
     def reset(self) -> None:
         """Begin a new epoch with the next image: forget what the receiver holds."""
-        self._selector = None
         self._stream.reset()
+        if self._selector is None or isinstance(self._selector, Selector):
+            self._selector = None
+        else:  # what it has compiled and captured stays
+            self._selector.reset()
+            self._begin(self._image_size, self._selector)
 
     def fall_back(self, error: EngineError) -> None:
         """Go on with the next backend that works, in a new epoch; see :meth:`Tokenizer.fall_back`.

@@ -98,6 +98,27 @@ def test_configuration_may_change_between_frames(device, configuration):
 
 
 @pytest.mark.parametrize('device', DEVICES)
+def test_reset_begins_as_at_first(device):
+    description = TokenizerDescription.load(MODEL)
+    config = SelectionConfig(tau=0.05, max_tokens=60, refresh_period=9)
+    used, fresh = (
+        DevicePath(make_engine(device), description, (96, 128), (96, 128), config)
+        for _ in range(2)
+    )
+    for image in images(7):
+        used.stage(image)
+        used.select()
+    used.reset()
+    for image in images(7):
+        found = []
+        for path in (used, fresh):
+            path.stage(image)
+            selection = path.select()
+            found.append((selection.data.tobytes(), selection.keep.tobytes(), selection.deferred))
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize(
     ('before', 'after'), [((96, 128), (48, 64)), ((90, 100), (61, 33)), ((64, 64), (64, 40))]
 )

@@ -104,6 +104,11 @@ class DevicePath:
         """Send every position with the next image."""
         self._selector.request_keyframe()
 
+    def reset(self) -> None:
+        """Forget what the receiver holds: the next image makes a keyframe."""
+        with device_errors(self._engine.device), self._on_stream():
+            self._selector.reset()
+
     def stage(self, image: NDArray[np.uint8]) -> None:
         """Take the next image, ``[h, w, 3]`` RGB; it is encoded when it is selected from."""
         pad_into(self._image, image)

@@ -104,6 +104,12 @@ class DeviceSelector:
         """Make every position due with the next frame."""
         self._schedule.request_keyframe()
 
+    def reset(self) -> None:
+        """Forget what the receiver holds, on the current stream."""
+        self._schedule = Schedule(self.config.reference)
+        for positions in (self._state.known, self._state.due, self._state.waiting):
+            positions.zero_()
+
     def step(self, latents: torch.Tensor) -> Selection:
         """Select as :meth:`Selector.step` does, from what the current stream computes.
 
