@@ -6,6 +6,8 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='torch is not installed')
 
+import torch._inductor.config as inductor
+
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.torch import TorchEngine, load_module
 from adaptok_ros.kernels.device_path import AreaResize, DevicePath
@@ -203,18 +205,18 @@ def test_torch_runs_what_onnx_runtime_runs(part):
     assert np.abs(found[0] - found[1]).max() <= (1 if part == 'decoder' else 1e-3)
 
 
-def test_torch_does_without_a_compiler(monkeypatch, tmp_path):
+def test_torch_does_without_a_compiler(tmp_path):
     module = load_module(GraphRequest(MODEL, 'encoder'), half=False)
     eager = TorchEngine(module, 'encoder', 'cpu', compiled=False)
-    monkeypatch.setenv('CXX', str(tmp_path / 'no-such-compiler'))
-    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
     torch._dynamo.reset()
     engine = TorchEngine(module, 'encoder', 'cpu', compiled=True)
     found = []
-    for each in (eager, engine):
-        binding = each.bind({'image': (1, 64, 64, 3)})
-        binding.inputs['image'][...] = images(1, (64, 64))[0]
-        binding.run()
-        found.append(binding.outputs['latents'].copy())
+    missing = {'cpp.cxx': (str(tmp_path / 'no-such-compiler'),), 'force_disable_caches': True}
+    with inductor.patch(missing):
+        for each in (eager, engine):
+            binding = each.bind({'image': (1, 64, 64, 3)})
+            binding.inputs['image'][...] = images(1, (64, 64))[0]
+            binding.run()
+            found.append(binding.outputs['latents'].copy())
     assert 'torch.compile' in ' '.join(engine.notes) and not eager.notes
     np.testing.assert_array_equal(*found)

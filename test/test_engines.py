@@ -1,5 +1,6 @@
 """Choosing a backend, sharing an engine, and falling back when one fails."""
 
+import collections
 import importlib.util
 import subprocess
 import sys
@@ -34,6 +35,13 @@ without_gpu = pytest.mark.skipif(not missing_driver(), reason='there is an NVIDI
 FAILURE = EngineError('out of memory on a device of this test')
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """Engines that other tests have left open are not shared with this one."""
+    monkeypatch.setattr(shared, '_engines', {})
+    monkeypatch.setattr(shared, '_users', collections.Counter())
+
+
 def images(count, size=(96, 128)):
     scene = Scene(size[1], size[0])
     return [scene.frame(20 + index) for index in range(count)]
@@ -61,7 +69,7 @@ def test_rejected_backends_are_not_chosen():
         create_engine(GraphRequest(find_model(MODEL), 'encoder', rejected=rejected))
 
 
-def test_equal_requests_share_an_engine_until_the_last_gives_it_back():
+def test_equal_requests_share_an_engine_until_the_last_gives_it_back(alone):
     request = GraphRequest(find_model(MODEL), 'encoder', 'onnxruntime', threads=1)
     first, second = acquire_engine(request), acquire_engine(request)
     other = acquire_engine(GraphRequest(find_model(MODEL), 'decoder', 'onnxruntime', threads=1))
@@ -180,7 +188,7 @@ def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
     ]
 
 
-def test_an_engine_that_failed_for_good_is_given_back_once(monkeypatch):
+def test_an_engine_that_failed_for_good_is_given_back_once(alone, monkeypatch):
     first, second = (LatentStream(MODEL, threads=1).restorer for _ in range(2))
     engine = first.engine
     assert engine is second.engine

@@ -44,7 +44,7 @@ DEVICE = 'cuda:0'
 ALIGNMENT = 256
 """Addresses of inputs and outputs are multiples of this many bytes, or TensorRT refuses them."""
 
-WORKSPACE = 1 << 30
+WORKSPACE = 1 << 29
 """Bytes that a kernel may want for itself."""
 
 NETWORK_FLAGS = ('EXPLICIT_BATCH', 'STRONGLY_TYPED')

@@ -261,6 +261,9 @@ class LatentInpaintingTransformer(nn.Module):
         """
         batch, _, height, width, _ = held.shape
         rows, columns = height // PATCH, width // PATCH
+        # Said wherever it is known: of a size to be found out TensorRT assumes the worst, and
+        # reserves a multiple of the memory.
+        count = batch * rows * columns
         current = held[:, -1]
         threshold = tau.reshape(-1, 1, 1, 1)
         scale = threshold.unsqueeze(1).clamp_min(1e-6)
@@ -274,7 +277,7 @@ class LatentInpaintingTransformer(nn.Module):
         features = torch.cat([held.clamp(-VALUE_LIMIT, VALUE_LIMIT), change, flags], dim=-1)
         patches = features.reshape(batch, self.frames, rows, PATCH, columns, PATCH, -1)
         own = self.embed.in_features - SHARED
-        patches = patches.permute(0, 2, 4, 1, 3, 5, 6).reshape(-1, own)
+        patches = patches.permute(0, 2, 4, 1, 3, 5, 6).reshape(count * self.frames, own)
         # Silence is evidence: how much of each frame was sent tells a still scene from a
         # moving one wherever nothing arrived nearby.
         activity = torch.sqrt(kept.mean(dim=(2, 3)))
@@ -283,15 +286,16 @@ class LatentInpaintingTransformer(nn.Module):
         weight, shared = self.embed.weight[:, :own], self.embed.weight[:, own:]
         common = activity.unsqueeze(-1) * shared[:, 0] + level.unsqueeze(-1) * shared[:, 1]
         common = common + self.embed.bias + self.when.flatten(1)
-        embedded = functional.linear(patches, weight).reshape(batch, -1, self.frames, self.width)
-        embedded = embedded + common.unsqueeze(1)
-        embedded = embedded.reshape(-1, self.width).to(self.key_value.weight.dtype)
+        embedded = functional.linear(patches, weight)
+        embedded = embedded.reshape(batch, rows * columns, self.frames, self.width)
+        embedded = (embedded + common.unsqueeze(1)).to(self.key_value.weight.dtype)
+        embedded = embedded.reshape(count * self.frames, self.width)
         heard = functional.relu(embedded)
         key, value = (
-            functional.linear(heard, weight, bias).reshape(-1, self.frames, self.width)
+            functional.linear(heard, weight, bias).reshape(count, self.frames, self.width)
             for weight, bias in zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2))
         )
-        x = embedded.reshape(-1, self.frames, self.width)[:, -1]
+        x = embedded.reshape(count, self.frames, self.width)[:, -1]
         orders = [
             window_order(batch, rows, columns, shift, x.device) for shift in (0, WINDOW // 2)
         ]
