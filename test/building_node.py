@@ -1,19 +1,20 @@
-"""A tokenizer node that first builds an engine, for a GPU that this machine need not have."""
+"""A tokenizer node that first builds engines, for a GPU that this machine need not have."""
 
 import sys
 
 from adaptok_ros.engines import GraphRequest
 from adaptok_ros.engines.tensorrt import specify
-from adaptok_ros.models import find_model
+from adaptok_ros.models import find_model, shipped_models
 from adaptok_ros.nodes.base import run
 from adaptok_ros.nodes.tokenizer_node import TokenizerNode
 
 
 class BuildingNode(TokenizerNode):
     def load(self, values, build):
-        # The largest graph, which takes longest.
-        request = GraphRequest(find_model(values['tokenizer']), 'lit', 'tensorrt_rtx')
-        build.build(*specify(request, '8.6'))
+        # The largest graphs, which take longest.
+        for model in shipped_models():
+            request = GraphRequest(find_model(model), 'lit', 'tensorrt_rtx')
+            build.build(*specify(request, '8.6'))
         super().load(values, build)
 
 
