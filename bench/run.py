@@ -34,6 +34,7 @@ PARTS = {
     'gating': 'Gating against dense',
     'lit': 'LIT for what changed against LIT for all',
     'growth': 'How it grows',
+    'half': 'The float16 encoder against float32',
 }
 """Module ``bench_<name>`` of each, and its title."""
 

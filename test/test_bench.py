@@ -1,6 +1,7 @@
 """The benchmarks measure something real: every part once, as small as it gets."""
 # ruff: noqa: E402 (the folder of the benchmarks must be on the path first)
 
+import dataclasses
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ sys.path.insert(0, str(BENCH))
 import bench_alternatives
 import bench_gating
 import bench_growth
+import bench_half
 import bench_lit
 import bench_selection
 import bench_stages
@@ -35,6 +37,8 @@ TINY = measuring.Effort(
     growth_sizes=((160, 120), (320, 240)), camera_sizes=((160, 120),), growth_cameras=2,
     changed_rows=(0.1, 0.5), windows=(2, 3),
 )  # fmt: skip
+
+LONGER = dataclasses.replace(TINY, frames=2 * bench_half.STEP)
 
 needs_ros = pytest.mark.skipif(bool(ros.missing()), reason=ros.missing())
 
@@ -145,6 +149,16 @@ def test_gating(settings):
     assert result['clips']['still']['ways']['exact']['share'] == 0
     assert result['clips']['shaky, noise']['ways']['exact']['share'] == 1
     check_table(bench_gating.tables(result), 'shaky, noise')
+
+
+def test_half(settings):
+    pytest.importorskip('torch', reason='torch, which runs the float16 form, is not installed')
+    result = bench_half.measure(dataclasses.replace(settings, effort=LONGER))
+    assert min(numbers(result)) >= 0
+    for clip in result['clips'].values():
+        assert 0 < clip['mean'] < clip['largest'] < 0.02  # what the export allows
+        assert clip['decisions'] > 0
+    check_table(bench_half.tables(result), 'shaky, noise', 'all')
 
 
 def test_lit(settings):

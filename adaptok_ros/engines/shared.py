@@ -6,7 +6,8 @@ import collections
 import dataclasses
 import threading
 
-from adaptok_ros.engines import Builder, Engine, GraphRequest, create_engine
+from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest, create_engine
+from adaptok_ros.engines.cuda import empty_cache
 
 POLL_SECONDS = 0.2
 """How soon somebody who waits for another to make an engine can give up."""
@@ -54,6 +55,19 @@ def release_engine(engine: Engine) -> None:
             return
         del _engines[key], _users[key]
     engine.close()
+
+
+def leave_engine(engine: Engine, error: EngineError) -> str:
+    """Give back an engine that failed, with all that the failure holds on its device.
+
+    :returns: what is not to be chosen again, as ``GraphRequest.rejected`` has it
+    """
+    name = f"{engine.backend} on {engine.device.partition(':')[0]}"
+    # The frames that the error went through hold memory of the device.
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    release_engine(engine)
+    empty_cache()
+    return name
 
 
 def _key(request: GraphRequest) -> _Key:

@@ -130,5 +130,3 @@ class TorchBinding:
 
 def _buffer(tensor: Tensor) -> Buffer:
     return tensor.numpy() if tensor.device.type == 'cpu' else tensor
-
-

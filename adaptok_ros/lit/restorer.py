@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
-from adaptok_ros.engines.cuda import empty_cache
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.engines.shared import acquire_engine, release_engine
+from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
 from adaptok_ros.lit.gating import Box, Restoration, RestorationGate
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.receiver import AGE_LIMIT, Receiver
@@ -208,16 +207,12 @@ class Restorer:
         engine = self.engine
         if self._request.backend != 'auto' or engine is None:
             raise error
-        name = f"{engine.backend} on {engine.device.partition(':')[0]}"
+        self._runner = None
+        self._runners = {}
+        name = leave_engine(engine, error)
         self._request = dataclasses.replace(
             self._request, rejected={**self.rejected, name: str(error)}
         )
-        self._runner = None
-        self._runners = {}
-        # The frames it went through hold memory of the device.
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        release_engine(engine)
-        empty_cache()
         self._runner = Runner(acquire_engine(self._request))
         if self._gate is not None:
             self._gate.forget()

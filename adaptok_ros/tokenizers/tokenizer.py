@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
-from adaptok_ros.engines.cuda import empty_cache
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.engines.shared import acquire_engine, release_engine
+from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
 from adaptok_ros.models import ModelError, find_model, read_description
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
 
@@ -261,12 +260,8 @@ class Tokenizer:
             raise
 
     def _leave(self, engine: Engine, error: EngineError) -> None:
-        self.rejected[f"{engine.backend} on {engine.device.partition(':')[0]}"] = str(error)
+        self.rejected[leave_engine(engine, error)] = str(error)
         self._build = None
-        # The frames it went through hold memory of the device.
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        release_engine(engine)
-        empty_cache()
 
     def _load_causal(self) -> CausalEngine:
         if self._causal is None:
