@@ -300,6 +300,8 @@ class Robot:
         """Answer of a service, or None without waiting for it."""
         if name not in self._clients:
             self._clients[name] = self.node.create_client(kind, name)
+            if kind not in REPEATABLE:
+                self._become_known(name.rsplit('/', 1)[0])
         client = self._clients[name]
         self.until(client.service_is_ready, f'service {name}')
         futures = [client.call_async(request)]
@@ -317,6 +319,19 @@ class Robot:
             return next((future for future in futures if future.done()), None)
 
         return self.until(answered, f'answer of {name}').result()
+
+    def _become_known(self, node):
+        """Wait until a node has discovered every client made so far.
+
+        A server whose discovery has not come to a client yet loses the answer to it. Discovery
+        keeps the order in which a process makes its ends: who answers a later client knows the
+        earlier ones.
+        """
+        name = f'{node}/get_parameters'
+        former = self._clients.pop(name, None)
+        self.call(GetParameters, name, GetParameters.Request(names=['tau']))
+        if former is not None:
+            self.node.destroy_client(former)
 
     def set(self, node='tokenizer', **values):
         """Set parameters one by one; '' where all were taken, else the first reason."""
