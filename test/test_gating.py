@@ -19,7 +19,7 @@ ROUNDING = 1e-4
 
 @pytest.fixture(scope='module', params=shipped_models())
 def tokenizer(request):
-    tokenizer = Tokenizer(request.param, threads=1)
+    tokenizer = Tokenizer(request.param, threads=2)
     yield tokenizer
     tokenizer.close()
 

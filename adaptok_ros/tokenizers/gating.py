@@ -19,9 +19,15 @@ surroundings would.
 from __future__ import annotations
 
 import enum
+import os
+import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 
 import cv2
 import numpy as np
@@ -31,6 +37,7 @@ from threadpoolctl import ThreadpoolController
 Array = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Positions = NDArray[np.intp]
 
 NOISE_MARGIN = 1.5
 """A mean squared difference is a change above so many times what noise alone gives.
@@ -43,22 +50,44 @@ deviations. For activations noise's part is measured, see :meth:`ActiveEncoder.c
 NOISE_SEED = 0
 NOISE_LIMIT = 64.0
 DEFAULT_NOISE = 2.0
-DENSE_SHARE = 0.35
-"""Share of the work beyond which the engine's dense pass is cheaper on a CPU."""
+DENSE_SHARE = 0.5
+"""Share of the work beyond which the engine's dense pass is cheaper, until it was measured."""
+
+RINGS = 2
+"""Positions a side that a change reaches where noise is cut off: further out it mostly dies."""
+
+SMALL_SHARE = 0.2
+"""Below it other costs than those of positions count."""
+
+MEASUREMENTS = 5
+"""Latest durations of which the lower median is taken."""
+
+WEIGHT = 0.25
+"""Of the last image in the running mean of what images cost."""
+
+WORTHWHILE = 0.85
+"""Mean cost, in dense passes, below which activations that a dense pass left stale are renewed."""
+
+PATIENCE = 2
+"""Images that this must be so."""
+
+LONGEST_PATIENCE = 32
+"""The same where earlier renewals did not pay."""
 
 LONGEST_PAUSE = 8
 """Images that are encoded densely without a look while everything keeps changing."""
 
-PATIENCE = 2
-"""Images with little change after which activations that a dense pass left stale are renewed."""
-
-LONGEST_PATIENCE = 32
-"""The same where earlier renewals did not last."""
-
 _KERNEL = np.ones((3, 3), np.uint8)
 
-CHUNK = 256
-"""Positions computed at once: their inputs stay in a core's cache."""
+CHUNK = 512
+"""Positions computed at once, at most."""
+
+SMALLEST_CHUNK = 64
+"""Positions that are worth another thread."""
+
+CALIBRATION_BANDS = 3
+CALIBRATION_ROWS = 4
+"""Rows of positions in each band of the image in which noise's part is measured."""
 
 
 class Gating(enum.Enum):
@@ -81,20 +110,38 @@ def measure_noise(images: list[Image], block: int = 8) -> float:
     """
     if len(images) < 2:
         raise ValueError(f'{len(images)} image(s) given; allowed: 2 or more')
-    squares = [
-        _mean_squares(after, before, block)
-        for before, after in pairwise(images)
-    ]
+    height, width = images[0].shape[:2]
+    differences = _Differences(height, width, block)
+    squares = [differences.mean_squares(after, before) for before, after in pairwise(images)]
     return float(np.sqrt(np.median(squares) / 2))
 
 
-def _mean_squares(image: Image, other: Image, block: int) -> Array:
-    difference = cv2.absdiff(image, other)
-    height, width = image.shape[:2]
-    squares = cv2.multiply(difference, difference, dtype=cv2.CV_32F)
-    size = (width // block, height // block)
-    means = cv2.resize(squares, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(means.reshape(height // block, width // block, 3).mean(axis=2), np.float32)
+class _Differences:
+    """Compares images of one size, in whole blocks."""
+
+    def __init__(self, height: int, width: int, block: int) -> None:
+        self._shape = height // block, width // block
+        self._block = block
+        self._difference = np.empty((height // block * block, width // block * block, 3), np.uint8)
+        self._values = np.empty(self._difference.shape, np.float32)
+        self._ones = np.full(3 * block, 1 / (3 * block**2), np.float32)
+
+    def mean_squares(self, image: Image, other: Image) -> Array:
+        """``[H, W]``: of the blocks."""
+        rows, columns = self._shape
+        height, width = self._difference.shape[:2]
+        cv2.absdiff(image[:height, :width], other[:height, :width], dst=self._difference)
+        np.copyto(self._values, self._difference)
+        values = self._values.reshape(rows, self._block, -1)
+        sums = np.einsum('ryx,ryx->rx', values, values)
+        return np.asarray(sums.reshape(rows, columns, -1) @ self._ones)
+
+    def any(self, image: Image, other: Image) -> Mask:
+        """``[H, W]``: blocks with any difference."""
+        rows, columns = self._shape
+        cv2.absdiff(image, other, dst=self._difference)
+        largest = np.maximum.reduce(self._difference.reshape(rows, self._block, -1), axis=1)
+        return np.asarray(np.maximum.reduce(largest.reshape(rows, columns, -1), axis=2) > 0)
 
 
 class ChangeDetector:
@@ -108,8 +155,8 @@ class ChangeDetector:
         self._gating = gating
         self._bound = np.float32(NOISE_MARGIN * 2 * noise**2)
         self._rows, self._columns = height // stride, width // stride
+        self._differences = _Differences(height, width, stride)
         self.pixels = np.empty((height, width, 3), np.uint8)
-        self._difference = np.empty_like(self.pixels)
 
     def sampled(self, image: Image) -> Mask:
         """``[H, W]``: changed blocks, guessed from one row of pixels in each row of blocks."""
@@ -123,13 +170,27 @@ class ChangeDetector:
 
     def changed(self, image: Image) -> Mask:
         """``[H, W]``: the blocks that have to be encoded again."""
-        if self._gating is Gating.NOISE:
-            return np.asarray(_mean_squares(image, self.pixels, self._stride) > self._bound)
-        cv2.absdiff(image, self.pixels, dst=self._difference)
-        rows = np.maximum.reduce(
-            self._difference.reshape(self._rows, self._stride, -1), axis=1
-        ).reshape(self._rows, self._columns, -1)
-        return np.asarray(np.maximum.reduce(rows, axis=2) > 0)
+        if self._gating is Gating.EXACT:
+            return self._differences.any(image, self.pixels)
+        return np.asarray(self._differences.mean_squares(image, self.pixels) > self._bound)
+
+    def keep(self, image: Image, changed: Mask) -> None:
+        """Take over the pixels of the blocks that changed."""
+        size = self.pixels.shape[1::-1]
+        mask = cv2.resize(changed.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        cv2.copyTo(image, mask, self.pixels)
+
+
+class _Scratch:
+    """What one thread computes a chunk in."""
+
+    def __init__(self, pixels: int, width: int, hidden: int) -> None:
+        self.patches = np.empty((CHUNK, pixels), np.float32)
+        self.around = np.empty((CHUNK, 9, width), np.float32)
+        self.hidden = np.empty((CHUNK, hidden), np.float32)
+        self.output = np.empty((CHUNK, width), np.float32)
+        self.kept = np.empty((CHUNK, width), np.float32)
+        self.neighbours = np.empty((CHUNK, 9), np.intp)
 
 
 class ActiveEncoder:
@@ -141,9 +202,17 @@ class ActiveEncoder:
     """
 
     def __init__(
-        self, weights: Path, stride: int, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        weights: Path,
+        stride: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        threads: int = 0,
     ) -> None:
-        """Read ``tokenizer.safetensors``."""
+        """Read ``tokenizer.safetensors``.
+
+        :param threads: CPU threads, 0 = one per core
+        """
         from safetensors.numpy import load_file
 
         tensors = {
@@ -170,14 +239,12 @@ class ActiveEncoder:
         self._head = _matrix(tensors[f'{last}.weight']) / spread
         self._head_bias = (tensors[f'{last}.bias'] - np.asarray(mean, np.float32)) / spread
         self._stride = stride
-        self._threads = ThreadpoolController()
+        self._blas = ThreadpoolController()
+        count = threads or len(os.sched_getaffinity(0))
         hidden = self._blocks[0][0].shape[1]
-        self._patches = np.empty((CHUNK, self._front.shape[0]), np.float32)
-        self._around = np.empty((CHUNK, 9, width), np.float32)
-        self._hidden = np.empty((CHUNK, hidden), np.float32)
-        self._output = np.empty((CHUNK, width), np.float32)
-        self._kept = np.empty((CHUNK, width), np.float32)
-        self._neighbours = np.empty((CHUNK, 9), np.intp)
+        self._scratch = [_Scratch(self._front.shape[0], width, hidden) for _ in range(count)]
+        self._threads = ThreadPoolExecutor(count, 'encoder')
+        self._bounds = [0.0] * (1 + len(self._blocks))
         self._rows = self._columns = 0
 
     def resize(self, rows: int, columns: int) -> None:
@@ -185,36 +252,43 @@ class ActiveEncoder:
         self._rows, self._columns = rows, columns
         width = self._front.shape[1]
         # A border of zeros, which is what the convolutions are padded with.
-        cells = (rows + 2) * (columns + 2)
+        step = columns + 2
+        cells = (rows + 2) * step
         self._layers = [np.zeros((cells, width), np.float32) for _ in range(1 + len(self._blocks))]
         self.latents = np.zeros((rows, columns, self._head.shape[1]), np.float32)
         self._moved = np.zeros((rows, columns), np.bool_)
-        self._bounds = [0.0] * len(self._layers)
-        step = columns + 2
+        # Of every position: its index into these grids.
+        grid = np.arange(cells).reshape(rows + 2, step)
+        self._cells = np.ascontiguousarray(grid[1:-1, 1:-1]).reshape(-1)
         self._offsets = np.array(
             [dy * step + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)], np.intp
         )
 
     def calibrate(self, pixels: Image, sigma: float) -> None:
-        """Measure what noise does to every layer of this image, and keep that as the bound.
+        """Measure what noise does to every layer, and keep that as the bound.
 
-        Also computes all positions; the kept activations are then those of ``pixels``.
+        In some bands of the image, which takes a part of the time; positions have to be computed
+        afterwards as after :meth:`resize`.
 
         :param sigma: standard deviation of the noise in steps of 8 bits
         """
+        rows, columns = self._rows, self._columns
+        height = CALIBRATION_ROWS * self._stride
+        starts = np.linspace(0, max(0, pixels.shape[0] - height), CALIBRATION_BANDS).astype(int)
+        bands = np.concatenate([pixels[start:start + height] for start in starts])
+        self.resize(bands.shape[0] // self._stride, columns)
         random = np.random.default_rng(NOISE_SEED)
         layers = []
         for _ in range(2):
-            noise = random.standard_normal(pixels.shape, np.float32) * np.float32(sigma)
-            noisy = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
-            self.update(noisy, None)
+            noise = random.standard_normal(bands.shape, np.float32) * np.float32(sigma)
+            self.update(np.clip(np.rint(bands + noise), 0, 255).astype(np.uint8), None)
             layers.append([layer.copy() for layer in self._layers])
-        cells = self._rows * self._columns * self._layers[0].shape[1]
+        values = self._moved.size * self._layers[0].shape[1]
         self._bounds = [
-            NOISE_MARGIN * float(np.square(one - other).sum()) / cells
+            NOISE_MARGIN * float(np.square(one - other).sum()) / values
             for one, other in zip(*layers)
         ]
-        self.update(pixels, None)
+        self.resize(rows, columns)
 
     def reach(self, changed: Mask, rings: int) -> float:
         """Share of the positions within ``rings`` of a change."""
@@ -234,58 +308,99 @@ class ActiveEncoder:
         :returns: the work, as a share of what all positions would take
         """
         # BLAS would wait for its threads by spinning, which starves a busy robot.
-        with self._threads.limit(limits=1, user_api='blas'):
+        with self._blas.limit(limits=1, user_api='blas'):
             return self._update(pixels, changed)
 
     def _update(self, pixels: Image, changed: Mask | None) -> float:
-        stride = self._stride
-        tiles = pixels.reshape(self._rows, stride, self._columns, stride * 3).transpose(0, 2, 1, 3)
         everything = changed is None
         active = np.ones((self._rows, self._columns), np.bool_) if changed is None else changed
         moved = self._moved
         moved.fill(False)
-        for at in _chunks(active):
-            rows, columns = np.divmod(at, self._columns)
-            patches = self._patches[:at.size]
-            np.subtract(
-                tiles[rows, columns].reshape(at.size, -1), np.float32(127.5), out=patches
-            )
-            output = np.matmul(patches, self._front, out=self._output[:at.size])
-            output += self._front_bias
-            self._keep(0, at, output, everything)
+        self._spread(active, partial(self._enter, pixels=pixels, everything=everything))
         work = 0
-        for layer, (spatial, spatial_bias, mix, mix_bias) in enumerate(self._blocks):
-            before = self._layers[layer]
+        for layer in range(len(self._blocks)):
             active = np.asarray(cv2.dilate(moved.view(np.uint8), _KERNEL)).view(np.bool_)
             moved.fill(False)
-            for at in _chunks(active):
-                work += at.size
-                neighbours = self._neighbours[:at.size]
-                np.add(self._cells(at)[:, None], self._offsets, out=neighbours)
-                around = self._around[:at.size]
-                np.take(before, neighbours, axis=0, out=around, mode='clip')
-                hidden = np.matmul(
-                    around.reshape(at.size, -1), spatial, out=self._hidden[:at.size]
-                )
-                hidden += spatial_bias
-                np.maximum(hidden, 0, out=hidden)
-                output = np.matmul(hidden, mix, out=self._output[:at.size])
-                output += mix_bias
-                output += around[:, 4]
-                self._keep(layer + 1, at, output, everything)
-        latents = self.latents.reshape(-1, self.latents.shape[2])
-        for at in _chunks(moved):
-            latents[at] = self._layers[-1][self._cells(at)] @ self._head + self._head_bias
+            work += self._spread(
+                active, partial(self._advance, layer=layer, everything=everything)
+            )
+        self._spread(moved, self._leave)
         return work / (moved.size * len(self._blocks))
 
+    def _spread(self, mask: Mask, work: Callable[[_Scratch, Positions], None]) -> int:
+        """Work on the positions of a mask, chunk by chunk; every thread takes the next.
+
+        :returns: the number of positions
+        """
+        positions = np.flatnonzero(mask)
+        size = min(CHUNK, max(SMALLEST_CHUNK, -(-positions.size // len(self._scratch))))
+        chunks = iter([
+            positions[begin:begin + size] for begin in range(0, positions.size, size)
+        ])  # fmt: skip
+
+        def run(scratch: _Scratch) -> None:
+            for at in chunks:
+                work(scratch, at)
+
+        helpers = min(len(self._scratch), -(-positions.size // size)) - 1
+        futures = [
+            self._threads.submit(run, scratch) for scratch in self._scratch[1:1 + max(0, helpers)]
+        ]
+        run(self._scratch[0])
+        for future in futures:
+            future.result()
+        return positions.size
+
+    def _enter(
+        self, scratch: _Scratch, at: Positions, pixels: Image, everything: bool
+    ) -> None:
+        """From pixels to the first layer."""
+        stride = self._stride
+        tiles = pixels.reshape(self._rows, stride, self._columns, stride * 3).transpose(0, 2, 1, 3)
+        rows, columns = np.divmod(at, self._columns)
+        patches = scratch.patches[:at.size]
+        np.subtract(tiles[rows, columns].reshape(at.size, -1), np.float32(127.5), out=patches)
+        output = np.matmul(patches, self._front, out=scratch.output[:at.size])
+        output += self._front_bias
+        self._keep(scratch, 0, at, output, everything)
+
+    def _advance(
+        self, scratch: _Scratch, at: Positions, layer: int, everything: bool
+    ) -> None:
+        """From one layer to the next."""
+        spatial, spatial_bias, mix, mix_bias = self._blocks[layer]
+        neighbours = scratch.neighbours[:at.size]
+        np.add(self._cells[at][:, None], self._offsets, out=neighbours)
+        around = scratch.around[:at.size]
+        np.take(self._layers[layer], neighbours, axis=0, out=around, mode='clip')
+        hidden = np.matmul(
+            around.reshape(at.size, -1), spatial, out=scratch.hidden[:at.size]
+        )
+        hidden += spatial_bias
+        np.maximum(hidden, 0, out=hidden)
+        output = np.matmul(hidden, mix, out=scratch.output[:at.size])
+        output += mix_bias
+        output += around[:, 4]
+        self._keep(scratch, layer + 1, at, output, everything)
+
+    def _leave(self, _: _Scratch, at: Positions) -> None:
+        """From the last layer to latents."""
+        latents = self.latents.reshape(-1, self.latents.shape[2])
+        latents[at] = self._layers[-1][self._cells[at]] @ self._head + self._head_bias
+
     def _keep(
-        self, layer: int, positions: NDArray[np.intp], values: Array, everything: bool
+        self,
+        scratch: _Scratch,
+        layer: int,
+        positions: Positions,
+        values: Array,
+        everything: bool,
     ) -> None:
         """Keep the values that changed, and mark where."""
         kept = self._layers[layer]
-        cells = self._cells(positions)
+        cells = self._cells[positions]
         if not everything:
-            difference = np.take(kept, cells, axis=0, out=self._kept[:cells.size], mode='clip')
+            difference = np.take(kept, cells, axis=0, out=scratch.kept[:cells.size], mode='clip')
             difference -= values
             changed = np.einsum('pc,pc->p', difference, difference) > (
                 self._bounds[layer] * values.shape[1]
@@ -294,20 +409,10 @@ class ActiveEncoder:
         kept[cells] = values
         self._moved.reshape(-1)[positions] = True
 
-    def _cells(self, positions: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Indices into the grids with a border."""
-        rows, columns = np.divmod(positions, self._columns)
-        return (rows + 1) * (self._columns + 2) + columns + 1
-
 
 def _matrix(weight: Array) -> Array:
     """``[out, in, k, k]`` -> ``[k * k * in, out]``."""
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
-
-
-def _chunks(mask: Mask) -> list[NDArray[np.intp]]:
-    positions = np.flatnonzero(mask)
-    return [positions[i:i + CHUNK] for i in range(0, positions.size, CHUNK)]
 
 
 class GatedEncoder:
@@ -337,14 +442,21 @@ class GatedEncoder:
         self.share = 1.0
         self._detector: ChangeDetector | None = None
         self._calibrated = False
+        self._dense_seconds: deque[float] = deque(maxlen=MEASUREMENTS)
+        self._whole_seconds: deque[float] = deque(maxlen=MEASUREMENTS)
         self.reset()
 
     def reset(self) -> None:
         """Forget what was encoded."""
         self._detector = None
+        self._begin()
+
+    def _begin(self) -> None:
         self._current = False
+        self._cost = 1.0
+        self._saved = 0.0
         self._patience = PATIENCE
-        self._calm = self._pause = self._paused = self._gated = 0
+        self._calm = self._pause = self._paused = 0
 
     def encode(self, image: Image) -> Array:
         """``[h, w, 3]`` uint8 -> ``[H, W, C]`` normalised latents.
@@ -359,59 +471,70 @@ class GatedEncoder:
             )
             self._encoder.resize(height // self._stride, width // self._stride)
             self._calibrated = False
-            self._current, self._calm = False, 0
-            return self._encode_densely(detector, image)
-        if self._paused < self._pause:
-            self._paused += 1
-            return self._encode_densely(detector, image)
-        encoder = self._encoder
-        # What noise hides dies out within a position or two; once gated, the work itself tells.
-        rings = encoder.radius if self._gating is Gating.EXACT else 1
-        if encoder.reach(detector.sampled(image), rings) > DENSE_SHARE:
-            return self._give_way(detector, image)
-        if not self._current:
-            self._calm += 1
-            if self._calm < self._patience:
-                return self._encode_densely(detector, image)
-            np.copyto(detector.pixels, image)
-            if self._gating is Gating.NOISE and not self._calibrated:
-                encoder.calibrate(image, self._noise)
-                self._calibrated = True
-            else:
-                encoder.update(image, None)
-            self.share = 1.0
-            self._current, self._gated = True, 0
-            return encoder.latents
+            self._dense_seconds.clear()
+            self._whole_seconds.clear()
+            self._begin()
+        elif self._current:
+            return self._encode_changes(detector, image)
+        elif self._is_worthwhile(detector, image):
+            return self._encode_anew(detector, image)
+        np.copyto(detector.pixels, image)
+        self.share = 1.0
+        begin = time.perf_counter()
+        latents = self._dense(image)
+        self._dense_seconds.append(time.perf_counter() - begin)
+        return latents
+
+    def _encode_changes(self, detector: ChangeDetector, image: Image) -> Array:
+        begin = time.perf_counter()
         changed = detector.changed(image)
         if changed.any():
-            stride = self._stride
-            shape = (changed.shape[0], stride, changed.shape[1], stride * 3)
-            where = changed[:, None, :, None]
-            np.copyto(detector.pixels.reshape(shape), image.reshape(shape), where=where)
-        self.share = encoder.update(detector.pixels, changed)
-        self._gated += 1
-        if self.share <= DENSE_SHARE:
-            self._pause = self._paused = 0
-        else:
-            self._leave()
-        return encoder.latents
+            detector.keep(image, changed)
+        self.share = self._encoder.update(detector.pixels, changed)
+        if self.share > SMALL_SHARE:
+            self._whole_seconds.append((time.perf_counter() - begin) / self.share)
+        self._saved += 1 - self._count(self.share)
+        if self._cost > 1:
+            # Renewing all activations must have paid, or the next time comes later.
+            has_paid = self._saved > self._cost_of(1.0) - 1
+            self._patience = PATIENCE if has_paid else min(2 * self._patience, LONGEST_PATIENCE)
+            self._current, self._calm = False, 0
+        return self._encoder.latents
 
-    def _give_way(self, detector: ChangeDetector, image: Image) -> Array:
-        """Looking cost time and saved none: look less often while that goes on."""
-        self._pause = min(max(1, 2 * self._pause), LONGEST_PAUSE)
-        self._paused = self._calm = 0
-        if self._current:
-            self._leave()
-        return self._encode_densely(detector, image)
-
-    def _leave(self) -> None:
-        """Renewing all activations must have been worth it, or the next time comes later."""
-        worth = self._gated >= LONGEST_PATIENCE
-        self._patience = PATIENCE if worth else min(2 * self._patience, LONGEST_PATIENCE)
-        self._current = False
-
-    def _encode_densely(self, detector: ChangeDetector, image: Image) -> Array:
+    def _encode_anew(self, detector: ChangeDetector, image: Image) -> Array:
+        """All positions, so that from the next image on the changed ones will do."""
         np.copyto(detector.pixels, image)
-        self._current = False
+        if self._gating is Gating.NOISE and not self._calibrated:
+            self._encoder.calibrate(image, self._noise)
+            self._calibrated = True
+        begin = time.perf_counter()
+        self._encoder.update(image, None)
+        self._whole_seconds.append(time.perf_counter() - begin)
         self.share = 1.0
-        return self._dense(image)
+        self._current, self._saved = True, 0.0
+        return self._encoder.latents
+
+    def _is_worthwhile(self, detector: ChangeDetector, image: Image) -> bool:
+        """Whether so little changes that renewing the activations is likely to pay."""
+        if self._paused < self._pause:
+            self._paused += 1
+            return False
+        rings = self._encoder.radius if self._gating is Gating.EXACT else RINGS
+        self._count(self._encoder.reach(detector.sampled(image), rings))
+        # Looking costs time too: less often while everything keeps changing.
+        self._pause = min(max(1, 2 * self._pause), LONGEST_PAUSE) if self._cost > 1 else 0
+        self._paused = 0
+        self._calm = self._calm + 1 if self._cost < WORTHWHILE else 0
+        return self._calm >= self._patience
+
+    def _count(self, share: float) -> float:
+        """Take a share of the work into the mean cost; its own cost."""
+        cost = self._cost_of(share)
+        self._cost += WEIGHT * (cost - self._cost)
+        return cost
+
+    def _cost_of(self, share: float) -> float:
+        """In dense passes, as measured here."""
+        if not self._whole_seconds:
+            return share / DENSE_SHARE
+        return share * median_low(self._whole_seconds) / median_low(self._dense_seconds)

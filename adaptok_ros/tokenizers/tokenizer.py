@@ -312,7 +312,7 @@ class Tokenizer:
             )
         return ActiveEncoder(
             self._folder / 'tokenizer.safetensors',
-            description.stride, description.mean, description.std,
+            description.stride, description.mean, description.std, self._threads,
         )  # fmt: skip
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
