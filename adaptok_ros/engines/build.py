@@ -28,6 +28,9 @@ from adaptok_ros.engines import cache
 from adaptok_ros.engines.cache import Specification
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
 
+NICENESS = 10
+"""A robot's nodes come before a build."""
+
 POLL_SECONDS = 0.1
 """How soon a cancelled build is noticed."""
 
@@ -226,6 +229,7 @@ class _Pipe:
 def main() -> int:
     """Build what standard input asks for, and store it."""
     _die_with(int(sys.argv[1]))
+    os.nice(NICENESS)
     pipe = _Pipe(int(sys.argv[2]))
     order = json.load(sys.stdin)
     try:
