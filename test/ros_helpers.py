@@ -323,9 +323,9 @@ class Robot:
     def _become_known(self, node):
         """Wait until a node has discovered every client made so far.
 
-        A server whose discovery has not come to a client yet loses the answer to it. Discovery
-        keeps the order in which a process makes its ends: who answers a later client knows the
-        earlier ones.
+        A server that has not discovered a client yet loses its answer. Fast DDS announces
+        endpoints in the order in which a process makes them: who answers a later client knows
+        the earlier ones.
         """
         name = f'{node}/get_parameters'
         former = self._clients.pop(name, None)

@@ -1,5 +1,8 @@
 """Gated encoding: equal to the dense encoder, cheaper where little changes, closed loop."""
 
+import dataclasses
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +14,17 @@ from adaptok_ros.scene import Scene
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import PATIENCE, Gating, measure_noise
+from adaptok_ros.tokenizers.gating import (
+    CHUNK,
+    LIFETIME,
+    LONGEST_PAUSE,
+    PATIENCE,
+    ActiveEncoder,
+    ChangeDetector,
+    Economy,
+    Gating,
+    measure_noise,
+)
 
 ROUNDING = 1e-4
 """Of a value in units of its channel's spread: the bound stated in docs/stream.md."""
@@ -22,6 +35,12 @@ def tokenizer(request):
     tokenizer = Tokenizer(request.param, threads=2)
     yield tokenizer
     tokenizer.close()
+
+
+@pytest.fixture(autouse=True)
+def processor_time(monkeypatch):
+    """What pays must not hang on what else this machine does."""
+    monkeypatch.setattr('adaptok_ros.tokenizers.gating.perf_counter', time.process_time)
 
 
 def noisy(image, sigma, random):
@@ -121,6 +140,139 @@ def test_an_image_that_changes_everywhere_takes_the_dense_pass(tokenizer):
         assert stream.encoded_share == 1.0
 
 
+@pytest.mark.parametrize('grid', [(1, 2), (9, 7), (30, 40)])
+def test_threads_give_the_same_latents(grid):
+    random = np.random.default_rng(6)
+    assert CHUNK < 30 * 40
+    encoders = []
+    for threads in (1, 2, 5):
+        tokenizer = Tokenizer('adaptok-tiny', threads=threads)
+        encoders.append(tokenizer.active_encoder(Gating.EXACT))
+        encoders[-1].resize(*grid)
+    stride = tokenizer.description.stride
+    image = random.integers(0, 256, (grid[0] * stride, grid[1] * stride, 3)).astype(np.uint8)
+    changed = None
+    for _ in range(6):
+        for encoder in encoders:
+            encoder.update(image, changed)
+            np.testing.assert_allclose(
+                encoder.latents, tokenizer.encode(image), atol=ROUNDING, rtol=0
+            )
+        changed = random.random(grid) < 0.3
+        image[np.kron(changed, np.ones((stride, stride), bool))] ^= 255
+
+
+@pytest.mark.parametrize('method', ['update', 'calibrate'])
+def test_a_failure_is_not_taken_for_encoded(tokenizer, monkeypatch, method):
+    image = Scene(160, 128).clean(0)
+    other = image.copy()
+    other[32:64, 32:64] = 255 - other[32:64, 32:64]
+    stream = tokenizer.stream(Gating.NOISE, 1.0)
+    if method == 'update':
+        settle(stream, image)
+    failing = True
+
+    def leave(*arguments):
+        if failing:
+            raise MemoryError
+        return original(*arguments)
+
+    original = ActiveEncoder._leave
+    monkeypatch.setattr(ActiveEncoder, '_leave', leave)
+    with pytest.raises(MemoryError):
+        settle(stream, other)
+    failing = False
+    for _ in range(8):
+        latents = stream.encode(other)
+        np.testing.assert_allclose(latents, tokenizer.encode(other), atol=ROUNDING, rtol=0)
+    assert stream.encoded_share == 0.0
+
+
+@pytest.mark.parametrize('stride', [7, 8, 14, 16, 49])
+def test_only_what_changed_is_kept(stride):
+    random = np.random.default_rng(7)
+    changed = random.random((31, 43)) < 0.3
+    height, width = 31 * stride, 43 * stride
+    detector = ChangeDetector(height, width, stride, Gating.EXACT, 0.0)
+    detector.pixels.fill(1)
+    detector.keep(np.full((height, width, 3), 2, np.uint8), changed)
+    expected = 1 + np.kron(changed, np.ones((stride, stride), np.uint8))
+    np.testing.assert_array_equal(detector.pixels, np.stack([expected] * 3, axis=2))
+
+
+def test_black_bars_do_not_lower_the_bounds(tokenizer):
+    picture = Scene(320, 240).clean(0)
+    barred = cv2.copyMakeBorder(picture, 32, 32, 0, 0, cv2.BORDER_CONSTANT)
+    encoder = tokenizer.active_encoder(Gating.NOISE)
+    stride = tokenizer.description.stride
+    bounds = []
+    for image in (picture, barred):
+        encoder.resize(image.shape[0] // stride, image.shape[1] // stride)
+        encoder.calibrate(image, 2.0)
+        bounds.append(encoder._bounds)
+    np.testing.assert_allclose(*bounds, rtol=0.25)
+
+
+def drive(economy, images, ratio, is_current=False, load=1.0):
+    """Costs of images of so many (share, expected share), and whether gating goes on."""
+    costs = []
+    for share, expected in images:
+        if is_current:
+            costs.append(share * ratio)
+            is_current = economy.still_pays(share, load * share * ratio)
+        elif economy.wants_look() and economy.is_worthwhile(expected):
+            costs.append(ratio)
+            economy.add_renewal(load * ratio)
+            is_current = True
+        else:
+            costs.append(1.0)
+            economy.add_dense(load)
+    return costs, is_current
+
+
+def test_gating_pays_or_ends():
+    for share, ratio, cost in ((0.0, 3.0, 0.02), (0.3, 1.5, 0.47), (0.5, 1.5, 0.77)):
+        costs, is_current = drive(Economy(), [(share, share)] * 300, ratio)
+        assert is_current and np.mean(costs) < cost
+    for share, expected, ratio in ((1.0, 1.0, 1.2), (0.7, 0.4, 2.0), (0.4, 0.2, 4.0)):
+        costs, _ = drive(Economy(), [(share, expected)] * 1000, ratio)
+        assert np.mean(costs) < 1.04
+
+
+def test_looks_resume_soon_after_motion():
+    for ratio in (1.5, 4.0):
+        economy = Economy()
+        _, is_current = drive(economy, [(0.1, 0.1)] * 50, ratio)
+        _, is_current = drive(economy, [(1.0, 1.0)] * 100, ratio, is_current)
+        assert not is_current
+        _, is_current = drive(economy, [(0.0, 0.0)] * (LONGEST_PAUSE + 10), ratio)
+        assert is_current
+
+
+def test_the_choice_follows_the_load():
+    economy = Economy()
+    # Alone while dense, busy while gated: it seems not to pay.
+    _, is_current = drive(economy, [(0.3, 0.3)] * 4, 1.5)
+    _, is_current = drive(economy, [(0.3, 0.3)] * 60, 1.5, is_current, load=3.0)
+    _, is_current = drive(economy, [(1.0, 1.0)] * 10, 1.5, is_current, load=3.0)
+    assert not is_current
+    costs, is_current = drive(economy, [(0.3, 0.3)] * (LIFETIME + 50), 1.5, is_current)
+    assert is_current and costs[-1] < 0.5
+    # Busy while dense, alone while gated: it seems to pay.
+    economy = Economy()
+    _, is_current = drive(economy, [(0.3, 0.3)] * 4, 2.5, load=3.0)
+    costs, is_current = drive(economy, [(1.0, 1.0)] * (LIFETIME + 50), 2.5, is_current)
+    assert not is_current and costs[-1] == 1.0
+
+
+def test_dense_passes_that_failed_do_no_harm():
+    economy = Economy()
+    while not (economy.wants_look() and economy.is_worthwhile(0.0)):
+        pass
+    economy.add_renewal(1.0)
+    assert economy.still_pays(0.3, 1.0)
+
+
 def test_a_new_size_and_a_reset_begin_again(tokenizer):
     stream = tokenizer.stream(Gating.EXACT)
     for size in ((64, 64), (96, 64), (64, 64)):
@@ -168,8 +320,6 @@ def test_bad_settings_are_refused(tmp_path):
 
 
 def test_other_families_name_what_is_allowed(monkeypatch):
-    import dataclasses
-
     tokenizer = Tokenizer('adaptok-tiny', threads=1)
     tokenizer.description = dataclasses.replace(tokenizer.description, family='dinov2')
     with pytest.raises(EngineError, match=r'gating is exact; allowed by adaptok-tiny.*: off'):

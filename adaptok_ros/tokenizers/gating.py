@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import enum
 import os
-import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median_low
+from time import perf_counter
 
 import cv2
 import numpy as np
@@ -50,17 +50,23 @@ deviations. For activations noise's part is measured, see :meth:`ActiveEncoder.c
 NOISE_SEED = 0
 NOISE_LIMIT = 64.0
 DEFAULT_NOISE = 2.0
-DENSE_SHARE = 0.5
-"""Share of the work beyond which the engine's dense pass is cheaper, until it was measured."""
-
 RINGS = 2
 """Positions a side that a change reaches where noise is cut off: further out it mostly dies."""
+
+EXPECTED_RATIO = 1.5
+"""What computing all positions is expected to cost, in dense passes, until it was measured."""
 
 SMALL_SHARE = 0.2
 """Below it other costs than those of positions count."""
 
 MEASUREMENTS = 5
-"""Latest durations of which the lower median is taken."""
+"""Latest ratios of which the lower median is taken: other processes make some too large."""
+
+LIFETIME = 500
+"""Images after which a ratio is measured anew: the machine may be as busy no longer."""
+
+CHEAP = 0.3
+"""Mean cost, in dense passes, below which the ratio may be wrong."""
 
 WEIGHT = 0.25
 """Of the last image in the running mean of what images cost."""
@@ -69,9 +75,9 @@ WORTHWHILE = 0.85
 """Mean cost, in dense passes, below which activations that a dense pass left stale are renewed."""
 
 PATIENCE = 2
-"""Images that this must be so."""
+"""Looks in turn at which this must be so."""
 
-LONGEST_PATIENCE = 32
+LONGEST_PATIENCE = 128
 """The same where earlier renewals did not pay."""
 
 LONGEST_PAUSE = 8
@@ -177,7 +183,7 @@ class ChangeDetector:
     def keep(self, image: Image, changed: Mask) -> None:
         """Take over the pixels of the blocks that changed."""
         size = self.pixels.shape[1::-1]
-        mask = cv2.resize(changed.view(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(changed.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
         cv2.copyTo(image, mask, self.pixels)
 
 
@@ -243,7 +249,7 @@ class ActiveEncoder:
         count = threads or len(os.sched_getaffinity(0))
         hidden = self._blocks[0][0].shape[1]
         self._scratch = [_Scratch(self._front.shape[0], width, hidden) for _ in range(count)]
-        self._threads = ThreadPoolExecutor(count, 'encoder')
+        self._threads = ThreadPoolExecutor(max(1, count - 1), 'encoder')
         self._bounds = [0.0] * (1 + len(self._blocks))
         self._rows = self._columns = 0
 
@@ -273,22 +279,29 @@ class ActiveEncoder:
         :param sigma: standard deviation of the noise in steps of 8 bits
         """
         rows, columns = self._rows, self._columns
-        height = CALIBRATION_ROWS * self._stride
-        starts = np.linspace(0, max(0, pixels.shape[0] - height), CALIBRATION_BANDS).astype(int)
+        height = min(CALIBRATION_ROWS * self._stride, pixels.shape[0])
+        # Away from the upper and the lower edge, which may be black bars.
+        middles = (np.arange(CALIBRATION_BANDS) + 0.5) / CALIBRATION_BANDS
+        starts = (middles * (pixels.shape[0] - height)).astype(int)
         bands = np.concatenate([pixels[start:start + height] for start in starts])
-        self.resize(bands.shape[0] // self._stride, columns)
+        try:
+            self.resize(bands.shape[0] // self._stride, columns)
+            self._bounds = self._measure_noise(bands, sigma)
+        finally:
+            self.resize(rows, columns)
+
+    def _measure_noise(self, pixels: Image, sigma: float) -> list[float]:
         random = np.random.default_rng(NOISE_SEED)
         layers = []
         for _ in range(2):
-            noise = random.standard_normal(bands.shape, np.float32) * np.float32(sigma)
-            self.update(np.clip(np.rint(bands + noise), 0, 255).astype(np.uint8), None)
+            noise = random.standard_normal(pixels.shape, np.float32) * np.float32(sigma)
+            self.update(np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8), None)
             layers.append([layer.copy() for layer in self._layers])
         values = self._moved.size * self._layers[0].shape[1]
-        self._bounds = [
+        return [
             NOISE_MARGIN * float(np.square(one - other).sum()) / values
             for one, other in zip(*layers)
         ]
-        self.resize(rows, columns)
 
     def reach(self, changed: Mask, rings: int) -> float:
         """Share of the positions within ``rings`` of a change."""
@@ -334,20 +347,22 @@ class ActiveEncoder:
         """
         positions = np.flatnonzero(mask)
         size = min(CHUNK, max(SMALLEST_CHUNK, -(-positions.size // len(self._scratch))))
-        chunks = iter([
-            positions[begin:begin + size] for begin in range(0, positions.size, size)
-        ])  # fmt: skip
+        chunks = [positions[begin:begin + size] for begin in range(0, positions.size, size)]
+        rest = iter(chunks)
 
         def run(scratch: _Scratch) -> None:
-            for at in chunks:
+            for at in rest:
                 work(scratch, at)
 
-        helpers = min(len(self._scratch), -(-positions.size // size)) - 1
-        futures = [
-            self._threads.submit(run, scratch) for scratch in self._scratch[1:1 + max(0, helpers)]
-        ]
-        run(self._scratch[0])
-        for future in futures:
+        count = min(len(self._scratch), len(chunks))
+        futures = [self._threads.submit(run, scratch) for scratch in self._scratch[1:count]]
+        try:
+            run(self._scratch[0])
+        finally:
+            # Nobody works on after this; those who have not begun are not waited for.
+            begun = [future for future in futures if not future.cancel()]
+            wait(begun)
+        for future in begun:
             future.result()
         return positions.size
 
@@ -415,6 +430,84 @@ def _matrix(weight: Array) -> Array:
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0]))
 
 
+class Economy:
+    """Decides whether computing what changed costs less than the dense pass, as measured.
+
+    Costs are in dense passes. A share is of the work that all positions would take.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with images of another size."""
+        self._dense_seconds: deque[float] = deque(maxlen=PATIENCE)
+        self._ratios = deque([EXPECTED_RATIO], maxlen=MEASUREMENTS)
+        self._cost = 1.0
+        self._saved = 0.0
+        self._patience = PATIENCE
+        self._age = self._calm = self._pause = self._paused = 0
+
+    def add_dense(self, seconds: float) -> None:
+        """Of a dense pass."""
+        self._dense_seconds.append(seconds)
+        self._age += 1
+        if self._age >= LIFETIME:
+            self._age = 0
+            self._ratios = deque([EXPECTED_RATIO], maxlen=MEASUREMENTS)
+
+    def wants_look(self) -> bool:
+        """Whether the next image is worth a look: looking costs time too."""
+        self._paused += 1
+        return self._paused > self._pause
+
+    def is_worthwhile(self, share: float) -> bool:
+        """Whether renewing all activations is likely to pay.
+
+        :param share: expected after a look
+        """
+        self._pause = min(max(1, 2 * self._pause), LONGEST_PAUSE) if self._count(share) > 1 else 0
+        self._paused = 0
+        self._calm = self._calm + 1 if self._cost < WORTHWHILE else 0
+        return self._calm >= self._patience
+
+    def add_renewal(self, seconds: float) -> None:
+        """Of computing all positions."""
+        self._measure(1.0, seconds)
+        self._saved = 0.0
+        self._age = self._calm = 0
+
+    def still_pays(self, share: float, seconds: float) -> bool:
+        """Whether to go on after an image of which a share was computed."""
+        if share > SMALL_SHARE:
+            self._measure(share, seconds)
+        self._saved += 1 - self._count(share)
+        self._age += 1
+        if self._cost > 1:
+            # Renewing all activations must have paid, or the next time comes later.
+            has_paid = self._saved > self._ratio - 1
+            self._patience = PATIENCE if has_paid else min(4 * self._patience, LONGEST_PATIENCE)
+        elif self._age < LIFETIME or self._cost < CHEAP:
+            return True
+        self._age = 0
+        return False
+
+    def _measure(self, share: float, seconds: float) -> None:
+        if self._dense_seconds:
+            self._ratios.append(seconds / share / min(self._dense_seconds))
+
+    @property
+    def _ratio(self) -> float:
+        """Cost of all positions."""
+        return median_low(self._ratios)
+
+    def _count(self, share: float) -> float:
+        """Take a share into the mean cost; its own cost."""
+        cost = share * self._ratio
+        self._cost += WEIGHT * (cost - self._cost)
+        return cost
+
+
 class GatedEncoder:
     """Encodes the images of one camera, at the cost of what changed in them.
 
@@ -439,24 +532,14 @@ class GatedEncoder:
         self._stride = stride
         self._gating = gating
         self._noise = noise
+        self._economy = Economy()
         self.share = 1.0
-        self._detector: ChangeDetector | None = None
-        self._calibrated = False
-        self._dense_seconds: deque[float] = deque(maxlen=MEASUREMENTS)
-        self._whole_seconds: deque[float] = deque(maxlen=MEASUREMENTS)
         self.reset()
 
     def reset(self) -> None:
         """Forget what was encoded."""
-        self._detector = None
-        self._begin()
-
-    def _begin(self) -> None:
-        self._current = False
-        self._cost = 1.0
-        self._saved = 0.0
-        self._patience = PATIENCE
-        self._calm = self._pause = self._paused = 0
+        self._detector: ChangeDetector | None = None
+        self._current = self._calibrated = False
 
     def encode(self, image: Image) -> Array:
         """``[h, w, 3]`` uint8 -> ``[H, W, C]`` normalised latents.
@@ -466,39 +549,34 @@ class GatedEncoder:
         height, width = image.shape[:2]
         detector = self._detector
         if detector is None or detector.pixels.shape != image.shape:
+            self.reset()
+            self._economy.reset()
+            self._encoder.resize(height // self._stride, width // self._stride)
             self._detector = detector = ChangeDetector(
                 height, width, self._stride, self._gating, self._noise
             )
-            self._encoder.resize(height // self._stride, width // self._stride)
-            self._calibrated = False
-            self._dense_seconds.clear()
-            self._whole_seconds.clear()
-            self._begin()
         elif self._current:
             return self._encode_changes(detector, image)
-        elif self._is_worthwhile(detector, image):
-            return self._encode_anew(detector, image)
+        elif self._economy.wants_look():
+            rings = self._encoder.radius if self._gating is Gating.EXACT else RINGS
+            share = self._encoder.reach(detector.sampled(image), rings)
+            if self._economy.is_worthwhile(share):
+                return self._encode_anew(detector, image)
         np.copyto(detector.pixels, image)
         self.share = 1.0
-        begin = time.perf_counter()
+        begin = perf_counter()
         latents = self._dense(image)
-        self._dense_seconds.append(time.perf_counter() - begin)
+        self._economy.add_dense(perf_counter() - begin)
         return latents
 
     def _encode_changes(self, detector: ChangeDetector, image: Image) -> Array:
-        begin = time.perf_counter()
+        self._current = False  # should anything below fail
+        begin = perf_counter()
         changed = detector.changed(image)
         if changed.any():
             detector.keep(image, changed)
         self.share = self._encoder.update(detector.pixels, changed)
-        if self.share > SMALL_SHARE:
-            self._whole_seconds.append((time.perf_counter() - begin) / self.share)
-        self._saved += 1 - self._count(self.share)
-        if self._cost > 1:
-            # Renewing all activations must have paid, or the next time comes later.
-            has_paid = self._saved > self._cost_of(1.0) - 1
-            self._patience = PATIENCE if has_paid else min(2 * self._patience, LONGEST_PATIENCE)
-            self._current, self._calm = False, 0
+        self._current = self._economy.still_pays(self.share, perf_counter() - begin)
         return self._encoder.latents
 
     def _encode_anew(self, detector: ChangeDetector, image: Image) -> Array:
@@ -507,34 +585,9 @@ class GatedEncoder:
         if self._gating is Gating.NOISE and not self._calibrated:
             self._encoder.calibrate(image, self._noise)
             self._calibrated = True
-        begin = time.perf_counter()
+        begin = perf_counter()
         self._encoder.update(image, None)
-        self._whole_seconds.append(time.perf_counter() - begin)
+        self._economy.add_renewal(perf_counter() - begin)
         self.share = 1.0
-        self._current, self._saved = True, 0.0
+        self._current = True
         return self._encoder.latents
-
-    def _is_worthwhile(self, detector: ChangeDetector, image: Image) -> bool:
-        """Whether so little changes that renewing the activations is likely to pay."""
-        if self._paused < self._pause:
-            self._paused += 1
-            return False
-        rings = self._encoder.radius if self._gating is Gating.EXACT else RINGS
-        self._count(self._encoder.reach(detector.sampled(image), rings))
-        # Looking costs time too: less often while everything keeps changing.
-        self._pause = min(max(1, 2 * self._pause), LONGEST_PAUSE) if self._cost > 1 else 0
-        self._paused = 0
-        self._calm = self._calm + 1 if self._cost < WORTHWHILE else 0
-        return self._calm >= self._patience
-
-    def _count(self, share: float) -> float:
-        """Take a share of the work into the mean cost; its own cost."""
-        cost = self._cost_of(share)
-        self._cost += WEIGHT * (cost - self._cost)
-        return cost
-
-    def _cost_of(self, share: float) -> float:
-        """In dense passes, as measured here."""
-        if not self._whole_seconds:
-            return share / DENSE_SHARE
-        return share * median_low(self._whole_seconds) / median_low(self._dense_seconds)
