@@ -50,8 +50,8 @@ deviations. For activations noise's part is measured, see :meth:`ActiveEncoder.c
 NOISE_SEED = 0
 NOISE_LIMIT = 64.0
 DEFAULT_NOISE = 2.0
-RINGS = 2
-"""Positions a side that a change reaches where noise is cut off: further out it mostly dies."""
+RINGS = 1
+"""Positions a side that a change reaches on average where what noise hides is cut off."""
 
 EXPECTED_RATIO = 1.5
 """What computing all positions is expected to cost, in dense passes, until it was measured."""
@@ -241,6 +241,7 @@ class ActiveEncoder:
             )
             for n in blocks
         ]  # fmt: skip
+        self._gains = [_gains(spatial, mix) for spatial, _, mix, _ in self._blocks]
         spread = np.asarray(std, np.float32)
         self._head = _matrix(tensors[f'{last}.weight']) / spread
         self._head_bias = (tensors[f'{last}.bias'] - np.asarray(mean, np.float32)) / spread
@@ -262,7 +263,8 @@ class ActiveEncoder:
         cells = (rows + 2) * step
         self._layers = [np.zeros((cells, width), np.float32) for _ in range(1 + len(self._blocks))]
         self.latents = np.zeros((rows, columns, self._head.shape[1]), np.float32)
-        self._moved = np.zeros((rows, columns), np.bool_)
+        self._change = np.zeros((rows, columns), np.float32)
+        self._pending = [np.zeros((rows, columns), np.float32) for _ in self._blocks]
         # Of every position: its index into these grids.
         grid = np.arange(cells).reshape(rows + 2, step)
         self._cells = np.ascontiguousarray(grid[1:-1, 1:-1]).reshape(-1)
@@ -297,7 +299,7 @@ class ActiveEncoder:
             noise = random.standard_normal(pixels.shape, np.float32) * np.float32(sigma)
             self.update(np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8), None)
             layers.append([layer.copy() for layer in self._layers])
-        values = self._moved.size * self._layers[0].shape[1]
+        values = self._change.size * self._layers[0].shape[1]
         return [
             NOISE_MARGIN * float(np.square(one - other).sum()) / values
             for one, other in zip(*layers)
@@ -327,18 +329,33 @@ class ActiveEncoder:
     def _update(self, pixels: Image, changed: Mask | None) -> float:
         everything = changed is None
         active = np.ones((self._rows, self._columns), np.bool_) if changed is None else changed
-        moved = self._moved
-        moved.fill(False)
+        change = self._change
+        change.fill(0)
         self._spread(active, partial(self._enter, pixels=pixels, everything=everything))
         work = 0
         for layer in range(len(self._blocks)):
-            active = np.asarray(cv2.dilate(moved.view(np.uint8), _KERNEL)).view(np.bool_)
-            moved.fill(False)
+            if not everything:
+                active = self._await(layer)
+            change.fill(0)
             work += self._spread(
                 active, partial(self._advance, layer=layer, everything=everything)
             )
-        self._spread(moved, self._leave)
-        return work / (moved.size * len(self._blocks))
+        self._spread(change > 0, self._leave)
+        return work / (change.size * len(self._blocks))
+
+    def _await(self, layer: int) -> Mask:
+        """Positions of the next layer that are expected to change by more than the bound.
+
+        Changes of the neighbours are taken to add like independent ones, and from image to image
+        to add fully, until the position is computed and shows what it really is.
+        """
+        expected = cv2.filter2D(
+            self._change, -1, self._gains[layer], borderType=cv2.BORDER_CONSTANT
+        )
+        pending = self._pending[layer]
+        pending += np.sqrt(expected)
+        width = self._layers[0].shape[1]
+        return np.asarray(pending > np.float32(np.sqrt(self._bounds[layer + 1] * width)))
 
     def _spread(self, mask: Mask, work: Callable[[_Scratch, Positions], None]) -> int:
         """Work on the positions of a mask, chunk by chunk; every thread takes the next.
@@ -411,18 +428,34 @@ class ActiveEncoder:
         values: Array,
         everything: bool,
     ) -> None:
-        """Keep the values that changed, and mark where."""
+        """Keep the values that changed, and note by how much (sum of squares)."""
         kept = self._layers[layer]
         cells = self._cells[positions]
-        if not everything:
-            difference = np.take(kept, cells, axis=0, out=scratch.kept[:cells.size], mode='clip')
-            difference -= values
-            changed = np.einsum('pc,pc->p', difference, difference) > (
-                self._bounds[layer] * values.shape[1]
-            )
-            positions, cells, values = positions[changed], cells[changed], values[changed]
-        kept[cells] = values
-        self._moved.reshape(-1)[positions] = True
+        change = self._change.reshape(-1)
+        if layer:
+            self._pending[layer - 1].reshape(-1)[positions] = 0
+        if everything:
+            kept[cells] = values
+            change[positions] = 1
+            return
+        difference = np.take(kept, cells, axis=0, out=scratch.kept[:cells.size], mode='clip')
+        difference -= values
+        squares = np.einsum('pc,pc->p', difference, difference)
+        changed = squares > self._bounds[layer] * values.shape[1]
+        kept[cells[changed]] = values[changed]
+        change[positions[changed]] = squares[changed]
+
+
+def _gains(spatial: Array, mix: Array) -> Array:
+    """``[3, 3]``: sum of squares that a block puts out for one at each neighbour, on average.
+
+    Of a change that is alike in all directions, of which the ReLU passes half.
+    """
+    width = mix.shape[1]
+    taps = spatial.reshape(9, width, -1) @ mix
+    gains = np.square(taps).sum(axis=(1, 2)) / (2 * width)
+    gains[4] += 1  # what the block adds to
+    return np.asarray(gains.reshape(3, 3))
 
 
 def _matrix(weight: Array) -> Array:
