@@ -131,6 +131,25 @@ def test_slow_drift_adds_up_until_it_counts(tokenizer):
     assert delta.max() < 0.2
 
 
+def test_what_hardly_reaches_its_neighbours_waits_there_and_adds_up(tokenizer):
+    stride = tokenizer.description.stride
+    image = Scene(160, 128).clean(0) // 2
+    exact, noise = tokenizer.stream(Gating.EXACT), tokenizer.stream(Gating.NOISE, 2.0)
+    for stream in (exact, noise):
+        settle(stream, image)
+    shares = []
+    for _ in range(30):
+        image[2 * stride:3 * stride, 3 * stride:4 * stride] += 4
+        shares.append([])
+        for stream in (exact, noise):
+            latents = stream.encode(image)
+            shares[-1].append(stream.encoded_share)
+        delta = np.abs(latents - tokenizer.encode(image)).mean(axis=2)
+        assert delta.max() < 0.1
+    shares = np.array(shares)
+    assert (shares[:, 1] > 0).all() and shares[:, 1].mean() < 0.5 * shares[:, 0].mean()
+
+
 def test_an_image_that_changes_everywhere_takes_the_dense_pass(tokenizer):
     random = np.random.default_rng(3)
     stream = tokenizer.stream(Gating.EXACT)

@@ -9,11 +9,13 @@ positions next to those whose values in the layer before changed.
 With :attr:`Gating.EXACT` any difference is a change, and the latents are those of the dense
 encoder up to float rounding. With :attr:`Gating.NOISE` blocks and activations changed when
 they differ from the kept ones by more than the camera's noise alone makes them differ (see
-:data:`NOISE_MARGIN`); what differs by less is not kept, so that it too adds up.
+:data:`NOISE_MARGIN`); what differs by less is not kept, so that it too adds up. Nor is a
+position computed before the changes around it are expected to make that much of a difference
+there (see :meth:`ActiveEncoder._due`).
 
 Caching activations and cutting small changes off layer by layer is the idea of DeltaCNN
-(Parger et al., CVPR 2022); no halo is computed twice, as encoding tiles with their
-surroundings would.
+(Parger et al., CVPR 2022), which computes all positions around a change; no halo is computed
+twice, as encoding tiles with their surroundings would.
 """
 
 from __future__ import annotations
@@ -335,7 +337,7 @@ class ActiveEncoder:
         work = 0
         for layer in range(len(self._blocks)):
             if not everything:
-                active = self._await(layer)
+                active = self._due(layer)
             change.fill(0)
             work += self._spread(
                 active, partial(self._advance, layer=layer, everything=everything)
@@ -343,7 +345,7 @@ class ActiveEncoder:
         self._spread(change > 0, self._leave)
         return work / (change.size * len(self._blocks))
 
-    def _await(self, layer: int) -> Mask:
+    def _due(self, layer: int) -> Mask:
         """Positions of the next layer that are expected to change by more than the bound.
 
         Changes of the neighbours are taken to add like independent ones, and from image to image
