@@ -90,7 +90,7 @@ _KERNEL = np.ones((3, 3), np.uint8)
 CHUNK = 512
 """Positions computed at once, at most."""
 
-SMALLEST_CHUNK = 64
+SMALLEST_CHUNK = 256
 """Positions that are worth another thread."""
 
 CALIBRATION_BANDS = 3
