@@ -250,7 +250,7 @@ def drive(economy, images, ratio, is_current=False, load=1.0):
 
 
 def test_gating_pays_or_ends():
-    for share, ratio, cost in ((0.0, 3.0, 0.02), (0.3, 1.5, 0.47), (0.5, 1.5, 0.77)):
+    for share, ratio, cost in ((0.0, 3.0, 0.02), (0.3, 1.5, 0.47), (0.4, 1.5, 0.62)):
         costs, is_current = drive(Economy(), [(share, share)] * 300, ratio)
         assert is_current and np.mean(costs) < cost
     for share, expected, ratio in ((1.0, 1.0, 1.2), (0.7, 0.4, 2.0), (0.4, 0.2, 4.0)):

@@ -73,8 +73,8 @@ CHEAP = 0.3
 WEIGHT = 0.25
 """Of the last image in the running mean of what images cost."""
 
-WORTHWHILE = 0.85
-"""Mean cost, in dense passes, below which activations that a dense pass left stale are renewed."""
+WORTHWHILE = 0.75
+"""Mean cost, in dense passes, up to which activations that a dense pass left stale are renewed."""
 
 PATIENCE = 2
 """Looks in turn at which this must be so."""
@@ -93,9 +93,8 @@ CHUNK = 512
 SMALLEST_CHUNK = 256
 """Positions that are worth another thread."""
 
-CALIBRATION_BANDS = 3
 CALIBRATION_ROWS = 4
-"""Rows of positions in each band of the image in which noise's part is measured."""
+"""Rows of positions, all over the image, in which noise's part is measured."""
 
 
 class Gating(enum.Enum):
@@ -277,20 +276,18 @@ class ActiveEncoder:
     def calibrate(self, pixels: Image, sigma: float) -> None:
         """Measure what noise does to every layer, and keep that as the bound.
 
-        In some bands of the image, which takes a part of the time; positions have to be computed
+        In some rows of the image, which takes a part of the time; positions have to be computed
         afterwards as after :meth:`resize`.
 
         :param sigma: standard deviation of the noise in steps of 8 bits
         """
         rows, columns = self._rows, self._columns
-        height = min(CALIBRATION_ROWS * self._stride, pixels.shape[0])
         # Away from the upper and the lower edge, which may be black bars.
-        middles = (np.arange(CALIBRATION_BANDS) + 0.5) / CALIBRATION_BANDS
-        starts = (middles * (pixels.shape[0] - height)).astype(int)
-        bands = np.concatenate([pixels[start:start + height] for start in starts])
+        chosen = ((np.arange(CALIBRATION_ROWS) + 0.5) / CALIBRATION_ROWS * rows).astype(int)
+        strips = pixels.reshape(rows, self._stride, -1, 3)[chosen]
         try:
-            self.resize(bands.shape[0] // self._stride, columns)
-            self._bounds = self._measure_noise(bands, sigma)
+            self.resize(CALIBRATION_ROWS, columns)
+            self._bounds = self._measure_noise(strips.reshape(-1, *pixels.shape[1:]), sigma)
         finally:
             self.resize(rows, columns)
 
@@ -503,7 +500,7 @@ class Economy:
         """
         self._pause = min(max(1, 2 * self._pause), LONGEST_PAUSE) if self._count(share) > 1 else 0
         self._paused = 0
-        self._calm = self._calm + 1 if self._cost < WORTHWHILE else 0
+        self._calm = self._calm + 1 if self._cost <= WORTHWHILE else 0
         return self._calm >= self._patience
 
     def add_renewal(self, seconds: float) -> None:
