@@ -365,7 +365,7 @@ def test_builds_in_a_child_and_tells_how_far_it_is(part, specify, folder):
     assert len(cache.load(specification)) > 100_000
     assert {path.suffix for path in folder.iterdir()} == {'.plan', '.json'}
     times = [0.0, *(progress.elapsed for progress in found)]
-    assert max(np.diff(times)) < 5.0
+    assert max(np.diff(times)) < 3.0
     fractions = [progress.fraction for progress in found if progress.fraction is not None]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert str(found[-1]).startswith('storing, 100%, ')
@@ -396,7 +396,7 @@ def test_cancelling_leaves_nothing(specify, folder):
 
     with pytest.raises(BuildCancelledError, match=r'lit.*onnx was cancelled'):
         build_engine(specification, graph, report, cancelled)
-    assert time.monotonic() - at[0] < 5.0
+    assert time.monotonic() - at[0] < 1.0
     assert not list(folder.iterdir())
     assert not children()
 

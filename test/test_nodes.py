@@ -883,6 +883,8 @@ def test_a_node_answers_while_it_builds(building, robot):
     begin_to_build(robot)
     assert robot.set(tau=0.3) == '' and 'configured' in robot.set(payload='int8')
     assert robot.change('activate') and robot.state() == 'active'
+    built = len(list(cache.glob('*.plan')))
+    assert built < len(shipped_models()), 'it was built before this test had looked'
     robot.settle_tokens()
     assert len(list(cache.glob('*.plan'))) == len(shipped_models())
     assert robot.tokens[-1].tau == np.float32(0.3)

@@ -79,7 +79,7 @@ WORTHWHILE = 0.75
 PATIENCE = 2
 """Looks in turn at which this must be so."""
 
-LONGEST_PATIENCE = 128
+LONGEST_PATIENCE = 512
 """The same where earlier renewals did not pay."""
 
 LONGEST_PAUSE = 8
@@ -131,6 +131,7 @@ class _Differences:
         self._block = block
         self._difference = np.empty((height // block * block, width // block * block, 3), np.uint8)
         self._values = np.empty(self._difference.shape, np.float32)
+        self._sums = np.empty((height // block, width // block * block * 3), np.float32)
         self._ones = np.full(3 * block, 1 / (3 * block**2), np.float32)
 
     def mean_squares(self, image: Image, other: Image) -> Array:
@@ -140,7 +141,7 @@ class _Differences:
         cv2.absdiff(image[:height, :width], other[:height, :width], dst=self._difference)
         np.copyto(self._values, self._difference)
         values = self._values.reshape(rows, self._block, -1)
-        sums = np.einsum('ryx,ryx->rx', values, values)
+        sums = np.einsum('ryx,ryx->rx', values, values, out=self._sums)
         return np.asarray(sums.reshape(rows, columns, -1) @ self._ones)
 
     def any(self, image: Image, other: Image) -> Mask:
@@ -164,6 +165,7 @@ class ChangeDetector:
         self._rows, self._columns = height // stride, width // stride
         self._differences = _Differences(height, width, stride)
         self.pixels = np.empty((height, width, 3), np.uint8)
+        self._mask = np.empty((height, width), np.uint8)
 
     def sampled(self, image: Image) -> Mask:
         """``[H, W]``: changed blocks, guessed from one row of pixels in each row of blocks."""
@@ -184,8 +186,10 @@ class ChangeDetector:
     def keep(self, image: Image, changed: Mask) -> None:
         """Take over the pixels of the blocks that changed."""
         size = self.pixels.shape[1::-1]
-        mask = cv2.resize(changed.view(np.uint8), size, interpolation=cv2.INTER_NEAREST_EXACT)
-        cv2.copyTo(image, mask, self.pixels)
+        cv2.resize(
+            changed.view(np.uint8), size, dst=self._mask, interpolation=cv2.INTER_NEAREST_EXACT
+        )
+        cv2.copyTo(image, self._mask, self.pixels)
 
 
 class _Scratch:
@@ -265,6 +269,7 @@ class ActiveEncoder:
         self._layers = [np.zeros((cells, width), np.float32) for _ in range(1 + len(self._blocks))]
         self.latents = np.zeros((rows, columns, self._head.shape[1]), np.float32)
         self._change = np.zeros((rows, columns), np.float32)
+        self._expected = np.zeros((rows, columns), np.float32)
         self._pending = [np.zeros((rows, columns), np.float32) for _ in self._blocks]
         # Of every position: its index into these grids.
         grid = np.arange(cells).reshape(rows + 2, step)
@@ -348,11 +353,12 @@ class ActiveEncoder:
         Changes of the neighbours are taken to add like independent ones, and from image to image
         to add fully, until the position is computed and shows what it really is.
         """
-        expected = cv2.filter2D(
-            self._change, -1, self._gains[layer], borderType=cv2.BORDER_CONSTANT
-        )
+        cv2.filter2D(
+            self._change, -1, self._gains[layer], dst=self._expected,
+            borderType=cv2.BORDER_CONSTANT,
+        )  # fmt: skip
         pending = self._pending[layer]
-        pending += np.sqrt(expected)
+        pending += np.sqrt(self._expected, out=self._expected)
         width = self._layers[0].shape[1]
         return np.asarray(pending > np.float32(np.sqrt(self._bounds[layer + 1] * width)))
 
