@@ -19,7 +19,7 @@ help:
 	@echo 'make demo       encode, send and restore a video: VIDEO=file, or a synthetic scene'
 	@echo 'make test       linters, then the tests on the built package: ARGS="-k packet"'
 	@echo 'make test-core  the tests of the part without ROS, installed by pip'
-	@echo 'make bench      measure speed, a quarter of an hour: ARGS="--quick", ARGS="stages growth"'
+	@echo 'make bench      measure speed, up to half an hour: ARGS="--quick", ARGS="stages growth"'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make shell      a shell in which all of it can be used'
 	@echo 'make clean      remove what was built (distclean: the environments, too)'
