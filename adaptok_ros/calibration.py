@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from adaptok_ros.folders import new_folder
-from adaptok_ros.models import ModelError, sha256
+from adaptok_ros.models.folders import ModelError, sha256
 from adaptok_ros.tokenizers.families import FrozenModel, detect_family, load_family
 from adaptok_ros.tokenizers.graphs import to_pixels
 from adaptok_ros.tokenizers.sources import find_source

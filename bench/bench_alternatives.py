@@ -30,7 +30,7 @@ from measuring import (
 from tables import kilobytes, number, table
 from ways import H264, H264_SETTINGS, JPEG_QUALITY, ImagePolicy, Jpeg, Raw, TokenPolicy
 
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import Gating
 

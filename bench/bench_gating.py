@@ -24,7 +24,7 @@ from measuring import (
 )
 from tables import number, table
 
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
 

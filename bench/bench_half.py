@@ -16,7 +16,7 @@ from measuring import Settings, progress
 from numpy.typing import NDArray
 from tables import table
 
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.selection import DEFAULT_TAU
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.tokenizer import pad_into

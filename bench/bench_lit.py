@@ -20,7 +20,7 @@ from tables import number, table
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.lit.gating import Restoration
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
 from adaptok_ros.selection import DEFAULT_TAU, SelectionConfig
 from adaptok_ros.sender import Sender

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.images import decode_compressed
 from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Packet
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender

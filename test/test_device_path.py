@@ -11,7 +11,7 @@ import torch._inductor.config as inductor
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.torch import TorchEngine, load_module
 from adaptok_ros.kernels.device_path import AreaResize, DevicePath
-from adaptok_ros.models import find_model
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.scene import Scene
 from adaptok_ros.selection import Reference, SelectionConfig, Selector

@@ -27,7 +27,7 @@ from adaptok_ros.engines.build import NICENESS, build_engine
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError
 from adaptok_ros.engines.profiles import profile
-from adaptok_ros.models import SHIPPED, ModelError, sha256
+from adaptok_ros.models.folders import SHIPPED, ModelError, sha256
 
 TINY = SHIPPED / 'adaptok-tiny'
 CAPABILITY = '8.6'

@@ -20,7 +20,7 @@ from adaptok_ros.engines import (
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import find_model
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.scene import Scene
 from adaptok_ros.selection import SelectionConfig
@@ -173,7 +173,7 @@ def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
         'sys.modules.update(dict.fromkeys(("torch", "tensorrt", "tensorrt_rtx", "triton")))\n'
         'import adaptok_ros.engines as engines\n'
         'engines.missing_driver = lambda: ""\n'
-        'from adaptok_ros.models import find_model\n'
+        'from adaptok_ros.models.folders import find_model\n'
         'request = engines.GraphRequest(find_model("adaptok-tiny"), "encoder")\n'
         'engine = engines.create_engine(request)\n'
         'print(engine.backend, engine.device, *engine.notes, sep="\\n")'

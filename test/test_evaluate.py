@@ -30,7 +30,7 @@ from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
 from adaptok_ros.evaluation.summary import geometric_mean, mean, summarize
 from adaptok_ros.messages import token_fields
-from adaptok_ros.models import DEFAULT_TOKENIZER, ModelError
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError
 from adaptok_ros.packet import Payload
 from adaptok_ros.scene import Scene
 from adaptok_ros.selection import SelectionConfig

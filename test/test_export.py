@@ -11,7 +11,7 @@ onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported 
 
 from adaptok_ros.cli import main
 from adaptok_ros.lit.model import LatentInpaintingTransformer
-from adaptok_ros.models import SHIPPED, read_description, sha256
+from adaptok_ros.models.folders import SHIPPED, read_description, sha256
 from adaptok_ros.tokenizers.tiny import TinyAutoencoder
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 from adaptok_ros.training.export import (

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from adaptok_ros import calibration
 from adaptok_ros.calibration import ChannelStatistics, calibrate, find_clips, sample_images
 from adaptok_ros.engines import EngineError
-from adaptok_ros.models import ModelError, find_model
+from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.receiver import Receiver, Status
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender

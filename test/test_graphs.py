@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from adaptok_ros.models import SHIPPED, read_description, shipped_models
+from adaptok_ros.models.folders import SHIPPED, read_description, shipped_models
 from adaptok_ros.scene import Scene
 
 HALF = '.float16'

@@ -31,7 +31,7 @@ from adaptok_ros.lit.gating import (
     RestorationGate,
 )
 from adaptok_ros.lit.restorer import Restorer
-from adaptok_ros.models import find_model
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.selection import SelectionConfig
 

@@ -18,7 +18,7 @@ import pytest
 
 from adaptok_ros.images import to_rgb
 from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask
 from adaptok_ros.receiver import Status
 from adaptok_ros.selection import SelectionConfig

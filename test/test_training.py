@@ -16,7 +16,7 @@ from adaptok_ros.cli import main
 from adaptok_ros.cli.train import read_config
 from adaptok_ros.lit.model import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.lit.restorer import Restorer
-from adaptok_ros.models import ModelError, find_model
+from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.scene import Scene
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.training import lit

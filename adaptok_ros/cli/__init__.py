@@ -10,7 +10,7 @@ from adaptok_ros.bags import BagError
 from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
 from adaptok_ros.engines import EngineError
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 from adaptok_ros.packet import PacketError
 from adaptok_ros.video import VideoError
 

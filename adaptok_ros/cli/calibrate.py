@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 from adaptok_ros.tokenizers.tokenizer import FAMILIES
 
 

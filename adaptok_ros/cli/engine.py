@@ -20,7 +20,7 @@ from adaptok_ros.engines.build import Progress, build_engine
 from adaptok_ros.engines.cache import Entry, Specification
 from adaptok_ros.engines.cuda import Gpu, first_gpu, missing_driver
 from adaptok_ros.engines.errors import EngineMissingError
-from adaptok_ros.models import find_model
+from adaptok_ros.models.folders import find_model
 
 BACKENDS = ('tensorrt', 'tensorrt_rtx')
 

@@ -11,7 +11,7 @@ from adaptok_ros.evaluation.datasets import DEFAULT_SPLIT, find_clips
 from adaptok_ros.evaluation.output import check_output, write_results
 from adaptok_ros.evaluation.run import evaluate
 from adaptok_ros.evaluation.settings import COMPARISONS, DEFAULT_TAUS, Settings
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 
 
 def _numbers(text: str) -> tuple[float, ...]:

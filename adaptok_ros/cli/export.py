@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

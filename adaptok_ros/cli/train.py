@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

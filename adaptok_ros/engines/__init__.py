@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
-from adaptok_ros.models import read_description
+from adaptok_ros.models.folders import read_description
 
 if TYPE_CHECKING:
     from adaptok_ros.engines.cache import Specification

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaptok_ros.engines import EngineError, GraphRequest, Shape
-from adaptok_ros.models import ModelError, read_description
+from adaptok_ros.models.folders import ModelError, read_description
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 SMALLEST, USUAL, LARGEST = (64, 64), (480, 640), (1088, 1920)

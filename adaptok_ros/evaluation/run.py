@@ -25,7 +25,7 @@ from adaptok_ros.evaluation.perceptual import frechet_distance, why_no_fvd, why_
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import FRAME_ID, lit_id
 from adaptok_ros.evaluation.summary import by_kind, summarize
-from adaptok_ros.models import find_model
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.tokenizers import TokenizerDescription
 

@@ -13,7 +13,7 @@ from adaptok_ros.engines import BACKENDS
 from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.latents import MODES
 from adaptok_ros.lit.gating import Restoration
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
 from adaptok_ros.selection import (
     DEFAULT_TAU,

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 from adaptok_ros.tokenizers.causal import CausalEncoder, CosmosEncoder, WanEncoder
 from adaptok_ros.tokenizers.sources import (
     INSTALL,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptok_ros.models import SHIPPED, ModelError
+from adaptok_ros.models.folders import SHIPPED, ModelError
 
 INSTALL = "pip install 'adaptok_ros[tokenizers]'"
 HUB_ID = re.compile(r'[A-Za-z0-9][\w.-]*(/[\w.-]+)+')

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 from adaptok_ros.tokenizers.causal import CausalState
 from adaptok_ros.tokenizers.families import load_family
 from adaptok_ros.tokenizers.graphs import to_pixels

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from adaptok_ros.folders import replacing
 from adaptok_ros.lit.model import MULTIPLE, LatentInpaintingTransformer
-from adaptok_ros.models import ModelError, find_model, read_description, sha256
+from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
 from adaptok_ros.scene import Scene
 from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
 from adaptok_ros.tokenizers.tiny import TinyAutoencoder

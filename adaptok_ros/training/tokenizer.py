@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 from adaptok_ros.tokenizers.tiny import TinyAutoencoder
 from adaptok_ros.training.data import Footage, load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
