@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from adaptok_ros.folders import new_folder
+from adaptok_ros.models.writing import new_folder
 from adaptok_ros.models.folders import ModelError, sha256
 from adaptok_ros.tokenizers.families import FrozenModel, detect_family, load_family
 from adaptok_ros.tokenizers.graphs import to_pixels

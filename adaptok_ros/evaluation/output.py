@@ -12,7 +12,7 @@ from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.clips import Image
 from adaptok_ros.evaluation.plots import draw_drift, draw_rate_distortion
 from adaptok_ros.evaluation.report import markdown
-from adaptok_ros.folders import new_folder
+from adaptok_ros.models.writing import new_folder
 
 
 def check_output(output: Path) -> None:

@@ -25,7 +25,7 @@ from onnx import TensorProto
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adaptok_ros.folders import replacing
+from adaptok_ros.models.writing import replacing
 from adaptok_ros.lit.model import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
 from adaptok_ros.scene import Scene
