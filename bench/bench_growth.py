@@ -238,7 +238,7 @@ def with_window(
     """LIT by the number of frames it looks at; random weights cost what trained ones do."""
     if importlib.util.find_spec('torch') is None or importlib.util.find_spec('onnx') is None:
         return {'skipped': 'no torch with onnx to export LITs with: make test-env has them'}
-    from adaptok_ros.lit.model import LatentInpaintingTransformer
+    from adaptok_ros.networks.lit import LatentInpaintingTransformer
     from adaptok_ros.training.export import export_lit
 
     shipped = find_model(DEFAULT_TOKENIZER)

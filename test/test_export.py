@@ -10,7 +10,7 @@ torch = pytest.importorskip('torch', reason='torch is missing: graphs are export
 onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported with it')
 
 from adaptok_ros.cli import main
-from adaptok_ros.lit.model import LatentInpaintingTransformer
+from adaptok_ros.networks.lit import LatentInpaintingTransformer
 from adaptok_ros.models.folders import SHIPPED, read_description, sha256
 from adaptok_ros.tokenizers.tiny import TinyAutoencoder
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription

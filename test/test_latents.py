@@ -67,7 +67,7 @@ def brute_force_projection(residual, radius):
 def project(residual, radius, dtype='float64'):
     import torch
 
-    from adaptok_ros.lit.model import project_to_ball
+    from adaptok_ros.networks.lit import project_to_ball
 
     residual = torch.tensor(np.asarray(residual), dtype=getattr(torch, dtype))
     radius = torch.tensor(np.asarray(radius), dtype=getattr(torch, dtype))
@@ -118,7 +118,7 @@ def test_projection_in_float32_stays_in_the_ball_and_leaves_its_points_alone(see
 @pytest.mark.parametrize('size', range(1, 13))
 def test_network_sorts_zeros_and_ones(size):
     """And so all numbers: Knuth, The Art of Computer Programming, 5.3.4, theorem Z."""
-    from adaptok_ros.lit.model import sorting_network
+    from adaptok_ros.networks.lit import sorting_network
 
     values = np.arange(2**size)[:, None] >> np.arange(size) & 1
     for first, second in sorting_network(size):
@@ -142,8 +142,8 @@ def test_projection_takes_one_radius_for_each_vector():
 def test_windows_wrap_around_and_lead_back(shift):
     import torch
 
-    from adaptok_ros.lit.model import WINDOW as SIDE
-    from adaptok_ros.lit.model import window_order
+    from adaptok_ros.networks.lit import WINDOW as SIDE
+    from adaptok_ros.networks.lit import window_order
 
     order, back = window_order(2, 2 * SIDE, 3 * SIDE, shift, torch.device('cpu'))
     np.testing.assert_array_equal(order[back], np.arange(2 * 6 * SIDE**2))
@@ -158,7 +158,7 @@ def wild_lit():
     """A LIT of random weights that always wants to leave the ball."""
     import torch
 
-    from adaptok_ros.lit.model import LatentInpaintingTransformer
+    from adaptok_ros.networks.lit import LatentInpaintingTransformer
 
     torch.manual_seed(0)
     model = LatentInpaintingTransformer(CHANNELS, frames=3, width=16, heads=2, layers=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaptok_ros.lit.model import PATCH, LatentInpaintingTransformer
+from adaptok_ros.networks.lit import PATCH, LatentInpaintingTransformer
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.tokenizers.sources import load_weights, read_safetensors
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adaptok_ros.models.writing import replacing
-from adaptok_ros.lit.model import MULTIPLE, LatentInpaintingTransformer
+from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
 from adaptok_ros.scene import Scene
 from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
