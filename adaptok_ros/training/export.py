@@ -348,7 +348,7 @@ def export_again(model: str) -> list[str]:
     :raises ModelError: not a model folder, or one without graphs
     :raises ExportError: ONNX Runtime and torch disagree
     """
-    from adaptok_ros.lit.weights import load_lit
+    from adaptok_ros.networks.lit_weights import load_lit
     from adaptok_ros.tokenizers.families import load_family
     from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
