@@ -12,7 +12,7 @@ onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported 
 from adaptok_ros.cli import main
 from adaptok_ros.networks.lit import LatentInpaintingTransformer
 from adaptok_ros.models.folders import SHIPPED, read_description, sha256
-from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+from adaptok_ros.networks.tiny import TinyAutoencoder
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 from adaptok_ros.training.export import (
     ExportError,

@@ -143,7 +143,7 @@ def test_encoder_is_the_torch_model_of_its_weights(tokenizer, size):
     import torch
     from safetensors.torch import load_file
 
-    from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+    from adaptok_ros.networks.tiny import TinyAutoencoder
 
     model = TinyAutoencoder().eval()
     model.load_state_dict(load_file(find_model(MODEL) / 'tokenizer.safetensors'))
@@ -162,7 +162,7 @@ def test_decoder_is_the_torch_model_of_its_weights(tokenizer):
     import torch
     from safetensors.torch import load_file
 
-    from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+    from adaptok_ros.networks.tiny import TinyAutoencoder
 
     model = TinyAutoencoder().eval()
     model.load_state_dict(load_file(find_model(MODEL) / 'tokenizer.safetensors'))

@@ -26,7 +26,7 @@ from adaptok_ros.tokenizers.sources import (
     refuse_unsafe,
 )
 from adaptok_ros.tokenizers.taesd import Taesd
-from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+from adaptok_ros.networks.tiny import TinyAutoencoder
 from adaptok_ros.tokenizers.tokenizer import FAMILIES
 
 CONFIG_CLASSES = {

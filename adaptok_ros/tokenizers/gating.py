@@ -205,7 +205,7 @@ class _Scratch:
 
 
 class ActiveEncoder:
-    """The encoder of :class:`adaptok_ros.tokenizers.tiny.TinyAutoencoder`, at chosen positions.
+    """The encoder of :class:`adaptok_ros.networks.tiny.TinyAutoencoder`, at chosen positions.
 
     Keeps the activations of every layer that a neighbour may need.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adaptok_ros.models.folders import ModelError
-from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+from adaptok_ros.networks.tiny import TinyAutoencoder
 from adaptok_ros.training.data import Footage, load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
