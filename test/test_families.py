@@ -40,7 +40,7 @@ from adaptok_ros.tokenizers.families import (
     load_family,
     measure_receptive_field,
 )
-from adaptok_ros.tokenizers.taesd import Taesd
+from adaptok_ros.networks.taesd import Taesd
 from adaptok_ros.tokenizers.torch_runtime import choose_device
 from adaptok_ros.training.export import ExportError
 from adaptok_ros.video import VideoError

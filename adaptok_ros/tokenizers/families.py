@@ -25,7 +25,7 @@ from adaptok_ros.tokenizers.sources import (
     read_weights,
     refuse_unsafe,
 )
-from adaptok_ros.tokenizers.taesd import Taesd
+from adaptok_ros.networks.taesd import Taesd
 from adaptok_ros.networks.tiny import TinyAutoencoder
 from adaptok_ros.tokenizers.tokenizer import FAMILIES
 
