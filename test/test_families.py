@@ -34,7 +34,7 @@ from adaptok_ros.receiver import Receiver, Status
 from adaptok_ros.selection import SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, causal, sources
-from adaptok_ros.tokenizers.families import (
+from adaptok_ros.networks.families import (
     AutoencoderTinyModel,
     TaesdModel,
     load_family,

@@ -12,7 +12,7 @@ from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
 from adaptok_ros.engines.cuda import device_errors, exclusive
 from adaptok_ros.networks.lit_weights import load_lit
 from adaptok_ros.models.folders import ModelError
-from adaptok_ros.tokenizers.families import load_family
+from adaptok_ros.networks.families import load_family
 from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 

@@ -349,7 +349,7 @@ def export_again(model: str) -> list[str]:
     :raises ExportError: ONNX Runtime and torch disagree
     """
     from adaptok_ros.networks.lit_weights import load_lit
-    from adaptok_ros.tokenizers.families import load_family
+    from adaptok_ros.networks.families import load_family
     from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
     folder = find_model(model)
