@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptok_ros.models.folders import ModelError
-from adaptok_ros.tokenizers.causal import CausalEncoder, CosmosEncoder, WanEncoder
+from adaptok_ros.networks.causal import CausalEncoder, CosmosEncoder, WanEncoder
 from adaptok_ros.tokenizers.sources import (
     INSTALL,
     load_weights,

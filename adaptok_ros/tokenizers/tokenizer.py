@@ -18,7 +18,7 @@ from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
 
 if TYPE_CHECKING:
-    from adaptok_ros.tokenizers.causal import CausalState
+    from adaptok_ros.networks.causal import CausalState
     from adaptok_ros.tokenizers.torch_runtime import CausalEngine
 
 FAMILIES = {

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from adaptok_ros.models.folders import ModelError
-from adaptok_ros.tokenizers.causal import CausalState
+from adaptok_ros.networks.causal import CausalState
 from adaptok_ros.networks.families import load_family
 from adaptok_ros.tokenizers.graphs import to_pixels
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
