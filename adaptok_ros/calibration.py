@@ -20,7 +20,7 @@ from tqdm import tqdm
 from adaptok_ros.models.writing import new_folder
 from adaptok_ros.models.folders import ModelError, sha256
 from adaptok_ros.networks.families import FrozenModel, detect_family, load_family
-from adaptok_ros.tokenizers.graphs import to_pixels
+from adaptok_ros.networks.graphs import to_pixels
 from adaptok_ros.tokenizers.sources import find_source
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 from adaptok_ros.tokenizers.torch_runtime import choose_device

@@ -13,7 +13,7 @@ from adaptok_ros.engines.cuda import device_errors, exclusive
 from adaptok_ros.networks.lit_weights import load_lit
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.families import load_family
-from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
+from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 INPUTS = {
@@ -27,7 +27,7 @@ OUTPUTS = {'encoder': 'latents', 'decoder': 'image', 'lit': 'latents'}
 def load_module(request: GraphRequest, half: bool) -> nn.Module:
     """The graph of a model folder as a module, on the CPU.
 
-    :param half: the model in float16, as :mod:`adaptok_ros.tokenizers.graphs` has it
+    :param half: the model in float16, as :mod:`adaptok_ros.networks.graphs` has it
     :raises ModelError: the folder does not hold it, or a library is missing
     """
     if request.part == 'lit':

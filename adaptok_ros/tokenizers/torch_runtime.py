@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.causal import CausalState
 from adaptok_ros.networks.families import load_family
-from adaptok_ros.tokenizers.graphs import to_pixels
+from adaptok_ros.networks.graphs import to_pixels
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 DEVICES = ('auto', 'cpu', 'cuda')
