@@ -21,7 +21,7 @@ from adaptok_ros.models.writing import new_folder
 from adaptok_ros.models.folders import ModelError, sha256
 from adaptok_ros.networks.families import FrozenModel, detect_family, load_family
 from adaptok_ros.networks.graphs import to_pixels
-from adaptok_ros.tokenizers.sources import find_source
+from adaptok_ros.networks.sources import find_source
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 from adaptok_ros.tokenizers.torch_runtime import choose_device
 from adaptok_ros.training.export import ExportError, export_graphs, write_description

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.causal import CausalEncoder, CosmosEncoder, WanEncoder
-from adaptok_ros.tokenizers.sources import (
+from adaptok_ros.networks.sources import (
     INSTALL,
     load_weights,
     read_json,

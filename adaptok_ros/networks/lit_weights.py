@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adaptok_ros.networks.lit import PATCH, LatentInpaintingTransformer
 from adaptok_ros.models.folders import ModelError
-from adaptok_ros.tokenizers.sources import load_weights, read_safetensors
+from adaptok_ros.networks.sources import load_weights, read_safetensors
 
 
 def load_lit(folder: Path) -> LatentInpaintingTransformer:
