@@ -239,7 +239,7 @@ def with_window(
     if importlib.util.find_spec('torch') is None or importlib.util.find_spec('onnx') is None:
         return {'skipped': 'no torch with onnx to export LITs with: make test-env has them'}
     from adaptok_ros.networks.lit import LatentInpaintingTransformer
-    from adaptok_ros.training.export import export_lit
+    from adaptok_ros.networks.export import export_lit
 
     shipped = find_model(DEFAULT_TOKENIZER)
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)

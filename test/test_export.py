@@ -14,7 +14,7 @@ from adaptok_ros.networks.lit import LatentInpaintingTransformer
 from adaptok_ros.models.folders import SHIPPED, read_description, sha256
 from adaptok_ros.networks.tiny import TinyAutoencoder
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
-from adaptok_ros.training.export import (
+from adaptok_ros.networks.export import (
     ExportError,
     check_types,
     export_lit,

@@ -42,7 +42,7 @@ from adaptok_ros.networks.families import (
 )
 from adaptok_ros.networks.taesd import Taesd
 from adaptok_ros.tokenizers.torch_runtime import choose_device
-from adaptok_ros.training.export import ExportError
+from adaptok_ros.networks.export import ExportError
 from adaptok_ros.video import VideoError
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'

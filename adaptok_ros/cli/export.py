@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export, and say what was written."""
     try:
-        from adaptok_ros.training.export import ExportError, export_again
+        from adaptok_ros.networks.export import ExportError, export_again
     except ImportError as error:
         raise ModelError(
             f"export needs {error.name}: pip install 'adaptok_ros[train]'"
