@@ -23,7 +23,7 @@ from adaptok_ros.networks.families import FrozenModel, detect_family, load_famil
 from adaptok_ros.networks.graphs import to_pixels
 from adaptok_ros.networks.sources import find_source
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
-from adaptok_ros.tokenizers.torch_runtime import choose_device
+from adaptok_ros.tokenizers.causal_runtime import choose_device
 from adaptok_ros.networks.export import ExportError, export_graphs, write_description
 from adaptok_ros.video import find_sources, frame_count, read_frames, shrink
 

@@ -41,7 +41,7 @@ from adaptok_ros.networks.families import (
     measure_receptive_field,
 )
 from adaptok_ros.networks.taesd import Taesd
-from adaptok_ros.tokenizers.torch_runtime import choose_device
+from adaptok_ros.tokenizers.causal_runtime import choose_device
 from adaptok_ros.networks.export import ExportError
 from adaptok_ros.video import VideoError
 

@@ -19,7 +19,7 @@ from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEnc
 
 if TYPE_CHECKING:
     from adaptok_ros.networks.causal import CausalState
-    from adaptok_ros.tokenizers.torch_runtime import CausalEngine
+    from adaptok_ros.tokenizers.causal_runtime import CausalEngine
 
 FAMILIES = {
     'adaptok': 'encoder.onnx',
@@ -266,7 +266,7 @@ class Tokenizer:
     def _load_causal(self) -> CausalEngine:
         if self._causal is None:
             self._need_torch()
-            from adaptok_ros.tokenizers.torch_runtime import CausalEngine
+            from adaptok_ros.tokenizers.causal_runtime import CausalEngine
 
             self._causal = CausalEngine(self._folder, self.description, self._threads)
         return self._causal
