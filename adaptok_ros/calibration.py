@@ -25,7 +25,7 @@ from adaptok_ros.networks.sources import find_source
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 from adaptok_ros.tokenizers.causal_runtime import choose_device
 from adaptok_ros.networks.export import ExportError, export_graphs, write_description
-from adaptok_ros.video import find_sources, frame_count, read_frames, shrink
+from adaptok_ros.footage.video import find_sources, frame_count, read_frames, shrink
 
 LONGEST_SIDE = 640
 """Footage is scaled down to this where no image size is given."""

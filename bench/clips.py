@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.evaluation.datasets import find_clips
 from adaptok_ros.scene import CYCLE, Scene
-from adaptok_ros.video import read_frames, shrink
+from adaptok_ros.footage.video import read_frames, shrink
 
 Image = NDArray[np.uint8]
 LONGEST = 640

@@ -43,7 +43,7 @@ from adaptok_ros.networks.families import (
 from adaptok_ros.networks.taesd import Taesd
 from adaptok_ros.tokenizers.causal_runtime import choose_device
 from adaptok_ros.networks.export import ExportError
-from adaptok_ros.video import VideoError
+from adaptok_ros.footage.video import VideoError
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 TAEF2 = SHARED / 'weights'

@@ -22,7 +22,7 @@ from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.training import lit
 from adaptok_ros.training.data import find_footage
 from adaptok_ros.training.loop import LoopConfig, Processes, fit
-from adaptok_ros.video import VideoError
+from adaptok_ros.footage.video import VideoError
 
 TOKENIZER_16 = """
 steps: 6

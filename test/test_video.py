@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.video import IMAGE_SUFFIXES, VideoError, frame_rate, read_frames
+from adaptok_ros.footage.video import IMAGE_SUFFIXES, VideoError, frame_rate, read_frames
 
 WIDTH, HEIGHT, COUNT = 96, 64, 7
 

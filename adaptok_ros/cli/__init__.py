@@ -12,7 +12,7 @@ from adaptok_ros.engines import EngineError
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.packet import PacketError
-from adaptok_ros.video import VideoError
+from adaptok_ros.footage.video import VideoError
 
 COMMANDS = {
     'demo': demo, 'bag': bag, 'calibrate': calibrate, 'engine': engine, 'evaluate': evaluate,

@@ -26,7 +26,7 @@ from adaptok_ros.overlay import draw_kept
 from adaptok_ros.packet import Packet, unpack_mask
 from adaptok_ros.selection import DEFAULT_TAU
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.video import VideoError, frame_rate, read_frames
+from adaptok_ros.footage.video import VideoError, frame_rate, read_frames
 
 NAMESPACE = '/demo'
 LOG = 'nodes.log'

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.images import LARGEST_SIDE
 from adaptok_ros.sender import SMALLEST_SIDE
-from adaptok_ros.video import VideoError, frame_count, read_frames, shrink
+from adaptok_ros.footage.video import VideoError, frame_count, read_frames, shrink
 
 Image = NDArray[np.uint8]
 

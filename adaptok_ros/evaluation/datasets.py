@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.video import VIDEO_SUFFIXES, find_sources
+from adaptok_ros.footage.video import VIDEO_SUFFIXES, find_sources
 
 DEFAULT_SPLIT = 'val'
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adaptok_ros.video import VideoError, find_sources, read_frames, shrink
+from adaptok_ros.footage.video import VideoError, find_sources, read_frames, shrink
 
 Image = NDArray[np.uint8]
 
