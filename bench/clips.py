@@ -12,7 +12,7 @@ from measuring import WARM_UP, Effort, Size
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation.datasets import find_clips
-from adaptok_ros.scene import CYCLE, Scene
+from adaptok_ros.footage.scene.scene import CYCLE, Scene
 from adaptok_ros.footage.video import read_frames, shrink
 
 Image = NDArray[np.uint8]

@@ -12,7 +12,7 @@ import pytest
 
 from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.models.folders import find_model
-from adaptok_ros.scene import Scene
+from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.tokenizers.gating import Gating
 
 BENCH = Path(__file__).resolve().parent.parent / 'bench'

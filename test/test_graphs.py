@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from adaptok_ros.models.folders import SHIPPED, read_description, shipped_models
-from adaptok_ros.scene import Scene
+from adaptok_ros.footage.scene.scene import Scene
 
 HALF = '.float16'
 SMALL, VGA, LARGE = (240, 320), (480, 640), (736, 1280)

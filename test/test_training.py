@@ -17,7 +17,7 @@ from adaptok_ros.cli.train import read_config
 from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.models.folders import ModelError, find_model
-from adaptok_ros.scene import Scene
+from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.training import lit
 from adaptok_ros.training.data import find_footage

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from adaptok_ros.models.writing import replacing
 from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
-from adaptok_ros.scene import Scene
+from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
 from adaptok_ros.networks.tiny import TinyAutoencoder
 
