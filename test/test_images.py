@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptok_ros.images import (
+from adaptok_ros.sending.images import (
     ENCODINGS,
     LARGEST_SIDE,
     ImageConverter,

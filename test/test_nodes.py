@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.images import to_rgb
+from adaptok_ros.sending.images import to_rgb
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask

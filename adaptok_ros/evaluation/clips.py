@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.images import LARGEST_SIDE
+from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.sender import SMALLEST_SIDE
 from adaptok_ros.footage.video import VideoError, frame_count, read_frames, shrink
 

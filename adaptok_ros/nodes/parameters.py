@@ -10,7 +10,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from adaptok_ros.engines import BACKENDS
-from adaptok_ros.images import LARGEST_SIDE
+from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.latents import MODES
 from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER

@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
-from adaptok_ros.images import ImageConverter, ImageError, decode_compressed
+from adaptok_ros.sending.images import ImageConverter, ImageError, decode_compressed
 from adaptok_ros.messages import byte_array, fill_tokens, stamp_of
 from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
