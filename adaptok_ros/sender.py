@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from adaptok_ros.engines import Engine, EngineError
 from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.packet import Packet, pack_mask
-from adaptok_ros.selection import SelectionConfig, Selector
+from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
 

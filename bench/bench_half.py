@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tables import table
 
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.selection import DEFAULT_TAU
+from adaptok_ros.sending.selection import DEFAULT_TAU
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.tokenizer import pad_into
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tables import number, table, with_spread
 
 from adaptok_ros.packet import pack_mask
-from adaptok_ros.selection import LATENT_LIMIT, SelectionConfig, Selector
+from adaptok_ros.sending.selection import LATENT_LIMIT, SelectionConfig, Selector
 
 CHANNELS = 16
 CONFIG = SelectionConfig(tau=0.1, refresh_period=0)

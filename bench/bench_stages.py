@@ -34,7 +34,7 @@ from adaptok_ros.latents import LatentStream
 from adaptok_ros.messages import byte_array, fill_latents, fill_tokens, packet_from_message
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet, Payload
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from adaptok_ros.packet import Packet, pack_mask
-from adaptok_ros.selection import SelectionConfig, Selector
+from adaptok_ros.sending.selection import SelectionConfig, Selector
 
 TOKENIZER = 'test@0123456789ab'
 FLOAT16_LIMIT = 65504.0

@@ -14,7 +14,7 @@ from adaptok_ros.kernels.device_path import AreaResize, DevicePath
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.footage.scene.scene import Scene
-from adaptok_ros.selection import Reference, SelectionConfig, Selector
+from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, TokenizerDescription
 

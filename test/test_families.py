@@ -31,7 +31,7 @@ from adaptok_ros.calibration import ChannelStatistics, calibrate, find_clips, sa
 from adaptok_ros.engines import EngineError
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.receiver import Receiver, Status
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, causal, sources
 from adaptok_ros.networks.families import (

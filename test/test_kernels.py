@@ -20,7 +20,7 @@ from streams import FLOAT16_LIMIT, KINDS, latent_frames, spoil
 
 from adaptok_ros.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
 from adaptok_ros.packet import Payload
-from adaptok_ros.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
+from adaptok_ros.sending.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
 
 CUDA = torch.cuda.is_available()
 TRITON = importlib.util.find_spec('triton') is not None

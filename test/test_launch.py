@@ -26,7 +26,7 @@ from ros_helpers import Robot, find  # noqa: E402
 from adaptok_ros.msg import DenseLatents  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
-from adaptok_ros.selection import DEFAULT_TAU  # noqa: E402
+from adaptok_ros.sending.selection import DEFAULT_TAU  # noqa: E402
 from launch import LaunchDescription  # noqa: E402
 
 PROFILE = PROFILE_VARIABLES[:2]

@@ -33,7 +33,7 @@ from adaptok_ros.lit.gating import (
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sending.selection import SelectionConfig
 
 SHAPE = (4 * WINDOW, 5 * WINDOW)
 NOTHING = np.empty(0, np.intp)

@@ -14,7 +14,7 @@ from streams import Sent, Stream, grid_of, latent_frames, record, sent_mask, sta
 
 from adaptok_ros.packet import Payload
 from adaptok_ros.receiver import AGE_LIMIT, Receiver, Status
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sending.selection import SelectionConfig
 
 SEEDS = st.integers(0, 2**32 - 1)
 PAYLOADS = st.sampled_from(list(Payload))

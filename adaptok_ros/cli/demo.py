@@ -24,7 +24,7 @@ from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.overlay import draw_kept
 from adaptok_ros.packet import Packet, unpack_mask
-from adaptok_ros.selection import DEFAULT_TAU
+from adaptok_ros.sending.selection import DEFAULT_TAU
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.footage.video import VideoError, frame_rate, read_frames
 

@@ -28,7 +28,7 @@ from adaptok_ros.evaluation.clips import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
 from adaptok_ros.receiver import Receiver
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 

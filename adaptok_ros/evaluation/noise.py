@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation.streams import SharedEncoder, send
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 

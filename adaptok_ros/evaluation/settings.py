@@ -6,7 +6,7 @@ import dataclasses
 
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.clips import Preparation
-from adaptok_ros.selection import DEFAULT_TAU, Reference, SelectionConfig
+from adaptok_ros.sending.selection import DEFAULT_TAU, Reference, SelectionConfig
 
 DEFAULT_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4)
 COMPARISONS = ('previous', 'codecs', 'allocation')

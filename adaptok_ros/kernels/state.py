@@ -11,7 +11,7 @@ import enum
 import torch
 
 from adaptok_ros.packet import VALUE_TYPES, Payload
-from adaptok_ros.selection import channel_share
+from adaptok_ros.sending.selection import channel_share
 
 ALIGNMENT = 16
 """Sections of the output begin at multiples of this many bytes."""

@@ -10,7 +10,7 @@ import torch
 
 from adaptok_ros.kernels.state import Control, Header, State
 from adaptok_ros.packet import INT8_MINIMUM_STEP, Payload
-from adaptok_ros.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
+from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
 
 
 def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) -> None:

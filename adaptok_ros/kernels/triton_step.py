@@ -14,7 +14,7 @@ import triton.language as tl
 
 from adaptok_ros.kernels.state import Control, Header, State
 from adaptok_ros.packet import INT8_MINIMUM_STEP, Payload
-from adaptok_ros.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
+from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
 
 CHUNK_VALUES = 8192
 """Latent values that are worked on at a time: 16 of each tensor for every thread."""

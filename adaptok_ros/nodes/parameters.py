@@ -15,7 +15,7 @@ from adaptok_ros.latents import MODES
 from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
-from adaptok_ros.selection import (
+from adaptok_ros.sending.selection import (
     DEFAULT_TAU,
     PERIOD_LIMIT,
     TAU_LIMIT,
