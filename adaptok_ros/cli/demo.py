@@ -22,7 +22,7 @@ from adaptok_ros.latents import LatentStream
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
 from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.overlay import draw_kept
+from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.packet import Packet, unpack_mask
 from adaptok_ros.sending.selection import DEFAULT_TAU
 from adaptok_ros.tokenizers import Tokenizer

@@ -18,7 +18,7 @@ from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import Grid, SharedEncoder, Stream, lit_id
-from adaptok_ros.overlay import draw_kept
+from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import Reference
 from adaptok_ros.tokenizers import Tokenizer
 

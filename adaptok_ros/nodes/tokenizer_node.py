@@ -22,7 +22,7 @@ from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.transport import fragmentation_hint
-from adaptok_ros.overlay import draw_kept
+from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.packet import Packet, Payload, unpack_mask
 from adaptok_ros.sending.selection import Reference, SelectionConfig
 from adaptok_ros.sender import Sender
