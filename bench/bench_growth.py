@@ -35,7 +35,7 @@ from tables import number, table, with_spread
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import Gating
 

@@ -23,7 +23,7 @@ from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import DEFAULT_TAU, SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
 ALL, CHANGED = (kind.value for kind in Restoration)

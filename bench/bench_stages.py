@@ -35,7 +35,7 @@ from adaptok_ros.messages import byte_array, fill_latents, fill_tokens, packet_f
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet, Payload
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
 RATE = 30.0

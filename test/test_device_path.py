@@ -15,7 +15,7 @@ from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, TokenizerDescription
 
 MODEL = find_model('adaptok-tiny')

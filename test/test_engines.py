@@ -24,7 +24,7 @@ from adaptok_ros.models.folders import find_model
 from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
 MODEL = 'adaptok-tiny'

@@ -34,7 +34,7 @@ from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError
 from adaptok_ros.packet import Payload
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
 ROOT = Path(__file__).parent.parent

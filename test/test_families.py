@@ -32,7 +32,7 @@ from adaptok_ros.engines import EngineError
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, causal, sources
 from adaptok_ros.networks.families import (
     AutoencoderTinyModel,
@@ -691,7 +691,7 @@ def test_command_without_torch_is_one_line(tmp_path):
 def test_core_needs_no_torch():
     code = (
         'import sys\nsys.modules.update(torch=None, diffusers=None, transformers=None)\n'
-        'import adaptok_ros.cli, adaptok_ros.sender\n'
+        'import adaptok_ros.cli, adaptok_ros.sending.sender\n'
         "adaptok_ros.tokenizers.Tokenizer('adaptok-tiny').load_encoder()"
     )
     subprocess.run([sys.executable, '-c', code], check=True, timeout=100)

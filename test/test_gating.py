@@ -12,7 +12,7 @@ from adaptok_ros.engines import EngineError
 from adaptok_ros.models.folders import shipped_models
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import (
     CHUNK,

@@ -22,7 +22,7 @@ from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipp
 from adaptok_ros.packet import Payload, unpack_mask
 from adaptok_ros.receiver import Status
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing

@@ -29,7 +29,7 @@ from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
 from adaptok_ros.receiver import Receiver
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 
 BLOCK_FRAMES = 4

@@ -13,7 +13,7 @@ from adaptok_ros.latents import LatentStream
 from adaptok_ros.models.folders import find_model, read_description
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, TokenizerStream
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
 

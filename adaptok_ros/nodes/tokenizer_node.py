@@ -25,7 +25,7 @@ from adaptok_ros.nodes.transport import fragmentation_hint
 from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.packet import Packet, Payload, unpack_mask
 from adaptok_ros.sending.selection import Reference, SelectionConfig
-from adaptok_ros.sender import Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import Gating
 
