@@ -10,7 +10,7 @@ import torch._inductor.config as inductor
 
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.torch import TorchEngine, load_module
-from adaptok_ros.kernels.device_path import AreaResize, DevicePath
+from adaptok_ros.sending.device_path import AreaResize, DevicePath
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.footage.scene.scene import Scene

@@ -17,7 +17,7 @@ from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 if TYPE_CHECKING:
-    from adaptok_ros.kernels.device_path import DevicePath
+    from adaptok_ros.sending.device_path import DevicePath
 
 SMALLEST_SIDE = 8
 
@@ -184,7 +184,7 @@ class Sender:
         self, engine: Engine, size: tuple[int, int], encoded_size: tuple[int, int]
     ) -> DevicePath:
         """What encodes images of a size on the device; a new one begins an epoch."""
-        from adaptok_ros.kernels.device_path import DevicePath
+        from adaptok_ros.sending.device_path import DevicePath
 
         if not isinstance(self._selector, DevicePath) or size != self._size:
             self._selector = None  # there may not be memory for both
