@@ -58,7 +58,7 @@ def steps(positions: int) -> dict[str, Step]:
     try:
         import torch
 
-        from adaptok_ros.kernels.selector import DeviceSelector
+        from adaptok_ros.sending.kernels.selector import DeviceSelector
     except ImportError:
         return found
     devices = {'cpu': ['torch']}

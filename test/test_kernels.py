@@ -18,7 +18,7 @@ torch = pytest.importorskip('torch', reason='torch is not installed')
 
 from streams import FLOAT16_LIMIT, KINDS, latent_frames, spoil
 
-from adaptok_ros.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
+from adaptok_ros.sending.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
 
@@ -77,7 +77,7 @@ def small_chunks(monkeypatch):
 
     def set_values(count):
         if TRITON:
-            from adaptok_ros.kernels import triton_step
+            from adaptok_ros.sending.kernels import triton_step
 
             monkeypatch.setattr(triton_step, 'CHUNK_VALUES', count)
 
@@ -258,7 +258,7 @@ def test_torch_serves_where_triton_does_not_and_says_why():
 def test_a_backend_that_gives_other_bytes_is_not_used(backend, monkeypatch):
     if backend[1] != 'triton':
         pytest.skip('neither TRITON_INTERPRET=1 nor a CUDA device with triton')
-    from adaptok_ros.kernels import triton_step
+    from adaptok_ros.sending.kernels import triton_step
 
     right = triton_step.step
 
@@ -328,7 +328,7 @@ def test_compiles_for(payload, capability, tmp_path, monkeypatch):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from adaptok_ros.kernels import triton_step
+    from adaptok_ros.sending.kernels import triton_step
 
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     kernel = triton_step.fused_step

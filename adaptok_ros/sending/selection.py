@@ -7,7 +7,7 @@ cannot stay below the threshold for ever. After every frame, at every position,
 
     the token was sent, or it was deferred by the ceiling, or mean_c |z - held| < tau.
 
-Arithmetic. :class:`Selector` (numpy) and both backends of ``adaptok_ros.kernels`` (torch,
+Arithmetic. :class:`Selector` (numpy) and both backends of ``adaptok_ros.sending.kernels`` (torch,
 Triton) agree bit for bit because all follow this, in IEEE float32, to nearest even, with
 subnormal numbers and without fused multiply-add:
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from adaptok_ros.kernels.state import Control, Header, State
+from adaptok_ros.sending.kernels.state import Control, Header, State
 from adaptok_ros.packet import INT8_MINIMUM_STEP, Payload
 from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
 
@@ -86,7 +86,7 @@ def fused_step(
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, SHARE: tl.constexpr,
     CHUNK: tl.constexpr, PAYLOAD: tl.constexpr, PREVIOUS: tl.constexpr,
 ):  # fmt: skip
-    """One frame; arguments as in :class:`~adaptok_ros.kernels.state.State`."""
+    """One frame; arguments as in :class:`~adaptok_ros.sending.kernels.state.State`."""
     tau = tl.load(control + TAU).to(tl.float32, bitcast=True)
     ceiling = tl.load(control + MAX_TOKENS)
     all_due = tl.load(control + ALL_DUE)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from adaptok_ros.kernels import torch_step
-from adaptok_ros.kernels.state import Control, Header, State, aligned
+from adaptok_ros.sending.kernels import torch_step
+from adaptok_ros.sending.kernels.state import Control, Header, State, aligned
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import Reference, Schedule, Selection, SelectionConfig
 
@@ -207,7 +207,7 @@ class DeviceSelector:
         """Triton's step, where it can be had."""
         if self.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET') != '1':
             raise RuntimeError(f'Triton needs CUDA; the device is {self.device}')
-        from adaptok_ros.kernels import triton_step
+        from adaptok_ros.sending.kernels import triton_step
 
         channels = self._state.channels
         if channels > triton_step.LARGEST_WIDTH:
