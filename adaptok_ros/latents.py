@@ -19,7 +19,7 @@ from adaptok_ros.engines import Builder
 from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.packet import Packet
-from adaptok_ros.receiver import Receiver, Status
+from adaptok_ros.receiving.receiver import Receiver, Status
 
 MODES = ('lit', 'hold')
 

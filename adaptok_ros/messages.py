@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.latents import DenseLatents
 from adaptok_ros.packet import VALUE_TYPES, Packet, PacketError, Payload, encode_values
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.receiver import Status
 
 NANOSECONDS = 1_000_000_000
 

@@ -26,7 +26,7 @@ from adaptok_ros.latents import LatentStream
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.receiver import Status
 
 TOPIC = '/front/tokenizer/tokens'
 PAYLOADS = tuple(Payload)

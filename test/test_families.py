@@ -30,7 +30,7 @@ from adaptok_ros import calibration
 from adaptok_ros.calibration import ChannelStatistics, calibrate, find_clips, sample_images
 from adaptok_ros.engines import EngineError
 from adaptok_ros.models.folders import ModelError, find_model
-from adaptok_ros.receiver import Receiver, Status
+from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, causal, sources

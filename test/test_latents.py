@@ -19,7 +19,7 @@ from adaptok_ros.lit import restorer as restorer_module
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.packet import PacketError, Payload, check
-from adaptok_ros.receiver import AGE_LIMIT, Receiver, Status
+from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 
 MODEL = 'adaptok-tiny'

@@ -20,7 +20,7 @@ from adaptok_ros.sending.images import to_rgb
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.receiver import Status
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer

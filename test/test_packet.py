@@ -21,7 +21,7 @@ from adaptok_ros.packet import (
     pack_mask,
     unpack_mask,
 )
-from adaptok_ros.receiver import Receiver, Status
+from adaptok_ros.receiving.receiver import Receiver, Status
 
 PAYLOADS = list(Payload)
 FLOAT16_LIMIT = 65504.0

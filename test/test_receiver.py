@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streams import Sent, Stream, grid_of, latent_frames, record, sent_mask, state_of
 
 from adaptok_ros.packet import Payload
-from adaptok_ros.receiver import AGE_LIMIT, Receiver, Status
+from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 
 SEEDS = st.integers(0, 2**32 - 1)

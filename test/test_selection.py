@@ -21,7 +21,7 @@ from streams import (
 )
 
 from adaptok_ros.packet import Payload
-from adaptok_ros.receiver import Receiver, Status
+from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import (
     PERIOD_LIMIT,
     TAU_LIMIT,

@@ -16,7 +16,7 @@ from adaptok_ros.engines.runner import Runner
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models
 from adaptok_ros.packet import Payload, check
-from adaptok_ros.receiver import Receiver, Status
+from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import LARGEST_SIDE, SMALLEST_SIDE, Sender
 from adaptok_ros.tokenizers import Tokenizer

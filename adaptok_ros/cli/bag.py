@@ -11,7 +11,7 @@ from adaptok_ros.bags import read_packets
 from adaptok_ros.latents import LatentStream
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.packet import PacketError
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.receiver import Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from adaptok_ros.evaluation.clips import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
-from adaptok_ros.receiver import Receiver
+from adaptok_ros.receiving.receiver import Receiver
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer

@@ -15,7 +15,7 @@ from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
 from adaptok_ros.lit.gating import Box, Restoration, RestorationGate
 from adaptok_ros.models.folders import ModelError, find_model, read_description
-from adaptok_ros.receiver import AGE_LIMIT, Receiver
+from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 NO_CORRECTION = np.float32(-0.0)

@@ -27,7 +27,7 @@ from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
 from adaptok_ros.nodes.parameters import LIT_NODE
 from adaptok_ros.packet import PacketError, Payload
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.receiver import Status
 from adaptok_ros.tokenizers import Tokenizer
 
 KEYFRAME_RETRY = 1.0
