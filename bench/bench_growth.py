@@ -32,7 +32,7 @@ from measuring import (
 )
 from tables import number, table, with_spread
 
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender

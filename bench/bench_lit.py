@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tables import number, table
 
 from adaptok_ros.evaluation.quality import psnr, squared_error
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet

@@ -30,7 +30,7 @@ from measuring import (
 from tables import number, table, with_spread
 
 from adaptok_ros.sending.images import ImageConverter
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.messages import byte_array, fill_latents, fill_tokens, packet_from_message
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet, Payload

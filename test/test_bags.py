@@ -22,7 +22,7 @@ from adaptok_ros.bags import (
     write_packets,
 )
 from adaptok_ros.cli import main
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload

@@ -14,7 +14,7 @@ import pytest
 
 from adaptok_ros.bags import read_packets
 from adaptok_ros.cli.demo import LOG, SCENE_SIZE, SHEET_COLUMNS
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.receiving.receiver import Status
 

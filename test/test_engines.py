@@ -19,7 +19,7 @@ from adaptok_ros.engines import (
 )
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.shared import acquire_engine, release_engine
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.footage.scene.scene import Scene

@@ -14,7 +14,7 @@ from streams import Stream, latent_frames, record, sent_mask
 
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.lit import restorer as restorer_module
 from adaptok_ros.lit.restorer import Restorer
 from adaptok_ros.models.folders import ModelError, find_model, read_description

@@ -21,7 +21,7 @@ from test_latents import (
 )
 
 from adaptok_ros.engines import EngineError
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.lit.gating import (
     ACTIVITY_BOUND,
     LARGEST_BOX,

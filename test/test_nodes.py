@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from adaptok_ros.sending.images import to_rgb
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask
 from adaptok_ros.receiving.receiver import Status

@@ -13,7 +13,7 @@ from streams import latent_frames, sent_mask
 
 from adaptok_ros.engines import BACKENDS, EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models
 from adaptok_ros.packet import Payload, check
 from adaptok_ros.receiving.receiver import Receiver, Status

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from adaptok_ros.bags import TokenBagWriter, read_packets
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
 from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER

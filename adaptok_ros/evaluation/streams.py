@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.size import serialized_bytes
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import find_model, read_description
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig

@@ -12,7 +12,7 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
-from adaptok_ros.latents import DenseLatents, LatentStream
+from adaptok_ros.receiving.latents import DenseLatents, LatentStream
 from adaptok_ros.lit.gating import Restoration
 from adaptok_ros.messages import (
     byte_array,
