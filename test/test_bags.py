@@ -23,7 +23,7 @@ from adaptok_ros.bags import (
 )
 from adaptok_ros.cli import main
 from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.lit.restorer import Restorer
+from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.receiver import Status

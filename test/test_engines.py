@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-import adaptok_ros.lit.restorer as restorer_module
+import adaptok_ros.receiving.restorer as restorer_module
 from adaptok_ros.engines import (
     BuildCancelledError,
     EngineError,

@@ -30,7 +30,7 @@ from adaptok_ros.lit.gating import (
     Restoration,
     RestorationGate,
 )
-from adaptok_ros.lit.restorer import Restorer
+from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import SelectionConfig

@@ -15,7 +15,7 @@ torch = pytest.importorskip('torch', reason='torch is missing: the training code
 from adaptok_ros.cli import main
 from adaptok_ros.cli.train import read_config
 from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
-from adaptok_ros.lit.restorer import Restorer
+from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.tokenizers import Tokenizer

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder
 from adaptok_ros.lit.gating import Restoration
-from adaptok_ros.lit.restorer import Restorer
+from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.receiver import Receiver, Status
 
