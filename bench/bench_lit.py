@@ -19,7 +19,7 @@ from tables import number, table
 
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.lit.gating import Restoration
+from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import DEFAULT_TAU, SelectionConfig

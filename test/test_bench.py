@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adaptok_ros.lit.gating import Restoration
+from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.tokenizers.gating import Gating

@@ -22,7 +22,7 @@ from test_latents import (
 
 from adaptok_ros.engines import EngineError
 from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.lit.gating import (
+from adaptok_ros.receiving.restoration import (
     ACTIVITY_BOUND,
     LARGEST_BOX,
     LONGEST_REUSE,

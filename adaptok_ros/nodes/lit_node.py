@@ -13,7 +13,7 @@ from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
 from adaptok_ros.receiving.latents import DenseLatents, LatentStream
-from adaptok_ros.lit.gating import Restoration
+from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.messages import (
     byte_array,
     fill_latents,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
-from adaptok_ros.lit.gating import Box, Restoration, RestorationGate
+from adaptok_ros.receiving.restoration import Box, Restoration, RestorationGate
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
