@@ -11,7 +11,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from streams import record
 
-from adaptok_ros.bags import (
+from adaptok_ros.bags.bag import (
     BAG_VERSION,
     SPARSE_TOKENS,
     STORAGES,

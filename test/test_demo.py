@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.bags import read_packets
+from adaptok_ros.bags.bag import read_packets
 from adaptok_ros.cli.demo import LOG, SCENE_SIZE, SHEET_COLUMNS
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.bags import SPARSE_TOKENS, typestore
+from adaptok_ros.bags.bag import SPARSE_TOKENS, typestore
 from adaptok_ros.cli import main
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.allocation import BLOCK_FRAMES, _divide, compare_allocation

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from adaptok_ros.bags import BagError
+from adaptok_ros.bags.bag import BagError
 from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
 from adaptok_ros.engines import EngineError
 from adaptok_ros.evaluation import EvaluationError

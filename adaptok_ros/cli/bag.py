@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptok_ros.bags import read_packets
+from adaptok_ros.bags.bag import read_packets
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.packet import PacketError

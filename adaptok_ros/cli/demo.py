@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from adaptok_ros.bags import TokenBagWriter, read_packets
+from adaptok_ros.bags.bag import TokenBagWriter, read_packets
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
 from adaptok_ros.metrics import Percentiles, Rate
