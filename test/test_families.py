@@ -27,7 +27,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from adaptok_ros import calibration
-from adaptok_ros.calibration import ChannelStatistics, calibrate, find_clips, sample_images
+from adaptok_ros.calibration.calibrate import ChannelStatistics, calibrate, find_clips, sample_images
 from adaptok_ros.engines import EngineError
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.receiving.receiver import Receiver, Status

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, and say what was written."""
     try:
-        from adaptok_ros.calibration import calibrate
+        from adaptok_ros.calibration.calibrate import calibrate
     except ImportError as error:
         raise ModelError(
             f"calibration needs {error.name}: pip install 'adaptok_ros[tokenizers]'"
