@@ -20,7 +20,7 @@ import numpy as np
 from adaptok_ros.bags.bag import TokenBagWriter, read_packets
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
-from adaptok_ros.metrics import Percentiles, Rate
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.packet import Packet, unpack_mask

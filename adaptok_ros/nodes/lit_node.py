@@ -20,7 +20,7 @@ from adaptok_ros.messages import (
     packet_from_message,
     set_header,
 )
-from adaptok_ros.metrics import Percentiles, Rate
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.msg import DenseLatents as DenseLatentsMessage
 from adaptok_ros.msg import SparseTokens
 from adaptok_ros.nodes import qos

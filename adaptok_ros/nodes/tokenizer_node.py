@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 from adaptok_ros.engines import Builder, EngineError
 from adaptok_ros.sending.images import ImageConverter, ImageError, decode_compressed
 from adaptok_ros.messages import byte_array, fill_tokens, stamp_of
-from adaptok_ros.metrics import Percentiles, Rate
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
