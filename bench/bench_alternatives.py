@@ -32,7 +32,7 @@ from ways import H264, H264_SETTINGS, JPEG_QUALITY, ImagePolicy, Jpeg, Raw, Toke
 
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.tokenizers.gating.gated import Gating
 
 RATE = 10.0
 """Images a second over DDS."""

@@ -26,7 +26,7 @@ from tables import number, table
 
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, Gating
 
 GATED = ('exact', 'noise')
 

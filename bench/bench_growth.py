@@ -37,7 +37,7 @@ from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.tokenizers.gating.gated import Gating
 
 PICTURE = 'growth.png'
 

@@ -20,7 +20,7 @@ from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.tokenizers.gating.gated import Gating
 
 Image = NDArray[np.uint8]
 Bytes = NDArray[np.uint8]

@@ -14,7 +14,7 @@ from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import (
+from adaptok_ros.tokenizers.gating.gated import (
     CHUNK,
     LIFETIME,
     LONGEST_PAUSE,
@@ -40,7 +40,7 @@ def tokenizer(request):
 @pytest.fixture(autouse=True)
 def processor_time(monkeypatch):
     """What pays must not hang on what else this machine does."""
-    monkeypatch.setattr('adaptok_ros.tokenizers.gating.perf_counter', time.process_time)
+    monkeypatch.setattr('adaptok_ros.tokenizers.gating.gated.perf_counter', time.process_time)
 
 
 def noisy(image, sigma, random):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-from adaptok_ros.tokenizers.gating import measure_noise
+from adaptok_ros.tokenizers.gating.gated import measure_noise
 from adaptok_ros.footage.video import VideoError, read_frames
 
 

@@ -15,7 +15,7 @@ from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer, TokenizerStream
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, Gating
 
 FRAME_ID = 'camera'
 NOMINAL_PERIOD = 33_333_333

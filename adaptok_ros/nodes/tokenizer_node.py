@@ -27,7 +27,7 @@ from adaptok_ros.packet import Packet, Payload, unpack_mask
 from adaptok_ros.sending.selection import Reference, SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.tokenizers.gating.gated import Gating
 
 RUNTIME = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')
 SILENCE = 5.0

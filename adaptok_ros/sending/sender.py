@@ -14,7 +14,7 @@ from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
+from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 if TYPE_CHECKING:
     from adaptok_ros.sending.device_path import DevicePath

@@ -15,7 +15,7 @@ from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
 from adaptok_ros.models.folders import ModelError, find_model, read_description
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
+from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
 
 if TYPE_CHECKING:
     from adaptok_ros.networks.causal import CausalState
