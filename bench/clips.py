@@ -11,7 +11,7 @@ import numpy as np
 from measuring import WARM_UP, Effort, Size
 from numpy.typing import NDArray
 
-from adaptok_ros.evaluation.datasets import find_clips
+from adaptok_ros.footage.catalog import find_clips
 from adaptok_ros.footage.scene.scene import CYCLE, Scene
 from adaptok_ros.footage.video import read_frames, shrink
 

@@ -24,7 +24,7 @@ from measuring import FULL, QUICK, Ceilings, Settings, progress
 from tables import number, table
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.evaluation.datasets import find_clips
+from adaptok_ros.footage.catalog import find_clips
 from adaptok_ros.evaluation.machine import describe
 
 PARTS = {

@@ -19,7 +19,7 @@ from adaptok_ros.evaluation.allocation import BLOCK_FRAMES, _divide, compare_all
 from adaptok_ros.evaluation.clip import ClipEvaluator
 from adaptok_ros.evaluation.clips import Clip, Preparation
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at, nearest
-from adaptok_ros.evaluation.datasets import find_clips
+from adaptok_ros.footage.catalog import find_clips
 from adaptok_ros.evaluation.noise import add_noise, noise_gain, static_scene
 from adaptok_ros.evaluation.output import check_output
 from adaptok_ros.evaluation.perceptual import I3D, frechet_distance, why_no_fvd, why_no_lpips

@@ -19,7 +19,7 @@ from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.clip import ClipEvaluator, ClipResult
 from adaptok_ros.evaluation.clips import Clip, Image, expected_frames
 from adaptok_ros.evaluation.codecs import require_av
-from adaptok_ros.evaluation.datasets import ClipSource, Dataset
+from adaptok_ros.footage.catalog import ClipSource, Dataset
 from adaptok_ros.evaluation.machine import cores, describe
 from adaptok_ros.evaluation.perceptual import frechet_distance, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.settings import Settings
