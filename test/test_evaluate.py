@@ -17,7 +17,7 @@ from adaptok_ros.cli import main
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.allocation import BLOCK_FRAMES, _divide, compare_allocation
 from adaptok_ros.evaluation.clip import ClipEvaluator
-from adaptok_ros.evaluation.clips import Clip, Preparation
+from adaptok_ros.footage.preparation import Clip, Preparation
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at, nearest
 from adaptok_ros.footage.catalog import find_clips
 from adaptok_ros.evaluation.noise import add_noise, noise_gain, static_scene

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from adaptok_ros.evaluation.clips import Preparation
+from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.footage.catalog import DEFAULT_SPLIT, find_clips
 from adaptok_ros.evaluation.output import check_output, write_results
 from adaptok_ros.evaluation.run import evaluate

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.evaluation.clips import Clip, Image
+from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
 from adaptok_ros.receiving.receiver import Receiver

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from adaptok_ros.evaluation.allocation import compare_allocation
-from adaptok_ros.evaluation.clips import Clip, Image
+from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
 from adaptok_ros.evaluation.noise import noise_gain, static_scene
 from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpips

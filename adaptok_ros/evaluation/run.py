@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.clip import ClipEvaluator, ClipResult
-from adaptok_ros.evaluation.clips import Clip, Image, expected_frames
+from adaptok_ros.footage.preparation import Clip, Image, expected_frames
 from adaptok_ros.evaluation.codecs import require_av
 from adaptok_ros.footage.catalog import ClipSource, Dataset
 from adaptok_ros.evaluation.machine import cores, describe

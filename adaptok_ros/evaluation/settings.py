@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.evaluation.clips import Preparation
+from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.sending.selection import DEFAULT_TAU, Reference, SelectionConfig
 
 DEFAULT_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4)
