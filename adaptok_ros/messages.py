@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.receiving.latents import DenseLatents
 from adaptok_ros.packet import VALUE_TYPES, Packet, PacketError, Payload, encode_values
+from adaptok_ros.receiving.latents import DenseLatents
 from adaptok_ros.receiving.receiver import Status
 
 NANOSECONDS = 1_000_000_000

@@ -31,8 +31,8 @@ from tables import kilobytes, number, table
 from ways import H264, H264_SETTINGS, JPEG_QUALITY, ImagePolicy, Jpeg, Raw, TokenPolicy
 
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RATE = 10.0
 """Images a second over DDS."""

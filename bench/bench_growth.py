@@ -32,12 +32,12 @@ from measuring import (
 )
 from tables import number, table, with_spread
 
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 PICTURE = 'growth.png'
 
@@ -238,8 +238,8 @@ def with_window(
     """LIT by the number of frames it looks at; random weights cost what trained ones do."""
     if importlib.util.find_spec('torch') is None or importlib.util.find_spec('onnx') is None:
         return {'skipped': 'no torch with onnx to export LITs with: make test-env has them'}
-    from adaptok_ros.networks.lit import LatentInpaintingTransformer
     from adaptok_ros.networks.export import export_lit
+    from adaptok_ros.networks.lit import LatentInpaintingTransformer
 
     shipped = find_model(DEFAULT_TOKENIZER)
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)

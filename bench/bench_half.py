@@ -18,8 +18,8 @@ from tables import table
 
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.sending.selection import DEFAULT_TAU
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.tokenizer import pad_into
+from adaptok_ros.tokenizers.stream import pad_into
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 STEP = 5
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from tables import number, table
 
 from adaptok_ros.evaluation.quality import psnr, squared_error
-from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.sending.selection import DEFAULT_TAU, SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 ALL, CHANGED = (kind.value for kind in Restoration)
 PERIOD = 33_333_333

@@ -29,14 +29,14 @@ from measuring import (
 )
 from tables import number, table, with_spread
 
-from adaptok_ros.sending.images import ImageConverter
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.messages import byte_array, fill_latents, fill_tokens, packet_from_message
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet, Payload
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.images import ImageConverter
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RATE = 30.0
 BESIDE = ('message to array', 'select and pack', 'fill and publish tokens')

@@ -24,8 +24,8 @@ from measuring import FULL, QUICK, Ceilings, Settings, progress
 from tables import number, table
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.footage.catalog import find_clips
 from adaptok_ros.evaluation.machine import describe
+from adaptok_ros.footage.catalog import find_clips
 
 PARTS = {
     'stages': 'Where the time of an image goes',

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.sending.images import decode_compressed
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Packet
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.images import decode_compressed
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 Image = NDArray[np.uint8]
 Bytes = NDArray[np.uint8]

@@ -22,11 +22,11 @@ from adaptok_ros.bags.bag import (
     write_packets,
 )
 from adaptok_ros.cli import main
-from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
+from adaptok_ros.receiving.restorer import Restorer
 
 TOPIC = '/front/tokenizer/tokens'
 PAYLOADS = tuple(Payload)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptok_ros.receiving.restoration import Restoration
-from adaptok_ros.models.folders import find_model
 from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import find_model
+from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.tokenizers.gating.gated import Gating
 
 BENCH = Path(__file__).resolve().parent.parent / 'bench'

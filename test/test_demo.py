@@ -14,8 +14,8 @@ import pytest
 
 from adaptok_ros.bags.bag import read_packets
 from adaptok_ros.cli.demo import LOG, SCENE_SIZE, SHEET_COLUMNS
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
 
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing

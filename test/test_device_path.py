@@ -10,13 +10,14 @@ import torch._inductor.config as inductor
 
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.torch import TorchEngine, load_module
-from adaptok_ros.sending.device_path import AreaResize, DevicePath
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
-from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.sending.device_path import AreaResize, DevicePath
 from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer, TokenizerDescription
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = find_model('adaptok-tiny')
 DEVICES = [

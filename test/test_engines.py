@@ -19,13 +19,13 @@ from adaptok_ros.engines import (
 )
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.shared import acquire_engine, release_engine
-from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.nodes.loading import Loading
-from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = 'adaptok-tiny'
 needs_torch = pytest.mark.skipif(

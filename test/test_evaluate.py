@@ -17,9 +17,7 @@ from adaptok_ros.cli import main
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.allocation import BLOCK_FRAMES, _divide, compare_allocation
 from adaptok_ros.evaluation.clip import ClipEvaluator
-from adaptok_ros.footage.preparation import Clip, Preparation
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at, nearest
-from adaptok_ros.footage.catalog import find_clips
 from adaptok_ros.evaluation.noise import add_noise, noise_gain, static_scene
 from adaptok_ros.evaluation.output import check_output
 from adaptok_ros.evaluation.perceptual import I3D, frechet_distance, why_no_fvd, why_no_lpips
@@ -29,13 +27,15 @@ from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
 from adaptok_ros.evaluation.summary import geometric_mean, mean, summarize
+from adaptok_ros.footage.catalog import find_clips
+from adaptok_ros.footage.preparation import Clip, Preparation
+from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.messages import token_fields
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError
 from adaptok_ros.packet import Payload
-from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 FOOTAGE = ROOT.parent / 'shared' / 'data'

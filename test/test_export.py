@@ -10,10 +10,8 @@ torch = pytest.importorskip('torch', reason='torch is missing: graphs are export
 onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported with it')
 
 from adaptok_ros.cli import main
-from adaptok_ros.networks.lit import LatentInpaintingTransformer
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import SHIPPED, read_description, sha256
-from adaptok_ros.networks.tiny import TinyAutoencoder
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 from adaptok_ros.networks.export import (
     ExportError,
     check_types,
@@ -22,6 +20,8 @@ from adaptok_ros.networks.export import (
     largest_delta,
     run_graph,
 )
+from adaptok_ros.networks.lit import LatentInpaintingTransformer
+from adaptok_ros.networks.tiny import TinyAutoencoder
 
 BOTH = ['encoder.onnx', 'encoder.float16.onnx', 'decoder.onnx', 'decoder.float16.onnx']
 LIT = ['lit.onnx', 'lit.float16.onnx']

@@ -27,13 +27,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from adaptok_ros import calibration
-from adaptok_ros.calibration.calibrate import ChannelStatistics, calibrate, find_clips, sample_images
+from adaptok_ros.calibration.calibrate import (
+    ChannelStatistics,
+    calibrate,
+    find_clips,
+    sample_images,
+)
 from adaptok_ros.engines import EngineError
+from adaptok_ros.footage.video import VideoError
 from adaptok_ros.models.folders import ModelError, find_model
-from adaptok_ros.receiving.receiver import Receiver, Status
-from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer, causal, sources
+from adaptok_ros.networks.device import choose_device
+from adaptok_ros.networks.export import ExportError
 from adaptok_ros.networks.families import (
     AutoencoderTinyModel,
     TaesdModel,
@@ -41,9 +45,11 @@ from adaptok_ros.networks.families import (
     measure_receptive_field,
 )
 from adaptok_ros.networks.taesd import Taesd
-from adaptok_ros.tokenizers.causal_runtime import choose_device
-from adaptok_ros.networks.export import ExportError
-from adaptok_ros.footage.video import VideoError
+from adaptok_ros.receiving.receiver import Receiver, Status
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers import causal, sources
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 TAEF2 = SHARED / 'weights'

@@ -9,11 +9,10 @@ import pytest
 
 from adaptok_ros.cli import main
 from adaptok_ros.engines import EngineError
-from adaptok_ros.models.folders import shipped_models
 from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import shipped_models
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating.gated import (
     CHUNK,
     LIFETIME,
@@ -25,6 +24,7 @@ from adaptok_ros.tokenizers.gating.gated import (
     Gating,
     measure_noise,
 )
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 ROUNDING = 1e-4
 """Of a value in units of its channel's spread: the bound stated in docs/stream.md."""

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from adaptok_ros.models.folders import SHIPPED, read_description, shipped_models
 from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import SHIPPED, read_description, shipped_models
 
 HALF = '.float16'
 SMALL, VGA, LARGE = (240, 320), (480, 640), (736, 1280)

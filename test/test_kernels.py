@@ -18,8 +18,8 @@ torch = pytest.importorskip('torch', reason='torch is not installed')
 
 from streams import FLOAT16_LIMIT, KINDS, latent_frames, spoil
 
-from adaptok_ros.sending.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
 from adaptok_ros.packet import Payload
+from adaptok_ros.sending.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
 from adaptok_ros.sending.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
 
 CUDA = torch.cuda.is_available()

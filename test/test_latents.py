@@ -14,12 +14,12 @@ from streams import Stream, latent_frames, record, sent_mask
 
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.lit import restorer as restorer_module
-from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.packet import PacketError, Payload, check
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver, Status
+from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.sending.selection import SelectionConfig
 
 MODEL = 'adaptok-tiny'

@@ -21,6 +21,8 @@ from test_latents import (
 )
 
 from adaptok_ros.engines import EngineError
+from adaptok_ros.models.folders import find_model
+from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.restoration import (
     ACTIVITY_BOUND,
@@ -31,8 +33,6 @@ from adaptok_ros.receiving.restoration import (
     RestorationGate,
 )
 from adaptok_ros.receiving.restorer import Restorer
-from adaptok_ros.models.folders import find_model
-from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import SelectionConfig
 
 SHAPE = (4 * WINDOW, 5 * WINDOW)

@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.sending.images import to_rgb
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
+from adaptok_ros.sending.images import to_rgb
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 

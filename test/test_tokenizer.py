@@ -13,14 +13,14 @@ from streams import latent_frames, sent_mask
 
 from adaptok_ros.engines import BACKENDS, EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models
 from adaptok_ros.packet import Payload, check
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import LARGEST_SIDE, SMALLEST_SIDE, Sender
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = DEFAULT_TOKENIZER
 STRIDE = 8

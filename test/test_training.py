@@ -14,15 +14,15 @@ torch = pytest.importorskip('torch', reason='torch is missing: the training code
 
 from adaptok_ros.cli import main
 from adaptok_ros.cli.train import read_config
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.footage.video import VideoError
+from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.receiving.restorer import Restorer
-from adaptok_ros.models.folders import ModelError, find_model
-from adaptok_ros.footage.scene.scene import Scene
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 from adaptok_ros.training import lit
 from adaptok_ros.training.data import find_footage
 from adaptok_ros.training.loop import LoopConfig, Processes, fit
-from adaptok_ros.footage.video import VideoError
 
 TOKENIZER_16 = """
 steps: 6

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from adaptok_ros.models.writing import new_folder
+from adaptok_ros.footage.video import find_sources, frame_count, read_frames, shrink
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, sha256
+from adaptok_ros.models.writing import new_folder
+from adaptok_ros.networks.device import choose_device
+from adaptok_ros.networks.export import ExportError, export_graphs, write_description
 from adaptok_ros.networks.families import FrozenModel, detect_family, load_family
 from adaptok_ros.networks.graphs import to_pixels
 from adaptok_ros.networks.sources import find_source
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
-from adaptok_ros.tokenizers.causal_runtime import choose_device
-from adaptok_ros.networks.export import ExportError, export_graphs, write_description
-from adaptok_ros.footage.video import find_sources, frame_count, read_frames, shrink
 
 LONGEST_SIDE = 640
 """Footage is scaled down to this where no image size is given."""

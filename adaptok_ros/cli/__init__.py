@@ -10,9 +10,9 @@ from adaptok_ros.bags.bag import BagError
 from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
 from adaptok_ros.engines import EngineError
 from adaptok_ros.evaluation import EvaluationError
+from adaptok_ros.footage.video import VideoError
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.packet import PacketError
-from adaptok_ros.footage.video import VideoError
 
 COMMANDS = {
     'demo': demo, 'bag': bag, 'calibrate': calibrate, 'engine': engine, 'evaluate': evaluate,

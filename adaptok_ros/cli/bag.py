@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from adaptok_ros.bags.bag import read_packets
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.packet import PacketError
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
 
 

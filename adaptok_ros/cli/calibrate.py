@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from adaptok_ros.models.description import FAMILIES
 from adaptok_ros.models.folders import ModelError
-from adaptok_ros.tokenizers.tokenizer import FAMILIES
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -18,15 +18,15 @@ import cv2
 import numpy as np
 
 from adaptok_ros.bags.bag import TokenBagWriter, read_packets
-from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
-from adaptok_ros.nodes.metrics import Percentiles, Rate
-from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.sending.overlay import draw_kept
-from adaptok_ros.packet import Packet, unpack_mask
-from adaptok_ros.sending.selection import DEFAULT_TAU
-from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.footage.video import VideoError, frame_rate, read_frames
+from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.packet import Packet, unpack_mask
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.overlay import draw_kept
+from adaptok_ros.sending.selection import DEFAULT_TAU
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 NAMESPACE = '/demo'
 LOG = 'nodes.log'

@@ -6,11 +6,11 @@ import argparse
 import shlex
 from pathlib import Path
 
-from adaptok_ros.footage.preparation import Preparation
-from adaptok_ros.footage.catalog import DEFAULT_SPLIT, find_clips
 from adaptok_ros.evaluation.output import check_output, write_results
 from adaptok_ros.evaluation.run import evaluate
 from adaptok_ros.evaluation.settings import COMPARISONS, DEFAULT_TAUS, Settings
+from adaptok_ros.footage.catalog import DEFAULT_SPLIT, find_clips
+from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 
 

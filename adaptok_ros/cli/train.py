@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         import torch
     except ImportError as error:
         raise ModelError("training needs torch: pip install 'adaptok_ros[train]'") from error
-    from adaptok_ros.tokenizers import Tokenizer
+    from adaptok_ros.tokenizers.tokenizer import Tokenizer
     from adaptok_ros.training import card, export, lit, tokenizer
     from adaptok_ros.training.data import find_footage
     from adaptok_ros.training.loop import Processes

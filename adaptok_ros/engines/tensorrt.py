@@ -26,8 +26,8 @@ from adaptok_ros.engines.cache import Specification
 from adaptok_ros.engines.cuda import device_errors, exclusive, first_gpu, need_torch
 from adaptok_ros.engines.errors import EngineMissingError
 from adaptok_ros.engines.profiles import LARGEST, SMALLEST, profile
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import sha256
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
 from adaptok_ros.engines.cuda import device_errors, exclusive
-from adaptok_ros.networks.lit_weights import load_lit
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.families import load_family
 from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+from adaptok_ros.networks.lit import load_lit
 
 INPUTS = {
     'encoder': {'image': torch.uint8},

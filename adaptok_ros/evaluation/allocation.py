@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
+from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.receiving.receiver import Receiver
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 BLOCK_FRAMES = 4
 """Frames that share one decision in ElasticTok."""

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 
 from adaptok_ros.evaluation.allocation import compare_allocation
-from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
 from adaptok_ros.evaluation.noise import noise_gain, static_scene
 from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpips
@@ -18,9 +17,10 @@ from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import Grid, SharedEncoder, Stream, lit_id
+from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import Reference
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 PICTURES = 3
 """Frames of a clip that are shown."""

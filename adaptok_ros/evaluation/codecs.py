@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
+from adaptok_ros.footage.preparation import Clip, Image
 
 H264_SETTINGS = 'libx264, preset medium, tune zerolatency, 4:2:0, one key frame'
 CRF_LIMIT = 51

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from adaptok_ros.evaluation.streams import SharedEncoder, send
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 Image = NDArray[np.uint8]
 

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.size import serialized_bytes
-from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.models.folders import find_model, read_description
 from adaptok_ros.packet import Packet
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer, TokenizerStream
 from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.stream import TokenizerStream
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 FRAME_ID = 'camera'
 NOMINAL_PERIOD = 33_333_333

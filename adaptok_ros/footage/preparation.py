@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation import EvaluationError
+from adaptok_ros.footage.video import VideoError, frame_count, read_frames, shrink
 from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.sending.sender import SMALLEST_SIDE
-from adaptok_ros.footage.video import VideoError, frame_count, read_frames, shrink
 
 Image = NDArray[np.uint8]
 

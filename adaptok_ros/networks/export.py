@@ -25,11 +25,11 @@ from onnx import TensorProto
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adaptok_ros.models.writing import replacing
-from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
-from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
 from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
+from adaptok_ros.models.writing import replacing
 from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
+from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.networks.tiny import TinyAutoencoder
 
 OPSET = 17
@@ -348,9 +348,9 @@ def export_again(model: str) -> list[str]:
     :raises ModelError: not a model folder, or one without graphs
     :raises ExportError: ONNX Runtime and torch disagree
     """
-    from adaptok_ros.networks.lit_weights import load_lit
+    from adaptok_ros.models.description import TokenizerDescription
     from adaptok_ros.networks.families import load_family
-    from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+    from adaptok_ros.networks.lit import load_lit
 
     folder = find_model(model)
     description = TokenizerDescription.load(folder)

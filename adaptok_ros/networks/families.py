@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from adaptok_ros.models.description import FAMILIES
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.causal import CausalEncoder, CosmosEncoder, WanEncoder
 from adaptok_ros.networks.sources import (
@@ -27,7 +28,6 @@ from adaptok_ros.networks.sources import (
 )
 from adaptok_ros.networks.taesd import Taesd
 from adaptok_ros.networks.tiny import TinyAutoencoder
-from adaptok_ros.tokenizers.tokenizer import FAMILIES
 
 CONFIG_CLASSES = {
     'AutoencoderTiny': 'autoencoder-tiny',

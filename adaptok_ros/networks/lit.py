@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from adaptok_ros.models.folders import ModelError
+from adaptok_ros.networks.sources import load_weights, read_safetensors
 
 PATCH = 2
 """Side of a patch in positions."""
@@ -310,3 +314,23 @@ class LatentInpaintingTransformer(nn.Module):
         residual = project_to_ball(out * threshold, threshold)
         sent = kept[:, -1].unsqueeze(-1) > 0.5
         return torch.where(sent, current, current + residual)
+
+
+def load_lit(folder: Path) -> LatentInpaintingTransformer:
+    """The model in ``folder/lit.safetensors``, whose sizes follow from the weights.
+
+    :raises ModelError: there are no such weights
+    """
+    weights = read_safetensors(folder / 'lit.safetensors')
+    try:
+        model = LatentInpaintingTransformer(
+            channels=weights['head.weight'].shape[0] // PATCH**2,
+            frames=weights['when'].shape[0],
+            width=weights['when'].shape[3],
+            heads=weights['spatial.0.bias'].shape[0],
+            layers=sum(name.endswith('.qkv.weight') for name in weights),
+        )
+    except (KeyError, IndexError, ValueError) as error:
+        raise ModelError(f'{folder}/lit.safetensors: not the weights of a LIT: {error}') from error
+    load_weights(model, weights, folder)
+    return model.eval().requires_grad_(False)

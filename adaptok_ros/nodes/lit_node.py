@@ -12,23 +12,23 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
-from adaptok_ros.receiving.latents import DenseLatents, LatentStream
-from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.messages import (
     byte_array,
     fill_latents,
     packet_from_message,
     set_header,
 )
-from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.msg import DenseLatents as DenseLatentsMessage
 from adaptok_ros.msg import SparseTokens
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.nodes.parameters import LIT_NODE
 from adaptok_ros.packet import PacketError, Payload
+from adaptok_ros.receiving.latents import DenseLatents, LatentStream
 from adaptok_ros.receiving.receiver import Status
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 KEYFRAME_RETRY = 1.0
 """Seconds between two requests for a keyframe."""

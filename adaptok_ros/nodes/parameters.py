@@ -10,11 +10,11 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from adaptok_ros.engines import BACKENDS
-from adaptok_ros.sending.images import LARGEST_SIDE
-from adaptok_ros.receiving.latents import MODES
-from adaptok_ros.receiving.restoration import Restoration
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
+from adaptok_ros.receiving.latents import MODES
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.sending.selection import (
     DEFAULT_TAU,
     PERIOD_LIMIT,

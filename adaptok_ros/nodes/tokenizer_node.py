@@ -14,20 +14,20 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
-from adaptok_ros.sending.images import ImageConverter, ImageError, decode_compressed
 from adaptok_ros.messages import byte_array, fill_tokens, stamp_of
-from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.transport import fragmentation_hint
-from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.packet import Packet, Payload, unpack_mask
+from adaptok_ros.sending.images import ImageConverter, ImageError, decode_compressed
+from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import Reference, SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RUNTIME = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')
 SILENCE = 5.0

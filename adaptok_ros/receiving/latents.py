@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder
-from adaptok_ros.receiving.restoration import Restoration
-from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.receiver import Receiver, Status
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.receiving.restorer import Restorer
 
 MODES = ('lit', 'hold')
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
-from adaptok_ros.receiving.restoration import Box, Restoration, RestorationGate
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+from adaptok_ros.receiving.restoration import Box, Restoration, RestorationGate
 
 NO_CORRECTION = np.float32(-0.0)
 """Added to any number it leaves every bit as it is, which 0 does not: -0 + 0 is 0."""

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from adaptok_ros.engines import Engine
 from adaptok_ros.engines.cuda import device_errors, exclusive
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.sending.kernels.selector import DeviceSelector
 from adaptok_ros.sending.selection import Selection, SelectionConfig
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription, pad_into
+from adaptok_ros.tokenizers.stream import pad_into
 
 
 class DevicePath:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Engine, EngineError
-from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.packet import Packet, pack_mask
+from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.sending.selection import SelectionConfig, Selector
-from adaptok_ros.tokenizers import Tokenizer
 from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, NOISE_LIMIT, Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from adaptok_ros.sending.device_path import DevicePath

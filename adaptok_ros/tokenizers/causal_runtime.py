@@ -9,27 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.causal import CausalState
+from adaptok_ros.networks.device import choose_device
 from adaptok_ros.networks.families import load_family
 from adaptok_ros.networks.graphs import to_pixels
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
-
-DEVICES = ('auto', 'cpu', 'cuda')
-
-
-def choose_device(device: str = 'auto') -> str:
-    """``cpu`` or ``cuda``; ``auto`` is CUDA where there is some.
-
-    :raises ModelError: unknown, or CUDA where there is none
-    """
-    if device not in DEVICES:
-        raise ModelError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
-    if device == 'cuda' and not torch.cuda.is_available():
-        raise ModelError("device is 'cuda'; allowed here: auto, cpu (torch finds no CUDA device)")
-    if device == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    return device
 
 
 class CausalEngine:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adaptok_ros.evaluation.noise import add_noise
-from adaptok_ros.networks.lit import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.models.folders import ModelError
+from adaptok_ros.networks.lit import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.training.data import Clip, Footage, Image, load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit

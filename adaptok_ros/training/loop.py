@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from adaptok_ros.models.folders import ModelError
-from adaptok_ros.tokenizers.causal_runtime import choose_device
+from adaptok_ros.networks.device import choose_device
 
 PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from adaptok_ros.packet import Payload
 from adaptok_ros.sending.kernels import torch_step
 from adaptok_ros.sending.kernels.state import Control, Header, State, aligned
-from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import Reference, Schedule, Selection, SelectionConfig
 
 BACKENDS = ('auto', 'triton', 'torch')
@@ -23,7 +23,7 @@ Step = Callable[[State, torch.Tensor, Payload, bool], None]
 
 
 class DeviceSelector:
-    """What :class:`~adaptok_ros.sending.selection.Selector` does, on a device and bit for bit the same.
+    """What :class:`~adaptok_ros.sending.selection.Selector` does, on a device, bit for bit.
 
     A frame is :meth:`prepare`, :meth:`enqueue`, :meth:`collect`, in this order; :meth:`step`
     is all three. :meth:`enqueue` only launches, from and to addresses that never change: a

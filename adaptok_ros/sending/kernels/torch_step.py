@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from adaptok_ros.sending.kernels.state import Control, Header, State
 from adaptok_ros.packet import INT8_MINIMUM_STEP, Payload
+from adaptok_ros.sending.kernels.state import Control, Header, State
 from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
 
 

@@ -12,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from adaptok_ros.sending.kernels.state import Control, Header, State
 from adaptok_ros.packet import INT8_MINIMUM_STEP, Payload
+from adaptok_ros.sending.kernels.state import Control, Header, State
 from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
 
 CHUNK_VALUES = 8192

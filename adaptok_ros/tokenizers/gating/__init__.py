@@ -1,0 +1,1 @@
+"""Encoding only what changed."""
