@@ -43,9 +43,22 @@ def set_header(header: Any, stamp: int, frame_id: str) -> None:
 def token_fields(packet: Packet) -> dict[str, Any]:
     """Fields of ``SparseTokens`` other than the header; arrays as numpy arrays."""
     names = (
-        'tokenizer', 'epoch', 'sequence', 'keyframe', 'grid_height', 'grid_width', 'channels',
-        'image_height', 'image_width', 'tau', 'kept', 'deferred', 'scale', 'mask', 'data',
-    )  # fmt: skip
+        'tokenizer',
+        'epoch',
+        'sequence',
+        'keyframe',
+        'grid_height',
+        'grid_width',
+        'channels',
+        'image_height',
+        'image_width',
+        'tau',
+        'kept',
+        'deferred',
+        'scale',
+        'mask',
+        'data',
+    )
     return {**{name: getattr(packet, name) for name in names}, 'payload': int(packet.payload)}
 
 

@@ -149,9 +149,10 @@ def _check_values(packet: Packet) -> None:
         raise PacketError('scale', f'{packet.scale.size} numbers', f'{scales} numbers')
     if not np.all((packet.scale > 0) & (packet.scale <= SCALE_LIMIT)):
         raise PacketError('scale', packet.scale.tolist(), f'above 0, at most {SCALE_LIMIT}')
-    if packet.payload != Payload.INT8 and not np.isfinite(
-        packet.data.view(VALUE_TYPES[Payload(packet.payload)])
-    ).all():
+    if (
+        packet.payload != Payload.INT8
+        and not np.isfinite(packet.data.view(VALUE_TYPES[Payload(packet.payload)])).all()
+    ):
         raise PacketError('data', 'holding NaN or infinity', 'finite values')
 
 

@@ -69,8 +69,7 @@ def all_clips(effort: Effort, data: Path | None) -> Iterator[Clip]:
     picked = np.linspace(0, len(found) - 1, count).round().astype(int)
     for source in (found[index] for index in picked):
         images = [
-            shrink(image, LONGEST)
-            for image in islice(read_frames(source.path), frames + WARM_UP)
+            shrink(image, LONGEST) for image in islice(read_frames(source.path), frames + WARM_UP)
         ]
         if len(images) > WARM_UP:
             yield Clip(source.name, source.kind, images)

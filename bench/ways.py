@@ -97,9 +97,11 @@ class H264:
             codec.time_base = Fraction(1, 30)
             codec.gop_size = H264_GOP
             codec.options = {
-                'crf': str(H264_CRF), 'preset': H264_PRESET, 'tune': 'zerolatency',
+                'crf': str(H264_CRF),
+                'preset': H264_PRESET,
+                'tune': 'zerolatency',
                 'threads': '1',
-            }  # fmt: skip
+            }
         frame = self._av.VideoFrame.from_ndarray(image, format='rgb24')
         units = self._encoder.encode(frame.reformat(format='yuv420p'))
         return np.frombuffer(b''.join(bytes(unit) for unit in units), np.uint8)

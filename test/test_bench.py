@@ -32,11 +32,22 @@ import ways
 from clips import scene_images
 
 TINY = measuring.Effort(
-    frames=3, sizes=((160, 120),), cameras=(2,), seconds=1.0, tries=2, clips=1, wire_clips=1,
-    grids=((6, 8),), kept_shares=(0.5,), scene=(160, 120),
-    growth_sizes=((160, 120), (320, 240)), camera_sizes=((160, 120),), growth_cameras=2,
-    changed_rows=(0.1, 0.5), windows=(2, 3),
-)  # fmt: skip
+    frames=3,
+    sizes=((160, 120),),
+    cameras=(2,),
+    seconds=1.0,
+    tries=2,
+    clips=1,
+    wire_clips=1,
+    grids=((6, 8),),
+    kept_shares=(0.5,),
+    scene=(160, 120),
+    growth_sizes=((160, 120), (320, 240)),
+    camera_sizes=((160, 120),),
+    growth_cameras=2,
+    changed_rows=(0.1, 0.5),
+    windows=(2, 3),
+)
 
 LONGER = dataclasses.replace(TINY, frames=2 * bench_half.STEP)
 

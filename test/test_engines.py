@@ -184,7 +184,10 @@ def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
     backend, device, *notes = done.stdout.splitlines()
     assert (backend, device) == ('onnxruntime', 'cpu')
     assert [note.partition(':')[0] for note in notes] == [
-        'tensorrt on cuda', 'tensorrt_rtx on cuda', 'onnxruntime on cuda', 'torch on cuda'
+        'tensorrt on cuda',
+        'tensorrt_rtx on cuda',
+        'onnxruntime on cuda',
+        'torch on cuda',
     ]
 
 

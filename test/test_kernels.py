@@ -36,6 +36,8 @@ else:
     HERE = [('cpu', 'torch'), *(ON_CUDA if CUDA else [])]
 backends = pytest.mark.parametrize('backend', HERE, ids='-'.join)
 cuda_backends = pytest.mark.parametrize('backend', ON_CUDA, ids='-'.join)
+
+
 class Pair:
     """A selector in numpy and one on a device that get the same frames."""
 
@@ -175,8 +177,15 @@ def test_halves_round_to_even(backend):
             assert data.view(np.int8).reshape(8, 2)[:, 0].tolist() == [127, 0, 2, 2, 0, -2, 0, 0]
         else:
             assert data.view(np.float16).reshape(8, 2)[:, 1].tolist() == [
-                2048, 2052, -2048, 0, 2**-23, 2**-24, 0, FLOAT16_LIMIT
-            ]  # fmt: skip
+                2048,
+                2052,
+                -2048,
+                0,
+                2**-23,
+                2**-24,
+                0,
+                FLOAT16_LIMIT,
+            ]
 
 
 @backends
@@ -301,8 +310,17 @@ def test_delta_is_added_up_as_stated(channels):
 def test_interpreted_triton():
     """The tests above, in a process where Triton is interpreted."""
     environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__,
-               '-k', 'cpu-triton']  # fmt: skip
+    command = [
+        sys.executable,
+        '-m',
+        'pytest',
+        '-q',
+        '-p',
+        'no:cacheprovider',
+        __file__,
+        '-k',
+        'cpu-triton',
+    ]
     done = subprocess.run(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -383,10 +401,7 @@ def test_no_race_shows_in_a_thousand_launches(payload, reference, ceiling):
 @pytest.mark.parametrize('payload', list(Payload))
 def test_captured_in_a_graph_with_what_comes_before(payload, backend):
     config = SelectionConfig(0.1, 700, 20, 150, payload)
-    selector, expected = (
-        DeviceSelector(4800, 16, config, *backend),
-        Selector(4800, 16, config),
-    )
+    selector, expected = (DeviceSelector(4800, 16, config, *backend), Selector(4800, 16, config))
     source, latents = torch.zeros(2, 4800, 16, device='cuda')
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode='thread_local'):

@@ -93,7 +93,7 @@ def test_projection_is_never_further_from_any_point_of_the_ball(residual, radius
     points = generator.laplace(size=(50, residual.size))
     points *= radius * generator.random((50, 1)) / np.abs(points).mean(axis=1, keepdims=True)
     corners = radius * residual.size * np.concatenate([np.eye(residual.size)] * 2)
-    corners[residual.size:] *= -1
+    corners[residual.size :] *= -1
     points = np.concatenate([points, corners, np.zeros((1, residual.size))])
     found = project(residual, [radius])
     before = np.linalg.norm(residual - points, axis=1)
@@ -150,8 +150,8 @@ def test_windows_wrap_around_and_lead_back(shift):
     grid = np.arange(2 * 6 * SIDE**2).reshape(2, 2 * SIDE, 3 * SIDE)
     grid = np.roll(grid, (-shift, -shift), (1, 2))
     windows = order.numpy().reshape(2, 2, 3, SIDE, SIDE)
-    np.testing.assert_array_equal(windows[1, 1, 2], grid[1, SIDE:, 2 * SIDE:])
-    np.testing.assert_array_equal(windows[0, 0, 1], grid[0, :SIDE, SIDE:2 * SIDE])
+    np.testing.assert_array_equal(windows[1, 1, 2], grid[1, SIDE:, 2 * SIDE :])
+    np.testing.assert_array_equal(windows[0, 0, 1], grid[0, :SIDE, SIDE : 2 * SIDE])
 
 
 def wild_lit():
@@ -279,7 +279,7 @@ def test_restored_grids_of_every_size(restorer, shape):
     for packet in lit_packets(recorded):
         receiver.apply(packet)
         restorer.observe(receiver)
-        values = restorer.restore()[:shape[0], :shape[1]]
+        values = restorer.restore()[: shape[0], : shape[1]]
         assert values.shape == (*shape, CHANNELS)
         assert_restored(values, receiver.held, receiver.kept, packet.tau)
 

@@ -291,6 +291,4 @@ def test_another_engine_begins_with_all_of_the_grid(opened):
         gated.latents()
     gated.restorer.fall_back(EngineError('as if it had failed'))
     assert gated.restorer.engine.backend == 'torch'
-    np.testing.assert_allclose(
-        gated.latents().values, dense.latents().values, atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(gated.latents().values, dense.latents().values, atol=1e-4, rtol=0)

@@ -53,16 +53,14 @@ class TokenBagWriter:
         :raises BagError: the path exists already, or unknown storage
         """
         if storage not in STORAGES:
-            raise BagError(f"storage is {storage!r}; allowed: {', '.join(STORAGES)}")
+            raise BagError(f'storage is {storage!r}; allowed: {", ".join(STORAGES)}')
         if path.exists():
             raise BagError(f'{path}: exists already')
         self._writer = Writer(
             path, version=BAG_VERSION, storage_plugin=StoragePlugin[storage.upper()]
         )
         self._writer.open()
-        self._connection = self._writer.add_connection(
-            topic, SPARSE_TOKENS, typestore=typestore()
-        )
+        self._connection = self._writer.add_connection(topic, SPARSE_TOKENS, typestore=typestore())
 
     def write_serialized(self, time: int, data: bytes) -> None:
         """Append a message in CDR, as it came from a raw subscription, at ``time`` ns."""
@@ -109,10 +107,10 @@ def read_packets(path: str | Path, topic: str = '') -> Iterator[Packet]:
         if not topics:
             raise BagError(f'{path}: no topic of type {SPARSE_TOKENS}')
         if not topic and len(topics) > 1:
-            raise BagError(f"{path}: several token topics, name one of: {', '.join(topics)}")
+            raise BagError(f'{path}: several token topics, name one of: {", ".join(topics)}')
         topic = topic or topics[0]
         if topic not in topics:
-            raise BagError(f"{path}: topic is {topic}; allowed: {', '.join(topics)}")
+            raise BagError(f'{path}: topic is {topic}; allowed: {", ".join(topics)}')
         connections = [c for c in reader.connections if c.topic == topic]
         for connection, _, data in reader.messages(connections=connections):
             yield packet_from_message(reader.deserialize(data, connection.msgtype))

@@ -122,13 +122,16 @@ def _fit(image: Image, size: tuple[int, int] | None, stride: int) -> Image:
     elif size != image.shape[:2]:
         image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
     rows, columns = (side // stride for side in image.shape[:2])
-    return image[:rows * stride, :columns * stride]
+    return image[: rows * stride, : columns * stride]
 
 
 def measure(
-    frozen: FrozenModel, clips: Sequence[Path], size: tuple[int, int] | None, frames: int,
+    frozen: FrozenModel,
+    clips: Sequence[Path],
+    size: tuple[int, int] | None,
+    frames: int,
     device: str,
-) -> tuple[list[float], list[float]]:  # fmt: skip
+) -> tuple[list[float], list[float]]:
     """Mean and std per channel of raw latents over a sample of the footage.
 
     :param size: height and width that images are resized to; None = as they come
@@ -139,9 +142,10 @@ def measure(
     consecutive = 1 if temporal == 1 else 1 + (GRIDS_PER_CLIP - 1) * temporal
     statistics = ChannelStatistics()
     model = frozen.model.to(device)
-    with torch.inference_mode(), tqdm(
-        total=frames, unit='frame', desc='calibrating', disable=None
-    ) as bar:  # fmt: skip
+    with (
+        torch.inference_mode(),
+        tqdm(total=frames, unit='frame', desc='calibrating', disable=None) as bar,
+    ):
         for images in sample_images(clips, frames, consecutive):
             fitted = [_fit(image, size, frozen.stride) for image in images]
             pixels = to_pixels(torch.from_numpy(np.stack(fitted)).to(device))
@@ -237,9 +241,14 @@ def _write(
         files.append('config.json')
     if not frozen.torchscript and frozen.temporal_stride == 1:
         files += export_graphs(
-            frozen.model, mean, std, frozen.stride, folder,
-            image_size=frozen.image_size, can_decode=frozen.can_decode,
-        )  # fmt: skip
+            frozen.model,
+            mean,
+            std,
+            frozen.stride,
+            folder,
+            image_size=frozen.image_size,
+            can_decode=frozen.can_decode,
+        )
     fields: dict[str, Any] = {
         'name': name,
         'family': frozen.family,

@@ -15,12 +15,24 @@ from adaptok_ros.models.folders import ModelError
 from adaptok_ros.packet import PacketError
 
 COMMANDS = {
-    'demo': demo, 'bag': bag, 'calibrate': calibrate, 'engine': engine, 'evaluate': evaluate,
-    'export': export, 'noise': noise, 'train': train,
-}  # fmt: skip
+    'demo': demo,
+    'bag': bag,
+    'calibrate': calibrate,
+    'engine': engine,
+    'evaluate': evaluate,
+    'export': export,
+    'noise': noise,
+    'train': train,
+}
 EXPECTED = (
-    BagError, EngineError, EvaluationError, ModelError, PacketError, VideoError, FileNotFoundError
-)  # fmt: skip
+    BagError,
+    EngineError,
+    EvaluationError,
+    ModelError,
+    PacketError,
+    VideoError,
+    FileNotFoundError,
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -47,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--tau', type=float, default=DEFAULT_TAU, help='threshold (default %(default)s)'
     )
     parser.add_argument(
-        '--full-size', action='store_true',
+        '--full-size',
+        action='store_true',
         help=f'do not scale the images down to {LONGEST_SIDE} pixels',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--output', type=Path, default=Path('demo'), help='folder for pictures and the bag'
     )

@@ -17,9 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from adaptok_ros.networks.export import ExportError, export_again
     except ImportError as error:
-        raise ModelError(
-            f"export needs {error.name}: pip install 'adaptok_ros[train]'"
-        ) from error
+        raise ModelError(f"export needs {error.name}: pip install 'adaptok_ros[train]'") from error
     try:
         print('written:', ', '.join(export_again(arguments.model)))
     except (ExportError, OSError) as error:

@@ -57,6 +57,4 @@ def _shapes(
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f'{request.folder}/lit.json: bad or missing field: {error}') from error
     window = (batch, frames, *(-(-side // multiple) * multiple for side in (rows, columns)))
-    return {
-        'held': (*window, tokenizer.channels), 'kept': window, 'age': window, 'tau': (batch,),
-    }  # fmt: skip
+    return {'held': (*window, tokenizer.channels), 'kept': window, 'age': window, 'tau': (batch,)}

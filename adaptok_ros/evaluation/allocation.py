@@ -71,7 +71,7 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
     held_bisection = held_probe = receiver.held.copy()
     tokens, searched = 0, 0
     for block in range(blocks):
-        images = frames[1 + block * BLOCK_FRAMES:1 + (block + 1) * BLOCK_FRAMES]
+        images = frames[1 + block * BLOCK_FRAMES : 1 + (block + 1) * BLOCK_FRAMES]
         kept = 0
         errors = []
         for offset, image in enumerate(images):
@@ -115,7 +115,9 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
                 'psnr': psnr(float(np.mean(mechanism.errors))),
             }
             for name, mechanism in (
-                ('ours', threshold), ('elastictok', bisection), ('infotok', probe)
+                ('ours', threshold),
+                ('elastictok', bisection),
+                ('infotok', probe),
             )
         },
     }
@@ -140,11 +142,7 @@ def _bisect(
 
 
 def _send(
-    tokenizer: Tokenizer,
-    images: list[Image],
-    held: Grid,
-    shares: list[int],
-    totals: _Mechanism,
+    tokenizer: Tokenizer, images: list[Image], held: Grid, shares: list[int], totals: _Mechanism
 ) -> Grid:
     """Note the distortion of a block with so many tokens a frame; what is held after it."""
     grids = _allocate(tokenizer, images, held, shares)

@@ -165,9 +165,15 @@ class _Sweep:
         stride = self._encoder.description.stride
         rows = [image, draw_kept(image, keep, stride, *self._shape)]
         cv2.putText(
-            rows[1], f'{100 * keep.mean():.1f} % sent', (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6,
-            (255, 255, 255), 2, cv2.LINE_AA,
-        )  # fmt: skip
+            rows[1],
+            f'{100 * keep.mean():.1f} % sent',
+            (8, 22),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.6,
+            (255, 255, 255),
+            2,
+            cv2.LINE_AA,
+        )
         if self._can_decode:
             rows.append(self._encoder.decode(latents, *self._shape).copy())
         self._columns.append(np.vstack(rows))

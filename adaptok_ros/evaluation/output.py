@@ -40,7 +40,7 @@ def write_results(record: dict[str, Any], pictures: dict[str, Image], output: Pa
                 plots.append('drift.png')
         (temporary / 'kept').mkdir()
         for name, picture in pictures.items():
-            path = temporary / 'kept' / f"{name.replace('/', '_')}.jpg"
+            path = temporary / 'kept' / f'{name.replace("/", "_")}.jpg'
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         (temporary / 'results.md').write_text(markdown(record, plots))
         text = json.dumps(_rounded(record), indent=1, allow_nan=False)

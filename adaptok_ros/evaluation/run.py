@@ -113,9 +113,9 @@ def _protocol(dataset: Dataset, settings: Settings) -> dict[str, Any]:
         'reference': 'held (closed loop)',
         'payload': Payload.FLOAT16.name.lower(),
         'bytes': 'whole SparseTokens messages in CDR: mask, data, and header and all other '
-                 f'fields (frame id {FRAME_ID!r})',
+        f'fields (frame id {FRAME_ID!r})',
         'kept': 'tokens sent over positions, mean of frames; with the keyframe unless it says '
-                'after keyframe',
+        'after keyframe',
         'psnr': 'one mean squared error over the whole clip, RGB, 0 to 255; then mean of clips',
         'ssim': "scikit-image's definition with its defaults, RGB, per frame; mean",
         'ms_ssim': 'Wang et al. 2003, five scales, RGB, per frame; mean',

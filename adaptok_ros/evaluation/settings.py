@@ -36,7 +36,7 @@ class Settings:
             raise EvaluationError('--tau names no threshold; allowed: one and more')
         for name in self.compare:
             if name not in COMPARISONS:
-                raise EvaluationError(f"--compare is {name!r}; allowed: {', '.join(COMPARISONS)}")
+                raise EvaluationError(f'--compare is {name!r}; allowed: {", ".join(COMPARISONS)}')
         for option, values in (('--tau', self.taus), ('--compare', self.compare)):
             if len(set(values)) < len(values):
                 raise EvaluationError(f'{option} is {values}; allowed: every value once')

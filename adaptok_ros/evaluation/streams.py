@@ -32,7 +32,7 @@ def lit_id(tokenizer: str) -> str:
     folder = find_model(tokenizer)
     if not (folder / 'lit.json').is_file():
         return ''
-    return f"lit@{read_description(folder, 'lit.json')['files']['lit.onnx'][:12]}"
+    return f'lit@{read_description(folder, "lit.json")["files"]["lit.onnx"][:12]}'
 
 
 class SharedEncoder(Tokenizer):
@@ -44,9 +44,7 @@ class SharedEncoder(Tokenizer):
     def __init__(self, name: str, threads: int = 0) -> None:
         super().__init__(name, threads=threads, on_cpu=True)
 
-    def stream(
-        self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE
-    ) -> TokenizerStream:
+    def stream(self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE) -> TokenizerStream:
         """See :meth:`Tokenizer.stream`."""
         return _SharedStream(self, gating, noise)
 

@@ -70,7 +70,7 @@ def _manifest(data: Path) -> tuple[ClipSource, ...]:
         reader = csv.DictReader(file)
         missing = {'name', 'use', 'kind'} - set(reader.fieldnames or ())
         if missing:
-            raise EvaluationError(f"{path}: no column {', '.join(sorted(missing))}")
+            raise EvaluationError(f'{path}: no column {", ".join(sorted(missing))}')
         rows = [row for row in reader if row['use'] == 'evaluate' and row['kind'] != 'image set']
     if not rows:
         raise EvaluationError(f'{path}: no row with use = evaluate')
@@ -91,7 +91,7 @@ def _davis(data: Path, split: str) -> tuple[ClipSource, ...]:
     if not lists:
         raise EvaluationError(f'{data}: DAVIS without ImageSets/<year>/<split>.txt')
     if split not in lists:
-        raise EvaluationError(f"--split is {split}; allowed: {', '.join(sorted(lists))}")
+        raise EvaluationError(f'--split is {split}; allowed: {", ".join(sorted(lists))}')
     frames = data / 'JPEGImages' / '480p'
     if not frames.is_dir():
         raise EvaluationError(f'{data}: DAVIS without JPEGImages/480p')

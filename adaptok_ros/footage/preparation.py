@@ -53,7 +53,7 @@ class Preparation:
             resized = _resize(image, self.size / min(height, width), self.size)
             top = (resized.shape[0] - self.size) // 2
             left = (resized.shape[1] - self.size) // 2
-            return np.ascontiguousarray(resized[top:top + self.size, left:left + self.size])
+            return np.ascontiguousarray(resized[top : top + self.size, left : left + self.size])
         return shrink(image, self.longest_side, SMALLEST_SIDE) if self.longest_side else image
 
 

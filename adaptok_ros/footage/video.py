@@ -61,7 +61,7 @@ def _image_files(source: str | Path) -> list[Path] | None:
     )
     if not paths:
         raise VideoError(
-            f"{folder}: no image in this folder; allowed: {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f'{folder}: no image in this folder; allowed: {", ".join(sorted(IMAGE_SUFFIXES))}'
         )
     return paths
 

@@ -60,7 +60,7 @@ class TokenizerDescription:
         fields: dict[str, Any] = read_description(folder, 'tokenizer.json')
         try:
             description = cls(
-                id=f"{fields['name']}@{fields['files']['tokenizer.safetensors'][:12]}",
+                id=f'{fields["name"]}@{fields["files"]["tokenizer.safetensors"][:12]}',
                 stride=int(fields['stride']),
                 channels=int(fields['channels']),
                 mean=tuple(float(v) for v in fields['mean']),
@@ -76,7 +76,7 @@ class TokenizerDescription:
         if description.family not in FAMILIES:
             raise ModelError(
                 f'{folder}/tokenizer.json: family is {description.family!r}; allowed: '
-                f"{', '.join(FAMILIES)}"
+                f'{", ".join(FAMILIES)}'
             )
         if FAMILIES[description.family] not in fields['files']:
             raise ModelError(

@@ -32,12 +32,12 @@ def find_model(name: str) -> Path:
     :raises ModelError: neither exists
     """
     if not name:
-        raise ModelError(f"no model named; shipped: {', '.join(shipped_models())}")
+        raise ModelError(f'no model named; shipped: {", ".join(shipped_models())}')
     for folder in (SHIPPED / name, Path(name).expanduser()):
         if (folder / 'tokenizer.json').is_file():
             return folder
     raise ModelError(
-        f"{name}: neither a shipped model ({', '.join(shipped_models())}) nor a folder with a "
+        f'{name}: neither a shipped model ({", ".join(shipped_models())}) nor a folder with a '
         'tokenizer.json'
     )
 

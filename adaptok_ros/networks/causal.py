@@ -41,9 +41,7 @@ class CausalEncoder(nn.Module, abc.ABC):
     temporal_stride: int
 
     @abc.abstractmethod
-    def step(
-        self, pixels: Tensor, state: CausalState | None
-    ) -> tuple[Tensor, CausalState]:
+    def step(self, pixels: Tensor, state: CausalState | None) -> tuple[Tensor, CausalState]:
         """Encode the frames of one grid.
 
         :param pixels: ``[B, 3, T, h, w]`` in [-1, 1]; T is 1 where ``state`` is None, else
@@ -73,9 +71,7 @@ class WanEncoder(CausalEncoder):
             type(module).__name__ == 'WanCausalConv3d' for module in model.encoder.modules()
         )
 
-    def step(
-        self, pixels: Tensor, state: CausalState | None
-    ) -> tuple[Tensor, CausalState]:
+    def step(self, pixels: Tensor, state: CausalState | None) -> tuple[Tensor, CausalState]:
         """See :meth:`CausalEncoder.step`."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
 
@@ -115,9 +111,7 @@ class CosmosEncoder(CausalEncoder):
             elif name.rpartition('.')[0].endswith('temp_attentions'):
                 module.processor = self._attention(name)
 
-    def step(
-        self, pixels: Tensor, state: CausalState | None
-    ) -> tuple[Tensor, CausalState]:
+    def step(self, pixels: Tensor, state: CausalState | None) -> tuple[Tensor, CausalState]:
         """See :meth:`CausalEncoder.step`."""
         self._past, self._next = {} if state is None else state.cache, {}
         try:

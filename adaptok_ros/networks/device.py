@@ -15,7 +15,7 @@ def choose_device(device: str = 'auto') -> str:
     :raises ModelError: unknown, or CUDA where there is none
     """
     if device not in DEVICES:
-        raise ModelError(f"device is {device!r}; allowed: {', '.join(DEVICES)}")
+        raise ModelError(f'device is {device!r}; allowed: {", ".join(DEVICES)}')
     if device == 'cuda' and not torch.cuda.is_available():
         raise ModelError("device is 'cuda'; allowed here: auto, cpu (torch finds no CUDA device)")
     if device == 'auto':

@@ -129,9 +129,7 @@ def run_graph(path: Path, inputs: dict[str, Tensor]) -> Array:
     """Run a graph of one output in ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=['CPUExecutionProvider']
-    )
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     values = {name: value.numpy() for name, value in inputs.items()}
     result: Array = session.run(None, values)[0]
     return result
@@ -357,10 +355,19 @@ def export_again(model: str) -> list[str]:
     if not (folder / 'encoder.onnx').is_file():
         raise ModelError(f'{folder}: family {description.family} runs in torch and has no graphs')
     frozen = load_family(folder, description.family, description.image_size)
-    files = _renew(folder, 'tokenizer.json', lambda partial: export_graphs(
-        frozen.model, list(description.mean), list(description.std), description.stride,
-        partial, description.image_size, description.can_decode,
-    ))  # fmt: skip
+    files = _renew(
+        folder,
+        'tokenizer.json',
+        lambda partial: export_graphs(
+            frozen.model,
+            list(description.mean),
+            list(description.std),
+            description.stride,
+            partial,
+            description.image_size,
+            description.can_decode,
+        ),
+    )
     if (folder / 'lit.json').is_file():
         lit = load_lit(folder)
         files += _renew(folder, 'lit.json', lambda partial: export_lit_graphs(lit, partial))

@@ -113,7 +113,7 @@ class PatchFeatures(FrozenImageModel):
         """See :meth:`FrozenImageModel.encode`."""
         pixels = ((images + 1.0) / 2.0 - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         tokens = self.model(pixel_values=pixels, **self._options).last_hidden_state
-        tokens = tokens[:, self._extra:]
+        tokens = tokens[:, self._extra :]
         rows, columns = images.shape[2] // self._patch, images.shape[3] // self._patch
         return cast(Tensor, tokens.transpose(1, 2).unflatten(2, (rows, columns)))
 
@@ -274,9 +274,13 @@ def _probe(family: str, model: Any, weights: dict[str, Tensor], **fields: Any) -
             else model.encode(pixels)
         )
     return FrozenModel(
-        family, model, weights, stride=height // latents.shape[2], channels=latents.shape[1],
+        family,
+        model,
+        weights,
+        stride=height // latents.shape[2],
+        channels=latents.shape[1],
         **fields,
-    )  # fmt: skip
+    )
 
 
 def _load_adaptok(source: Path) -> FrozenModel:
@@ -304,9 +308,15 @@ def _load_adaptok(source: Path) -> FrozenModel:
     model = TinyAutoencoder(**sizes)
     load_weights(model, weights, source)
     return FrozenModel(
-        'adaptok', model, model.state_dict(), None, model.stride, model.channels,
-        can_decode=True, receptive_field=model.receptive_field,
-    )  # fmt: skip
+        'adaptok',
+        model,
+        model.state_dict(),
+        None,
+        model.stride,
+        model.channels,
+        can_decode=True,
+        receptive_field=model.receptive_field,
+    )
 
 
 def _load_taesd(source: Path) -> FrozenModel:
@@ -333,9 +343,13 @@ def _load_taesd(source: Path) -> FrozenModel:
     load_weights(model, weights, source)
     frozen = TaesdModel(model)
     return _probe(
-        'taesd', frozen, model.state_dict(), config=None, can_decode=True,
+        'taesd',
+        frozen,
+        model.state_dict(),
+        config=None,
+        can_decode=True,
         receptive_field=measure_receptive_field(frozen),
-    )  # fmt: skip
+    )
 
 
 def _load_diffusers(source: Path, family: str) -> FrozenModel:
@@ -361,9 +375,13 @@ def _load_diffusers(source: Path, family: str) -> FrozenModel:
     if family == 'autoencoder-tiny':
         model = AutoencoderTinyModel(library)
         return _probe(
-            family, model, state, config=config, can_decode=True,
+            family,
+            model,
+            state,
+            config=config,
+            can_decode=True,
             receptive_field=measure_receptive_field(model),
-        )  # fmt: skip
+        )
     try:
         encoder = WanEncoder(library) if family == 'wan' else CosmosEncoder(library)
     except ValueError as error:
@@ -395,9 +413,14 @@ def _load_vit(source: Path, family: str, image_size: tuple[int, int] | None) -> 
             model = cls(settings)
         else:
             model, report = cls.from_pretrained(
-                str(source), config=settings, use_safetensors=True, local_files_only=True,
-                dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+                str(source),
+                config=settings,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except (OSError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f'{source}: not a {family} model: {error}') from error
     finally:
@@ -420,10 +443,13 @@ def _load_vit(source: Path, family: str, image_size: tuple[int, int] | None) -> 
                 f'the patch size {patch}'
             )
     return _probe(
-        family, PatchFeatures(model, extra, options, mean, std), model.state_dict(),
+        family,
+        PatchFeatures(model, extra, options, mean, std),
+        model.state_dict(),
         config={**model.config.to_dict(), 'image_mean': mean, 'image_std': std},
-        can_decode=False, image_size=size,
-    )  # fmt: skip
+        can_decode=False,
+        image_size=size,
+    )
 
 
 def _check_report(report: Any, source: Path) -> None:
@@ -479,9 +505,13 @@ def _load_torchscript(source: Path) -> FrozenModel:
     model = TorchScriptModel(encoder, files.get('decoder.jit'))
     try:
         return _probe(
-            'cosmos-torchscript', model, {}, config=None, can_decode='decoder.jit' in files,
+            'cosmos-torchscript',
+            model,
+            {},
+            config=None,
+            can_decode='decoder.jit' in files,
             torchscript=files,
-        )  # fmt: skip
+        )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelError(

@@ -173,9 +173,7 @@ class TemporalAttention(nn.Module):
         """``x`` is ``[N, D]``, ``key`` and ``value`` are ``[N, T, D]``."""
         members = cast(Tensor, self.members)
         scale = (self.width // self.heads) ** -0.5
-        query = functional.linear(
-            self.norm(x), self.query.weight * scale, self.query.bias * scale
-        )
+        query = functional.linear(self.norm(x), self.query.weight * scale, self.query.bias * scale)
         scores = (query.unsqueeze(1) * key).reshape(-1, self.frames * self.width) @ members
         weights = scores.reshape(-1, self.heads, self.frames).softmax(-1)
         spread = weights.reshape(-1, self.heads * self.frames) @ members.T
@@ -204,8 +202,11 @@ class ConvolutionalMLP(nn.Module):
         kernel = self.neighbours.weight + cast(Tensor, self.itself)
         mixed = functional.conv2d(
             hidden.reshape(*grid, self.hidden).permute(0, 3, 1, 2),
-            kernel, self.neighbours.bias, padding=1, groups=self.hidden,
-        )  # fmt: skip
+            kernel,
+            self.neighbours.bias,
+            padding=1,
+            groups=self.hidden,
+        )
         mixed = functional.relu(mixed).permute(0, 2, 3, 1).reshape(-1, self.hidden)
         return cast(Tensor, x + self.contract(mixed))
 

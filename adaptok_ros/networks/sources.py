@@ -50,13 +50,11 @@ def _download(source: str, suffixes: tuple[str, ...]) -> Path:
             file
             for file in files
             if file.startswith(prefix)
-            and '/' not in file[len(prefix):]
+            and '/' not in file[len(prefix) :]
             and file.endswith(suffixes)
         ]
         if not wanted:
-            raise ModelError(
-                f'{source}: no file on the hub that ends in {", ".join(suffixes)}'
-            )
+            raise ModelError(f'{source}: no file on the hub that ends in {", ".join(suffixes)}')
         root = huggingface_hub.snapshot_download(f'{owner}/{name}', allow_patterns=wanted)
     except ModelError:
         raise

@@ -155,9 +155,9 @@ class StreamNode(LifecycleNode, abc.ABC):
             return TransitionCallbackReturn.FAILURE
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._timer = self.create_timer(
-            DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=Clock(
-                clock_type=ClockType.STEADY_TIME
-            )
+            DIAGNOSTICS_PERIOD,
+            self._publish_diagnostics,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         self._configured = True
         return super().on_configure(state)
@@ -318,9 +318,13 @@ class StreamNode(LifecycleNode, abc.ABC):
     ) -> Any:
         """A subscription whose QoS can be overridden."""
         return self.create_subscription(
-            message_type, topic, callback, profile,
-            qos_overriding_options=qos.overridable(), **options,
-        )  # fmt: skip
+            message_type,
+            topic,
+            callback,
+            profile,
+            qos_overriding_options=qos.overridable(),
+            **options,
+        )
 
 
 def run(
@@ -344,9 +348,12 @@ def run_cameras(
     """
     parser = _parser(executable, description)
     parser.add_argument(
-        '--cameras', metavar='NAMESPACE,…', type=lambda text: text.split(','), default=[None],
+        '--cameras',
+        metavar='NAMESPACE,…',
+        type=lambda text: text.split(','),
+        default=[None],
         help='namespaces of several cameras, each of which gets a node in this one process',
-    )  # fmt: skip
+    )
     return _run(parser, lambda arguments: [create(name) for name in arguments.cameras], args)
 
 

@@ -53,7 +53,7 @@ class Percentiles:
 
     def value(self, *percents: float) -> tuple[float, ...]:
         """The percentiles asked for; NaN without samples."""
-        filled = self._samples[:min(self._count, self._samples.size)]
+        filled = self._samples[: min(self._count, self._samples.size)]
         if not filled.size:
             return tuple(float('nan') for _ in percents)
         return tuple(float(v) for v in np.percentile(filled, percents))

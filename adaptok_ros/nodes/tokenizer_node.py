@@ -58,8 +58,10 @@ class TokenizerNode(StreamNode):
         self._fragmentation = ''
         self._images_in, self._camera_infos, self._packets_out = Rate(), Rate(), Rate()
         self._latency, self._encode_time, self._select_time = (
-            Percentiles(), Percentiles(), Percentiles()
-        )  # fmt: skip
+            Percentiles(),
+            Percentiles(),
+            Percentiles(),
+        )
         self._kept_share = Percentiles()
         self._encoded_share = Percentiles()
         self._bytes = Percentiles()
@@ -79,14 +81,16 @@ class TokenizerNode(StreamNode):
         """See :meth:`StreamNode.load`."""
         size = (values['input_height'], values['input_width'])
         self._tokenizer = Tokenizer(
-            values['tokenizer'], values['backend'], image_size=size if all(size) else None,
-            build=build, on_cpu=values['gating'] != Gating.OFF.value,
-        )  # fmt: skip
+            values['tokenizer'],
+            values['backend'],
+            image_size=size if all(size) else None,
+            build=build,
+            on_cpu=values['gating'] != Gating.OFF.value,
+        )
         engine = self._tokenizer.load()
         sender = Sender(
-            self._tokenizer, self._config, *size,
-            Gating(values['gating']), values['gating_noise'],
-        )  # fmt: skip
+            self._tokenizer, self._config, *size, Gating(values['gating']), values['gating_noise']
+        )
         self.get_logger().info(
             f'{self._tokenizer.description.id} on {engine.backend} ({engine.device}), '
             f'tau {self._config.tau:g}'
@@ -107,9 +111,7 @@ class TokenizerNode(StreamNode):
     def start(self) -> None:
         """See :meth:`StreamNode.start`."""
         topic = self.resolve_topic_name('image')
-        image = (
-            (CompressedImage, f'{topic}/compressed') if self._compressed else (Image, topic)
-        )
+        image = (CompressedImage, f'{topic}/compressed') if self._compressed else (Image, topic)
         self._last_image = time.monotonic()
         # Small, and sent with every image: its rate is the rate the camera announces.
         camera_info = topic.rsplit('/', 1)[0] + '/camera_info'
@@ -211,9 +213,13 @@ class TokenizerNode(StreamNode):
             if self._fragmentation:
                 self.get_logger().warning(self._fragmentation)
         return self._converter.to_rgb(
-            message.encoding, message.height, message.width, message.step,
-            bool(message.is_bigendian), data,
-        )  # fmt: skip
+            message.encoding,
+            message.height,
+            message.width,
+            message.step,
+            bool(message.is_bigendian),
+            data,
+        )
 
     def _account(self, packet: Packet, encode: float, select: float) -> None:
         assert self._sender is not None
@@ -239,22 +245,24 @@ class TokenizerNode(StreamNode):
         self._info_state = state
         description = self._sender.tokenizer.description
         rows, columns = description.grid(height, width)
-        self._info.publish(TokenizerInfo(
-            tokenizer=description.id,
-            stride=description.stride,
-            channels=description.channels,
-            mean=description.mean,
-            std=description.std,
-            receptive_field=description.receptive_field,
-            can_decode=description.can_decode,
-            backend=engine.backend,
-            device=engine.device,
-            image_height=height,
-            image_width=width,
-            grid_height=rows,
-            grid_width=columns,
-            tau=self._sender.config.tau,
-        ))
+        self._info.publish(
+            TokenizerInfo(
+                tokenizer=description.id,
+                stride=description.stride,
+                channels=description.channels,
+                mean=description.mean,
+                std=description.std,
+                receptive_field=description.receptive_field,
+                can_decode=description.can_decode,
+                backend=engine.backend,
+                device=engine.device,
+                image_height=height,
+                image_width=width,
+                grid_height=rows,
+                grid_width=columns,
+                tau=self._sender.config.tau,
+            )
+        )
 
     def _publish_overlay(
         self, message: Image | CompressedImage, image: Any, packet: Packet

@@ -73,7 +73,7 @@ class LatentStream:
         :raises EngineError: the backend cannot run it
         """
         if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}; allowed: {', '.join(MODES)}")
+            raise ValueError(f'mode is {mode!r}; allowed: {", ".join(MODES)}')
         self.mode = mode
         self.restorer = (
             Restorer(tokenizer, backend, threads, build, restore) if mode == 'lit' else None
@@ -103,7 +103,7 @@ class LatentStream:
         if packet is None:
             raise LookupError('no packet has been taken yet')
         if self.restorer is not None:
-            values = self.restorer.restore()[:packet.grid_height, :packet.grid_width]
+            values = self.restorer.restore()[: packet.grid_height, : packet.grid_width]
         else:
             values = self.receiver.held
         return DenseLatents(

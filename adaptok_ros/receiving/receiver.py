@@ -131,7 +131,12 @@ class Receiver:
         if last is None or packet.epoch != last.epoch:
             return
         for field in (
-            'tokenizer', 'grid_height', 'grid_width', 'channels', 'image_height', 'image_width'
+            'tokenizer',
+            'grid_height',
+            'grid_width',
+            'channels',
+            'image_height',
+            'image_width',
         ):
             value, allowed = getattr(packet, field), getattr(last, field)
             if value != allowed:
@@ -179,7 +184,10 @@ class Receiver:
         assert last is not None
         self._seen.clear()
         same = (packet.tokenizer, packet.grid_height, packet.grid_width, packet.channels) == (
-            last.tokenizer, last.grid_height, last.grid_width, last.channels
+            last.tokenizer,
+            last.grid_height,
+            last.grid_width,
+            last.channels,
         )
         if same:
             self._renewed.fill(False)

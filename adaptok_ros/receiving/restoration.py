@@ -134,10 +134,12 @@ class RestorationGate:
             work *= size / side
             seen.append(slice(start, start + size))
             # What lies beyond the grid's own border is missing in the dense pass as well.
-            taken.append(slice(
-                start + MARGIN if start else 0,
-                start + size - MARGIN if start + size < side else side,
-            ))  # fmt: skip
+            taken.append(
+                slice(
+                    start + MARGIN if start else 0,
+                    start + size - MARGIN if start + size < side else side,
+                )
+            )
         if work > LARGEST_BOX:
             return None
         return Box((seen[0], seen[1]), (taken[0], taken[1]))

@@ -77,11 +77,12 @@ class Restorer:
                 raise ModelError(f'{folder}/lit.json: {field} is {value}; allowed: 1 or more')
         tokenizer = TokenizerDescription.load(folder)
         if (description.get('tokenizer'), description['channels']) != (
-            tokenizer.id, tokenizer.channels
+            tokenizer.id,
+            tokenizer.channels,
         ):
             raise ModelError(
-                f"{folder}/lit.json: made for {description.get('tokenizer')} with "
-                f"{description['channels']} channels; the tokenizer is {tokenizer.id} with "
+                f'{folder}/lit.json: made for {description.get("tokenizer")} with '
+                f'{description["channels"]} channels; the tokenizer is {tokenizer.id} with '
                 f'{tokenizer.channels}'
             )
         if 'lit.onnx' not in description['files']:
@@ -180,7 +181,7 @@ class Restorer:
         parts = {}
         for name, window in self._windows().items():
             seen = window[:, :, box.seen[0], box.seen[1]]
-            parts[name] = self._part[name][:seen.size].reshape(seen.shape)
+            parts[name] = self._part[name][: seen.size].reshape(seen.shape)
             np.copyto(parts[name], seen)
         runner = self._runners.get(box.size)
         if runner is None:

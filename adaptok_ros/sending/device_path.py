@@ -67,7 +67,9 @@ class DevicePath:
         )
         self._resize = AreaResize(size, encoded_size, engine.device) if resized else None
         self._selector = DeviceSelector(
-            self.latents.shape[0] * self.latents.shape[1], self.latents.shape[2], config,
+            self.latents.shape[0] * self.latents.shape[1],
+            self.latents.shape[2],
+            config,
             engine.device,
         )
         self._image = self._staged.numpy()
@@ -86,7 +88,7 @@ class DevicePath:
     def note(self) -> str:
         """Which code selects, and why it is not Triton's, or not captured."""
         notes = [note for note in (self._selector.note, self._capture_note) if note]
-        return self._selector.backend + (f" ({'; '.join(notes)})" if notes else '')
+        return self._selector.backend + (f' ({"; ".join(notes)})' if notes else '')
 
     @property
     def config(self) -> SelectionConfig:
@@ -200,8 +202,8 @@ class AreaResize:
         torch.mm(self._rows, self._float, out=self._half_way)
         torch.matmul(self._columns, self._half_way.view(height, -1, 3), out=self._result)
         target[:height, :width].copy_(self._result.round_().clamp_(0, 255))
-        target[height:, :width] = target[height - 1:height, :width]
-        target[:, width:] = target[:, width - 1:width]
+        target[height:, :width] = target[height - 1 : height, :width]
+        target[:, width:] = target[:, width - 1 : width]
 
 
 def area_weights(before: int, after: int) -> NDArray[np.float32]:

@@ -35,11 +35,7 @@ _TO_EIGHT_BITS = 255 / 65535
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _PNG_END = b'IEND\xaeB`\x82'
 _JPEG_SIGNATURE = b'\xff\xd8\xff'
-_CONVERSION_OF_DECODED = {
-    1: cv2.COLOR_GRAY2RGB,
-    3: cv2.COLOR_BGR2RGB,
-    4: cv2.COLOR_BGRA2RGB,
-}
+_CONVERSION_OF_DECODED = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
 
 # Markers of a jpeg file, each after a byte 0xff.
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -115,13 +111,7 @@ class ImageConverter:
         self._gray = np.empty((0, 0), np.uint8)
 
     def to_rgb(
-        self,
-        encoding: str,
-        height: int,
-        width: int,
-        step: int,
-        is_bigendian: bool,
-        data: Buffer,
+        self, encoding: str, height: int, width: int, step: int, is_bigendian: bool, data: Buffer
     ) -> NDArray[np.uint8]:
         """``[height, width, 3]`` uint8, RGB, C-contiguous.
 

@@ -135,9 +135,7 @@ class Schedule:
         know what the receiver holds. Position ``frame % refresh_period`` and every
         ``refresh_period``-th after it are due as well; ``frame`` counts on afterwards.
         """
-        forget = (
-            self._last_reference is Reference.PREVIOUS and config.reference is Reference.HELD
-        )
+        forget = self._last_reference is Reference.PREVIOUS and config.reference is Reference.HELD
         self._last_reference = config.reference
         interval = config.keyframe_interval
         all_due = self._keyframe_requested or bool(
@@ -201,12 +199,12 @@ class Selector:
         if all_due:
             self._due.fill(True)
         if config.refresh_period:
-            self._due[phase % config.refresh_period::config.refresh_period] = True
+            self._due[phase % config.refresh_period :: config.refresh_period] = True
         np.logical_or(self._over, self._due, out=self._keep)
         deferred = self._apply_ceiling(config.max_tokens)
         index = np.flatnonzero(self._keep)
         # As float32 the tokens are themselves the payload, which the caller may keep.
-        room = None if config.payload == Payload.FLOAT32 else self._tokens[:index.size]
+        room = None if config.payload == Payload.FLOAT32 else self._tokens[: index.size]
         # Not mode 'raise', the default: that one works on a copy of `out`.
         tokens = np.take(latents, index, axis=0, out=room, mode='clip')
         payload, data, scale, rounded = self._round(tokens)
@@ -274,12 +272,12 @@ class _ChannelMean:
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """``[n, C]``, ``[n, C]`` -> ``[n]``, n at most the positions."""
-        difference = self._difference[:len(a)]
+        difference = self._difference[: len(a)]
         np.subtract(a, b, out=difference)
         np.abs(difference, out=difference)
-        level = self._levels[0][:len(a) * self._padded.shape[1]]
+        level = self._levels[0][: len(a) * self._padded.shape[1]]
         for following in self._levels[1:]:
-            level = np.add(level[0::2], level[1::2], out=following[:level.size // 2])
+            level = np.add(level[0::2], level[1::2], out=following[: level.size // 2])
         mean: NDArray[np.float32] = np.multiply(level, self._share, out=out)
         return mean
 

@@ -163,9 +163,7 @@ class Sender:
         if size != encoded_size and (
             engine is None or size[0] < encoded_size[0] or size[1] < encoded_size[1]
         ):
-            cv2.resize(
-                image, encoded_size[::-1], dst=self._resized, interpolation=cv2.INTER_AREA
-            )
+            cv2.resize(image, encoded_size[::-1], dst=self._resized, interpolation=cv2.INTER_AREA)
             image, size = self._resized, encoded_size
         if engine is not None:
             path = self._path_of(engine, size, encoded_size)
@@ -175,9 +173,9 @@ class Sender:
         if latents is None:
             return None
         if self._selector is None or size != self._image_size:
-            self._begin(size, Selector(
-                latents.shape[0] * latents.shape[1], latents.shape[2], self._config
-            ))
+            self._begin(
+                size, Selector(latents.shape[0] * latents.shape[1], latents.shape[2], self._config)
+            )
         return latents
 
     def _path_of(
@@ -188,9 +186,7 @@ class Sender:
 
         if not isinstance(self._selector, DevicePath) or size != self._size:
             self._selector = None  # there may not be memory for both
-            path = DevicePath(
-                engine, self.tokenizer.description, size, encoded_size, self._config
-            )
+            path = DevicePath(engine, self.tokenizer.description, size, encoded_size, self._config)
             self._begin(encoded_size, path)
             self._size = size
             return path

@@ -52,7 +52,7 @@ def pad_into(target: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
     height, width = image.shape[:2]
     target[:height, :width] = image
     target[height:, :width] = image[-1:]
-    target[:, width:] = target[:, width - 1:width]
+    target[:, width:] = target[:, width - 1 : width]
 
 
 class TokenizerStream:
@@ -67,9 +67,12 @@ class TokenizerStream:
         self._gated: GatedEncoder | None = None
         if gating is not Gating.OFF:
             self._gated = GatedEncoder(
-                tokenizer.active_encoder(gating), self._images.encode,
-                tokenizer.description.stride, gating, noise,
-            )  # fmt: skip
+                tokenizer.active_encoder(gating),
+                self._images.encode,
+                tokenizer.description.stride,
+                gating,
+                noise,
+            )
         self.reset()
 
     @property

@@ -103,11 +103,16 @@ class Tokenizer:
             backend = 'torch'
         return acquire_engine(
             GraphRequest(
-                self._folder, part, backend, self._image_size, threads=self._threads,
-                on_cpu=self._on_cpu, rejected=dict(self.rejected),
+                self._folder,
+                part,
+                backend,
+                self._image_size,
+                threads=self._threads,
+                on_cpu=self._on_cpu,
+                rejected=dict(self.rejected),
             ),
             self._build,
-        )  # fmt: skip
+        )
 
     def fall_back(self, error: EngineError) -> None:
         """Leave the encoder's engine, which failed, for the next that works.
@@ -152,9 +157,7 @@ class Tokenizer:
                 f"family {family} runs in torch: pip install 'adaptok_ros[tokenizers]'"
             )
 
-    def stream(
-        self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE
-    ) -> TokenizerStream:
+    def stream(self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE) -> TokenizerStream:
         """Begin the stream of one camera.
 
         :param noise: standard deviation of its noise in steps of 8 bits, for ``Gating.NOISE``
@@ -181,8 +184,11 @@ class Tokenizer:
             )
         return ActiveEncoder(
             self._folder / 'tokenizer.safetensors',
-            description.stride, description.mean, description.std, self._threads,
-        )  # fmt: skip
+            description.stride,
+            description.mean,
+            description.std,
+            self._threads,
+        )
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
@@ -206,9 +212,7 @@ class Tokenizer:
         """
         return self._load_causal().step(images, state)
 
-    def decode(
-        self, latents: NDArray[np.float32], height: int, width: int
-    ) -> NDArray[np.uint8]:
+    def decode(self, latents: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
         """``[H, W, C]`` normalised latents -> ``[height, width, 3]`` RGB, a view.
 
         :raises ModelError: this tokenizer cannot decode

@@ -48,9 +48,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ModelError(
-                f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}"
-            )
+            raise ModelError(f'precision is {self.precision!r}; allowed: {", ".join(PRECISIONS)}')
         for name, lowest in (('steps', 1), ('warmup', 1), ('checkpoint_every', 1), ('workers', 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
@@ -190,7 +188,10 @@ def fit(
     kind = PRECISIONS[config.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=kind is torch.float16)
     bar = tqdm(
-        initial=progress.step, total=config.steps, unit='step', mininterval=5.0,
+        initial=progress.step,
+        total=config.steps,
+        unit='step',
+        mininterval=5.0,
         disable=not processes.first,
     )
     before, started = progress.seconds, time.monotonic()

@@ -56,7 +56,7 @@ class DeviceSelector:
         :raises RuntimeError: Triton was asked for and does not work, with the reason
         """
         if backend not in BACKENDS:
-            raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+            raise ValueError(f'backend is {backend!r}; allowed: {", ".join(BACKENDS)}')
         self.config = config
         self.device = torch.device(device)
         self._state = State(positions, channels, self.device)
@@ -178,24 +178,26 @@ class DeviceSelector:
         layout = self._state.layout
         expected = min(aligned(max(self._needed)), layout.size)
         self._fetch(0, expected)
-        header = self._read[:layout.scale].view(np.int32)
+        header = self._read[: layout.scale].view(np.int32)
         kept, payload = int(header[Header.KEPT]), Payload(int(header[Header.PAYLOAD]))
         end = layout.end(kept, payload)
         if end > expected:
             self._fetch(expected, end)
         self._needed.append(end)
-        mask = self._read[layout.mask:layout.mask + layout.mask_bytes]
+        mask = self._read[layout.mask : layout.mask + layout.mask_bytes]
         keep = np.unpackbits(mask, count=self._state.positions, bitorder='little')
         scale = np.empty(0, np.float32)
         if payload == Payload.INT8:
-            scale = self._read[layout.scale:layout.mask].view(np.float32)[:layout.channels].copy()
+            scale = (
+                self._read[layout.scale : layout.mask].view(np.float32)[: layout.channels].copy()
+            )
         return Selection(
             keep.view(np.bool_),
             kept,
             int(header[Header.DEFERRED]),
             payload,
             scale,
-            self._read[layout.values:end].copy(),
+            self._read[layout.values : end].copy(),
         )
 
     def _fetch(self, begin: int, end: int) -> None:

@@ -94,10 +94,10 @@ class State:
         self.waiting = torch.zeros(positions, dtype=torch.int32, device=device)
         self.control = torch.zeros(len(Control), dtype=torch.int32, device=device)
         self.output = torch.zeros(layout.size, dtype=torch.uint8, device=device)
-        self.header = self.output[:layout.scale].view(torch.int32)
-        self.scale = self.output[layout.scale:layout.mask].view(torch.float32)[:channels]
-        self.mask = self.output[layout.mask:layout.mask + layout.mask_bytes]
-        values = self.output[layout.values:]
+        self.header = self.output[: layout.scale].view(torch.int32)
+        self.scale = self.output[layout.scale : layout.mask].view(torch.float32)[:channels]
+        self.mask = self.output[layout.mask : layout.mask + layout.mask_bytes]
+        values = self.output[layout.values :]
         self.float32 = values.view(torch.float32)
         self.float16 = values.view(torch.float16)
         self.int8 = values.view(torch.int8)

@@ -15,7 +15,7 @@ from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_wid
 
 def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) -> None:
     """Run one frame on the current stream; ``[P, C]`` float32."""
-    tau = state.control[Control.TAU:Control.TAU + 1].view(torch.float32)
+    tau = state.control[Control.TAU : Control.TAU + 1].view(torch.float32)
     value = torch.nan_to_num(latents, nan=0.0, posinf=LATENT_LIMIT, neginf=-LATENT_LIMIT)
     value = value.clamp_(-LATENT_LIMIT, LATENT_LIMIT)
     over, want = _wanted(state, value, tau)
@@ -36,7 +36,7 @@ def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) 
     state.known.logical_or_(keep)
     state.due.logical_and_(~keep)
     bits = torch.zeros(8 * state.mask.numel(), dtype=torch.uint8, device=keep.device)
-    bits[:state.positions] = keep
+    bits[: state.positions] = keep
     weights = torch.arange(8, dtype=torch.uint8, device=keep.device)
     state.mask.copy_((bits.view(-1, 8) << weights).sum(1))
     state.header[Header.KEPT] = order[-1]
@@ -77,11 +77,7 @@ def _under_ceiling(state: State, want: torch.Tensor) -> torch.Tensor:
 
 
 def _store_int8(
-    state: State,
-    value: torch.Tensor,
-    keep: torch.Tensor,
-    target: torch.Tensor,
-    tau: torch.Tensor,
+    state: State, value: torch.Tensor, keep: torch.Tensor, target: torch.Tensor, tau: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write int8 values, or float16 where a token would miss tau: as held, and which."""
     sent = keep[:, None]
@@ -94,11 +90,11 @@ def _store_int8(
     missed = keep & (tau > 0) & (_mean(rounded, value, state.share) >= tau)
     coarse = missed.any()
     half = value.half()
-    values = torch.zeros_like(state.float16[:value.numel()]).view(torch.int8)
+    values = torch.zeros_like(state.float16[: value.numel()]).view(torch.int8)
     _store(values.view(torch.float16), half, target)
     fine = torch.zeros_like(values)
     _store(fine, steps, target)
-    torch.where(coarse, values, fine, out=state.int8[:values.numel()])
+    torch.where(coarse, values, fine, out=state.int8[: values.numel()])
     used = torch.where(coarse, int(Payload.FLOAT16), int(Payload.INT8))
     return torch.where(coarse, half.float(), rounded), used
 
@@ -106,7 +102,7 @@ def _store_int8(
 def _store(room: torch.Tensor, values: torch.Tensor, target: torch.Tensor) -> None:
     rows = torch.empty(len(values) + 1, values.shape[1], dtype=values.dtype, device=values.device)
     rows[target] = values
-    room[:values.numel()].view_as(values).copy_(rows[:-1])
+    room[: values.numel()].view_as(values).copy_(rows[:-1])
 
 
 def _mean(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:

@@ -81,11 +81,30 @@ def _load_candidates(wanted, delta, waiting, row, inside):
 # One position would make it a constant, and the loops have variables of its type.
 @triton.jit(do_not_specialize=['positions'])
 def fused_step(
-    latents, reference, delta, known, due, waiting, wanted, keep, control,
-    header, scale, mask, float32, float16, int8, positions,
-    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, SHARE: tl.constexpr,
-    CHUNK: tl.constexpr, PAYLOAD: tl.constexpr, PREVIOUS: tl.constexpr,
-):  # fmt: skip
+    latents,
+    reference,
+    delta,
+    known,
+    due,
+    waiting,
+    wanted,
+    keep,
+    control,
+    header,
+    scale,
+    mask,
+    float32,
+    float16,
+    int8,
+    positions,
+    CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LEVELS: tl.constexpr,
+    SHARE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PAYLOAD: tl.constexpr,
+    PREVIOUS: tl.constexpr,
+):
     """One frame; arguments as in :class:`~adaptok_ros.sending.kernels.state.State`."""
     tau = tl.load(control + TAU).to(tl.float32, bitcast=True)
     ceiling = tl.load(control + MAX_TOKENS)
@@ -116,8 +135,9 @@ def fused_step(
         tl.store(delta + row, distance, mask=inside)
         tl.store(known + row, has.to(tl.uint8), mask=inside)
         tl.store(due + row, must.to(tl.uint8), mask=inside)
-        tl.store(wanted + row, (want.to(tl.int32) + 2 * over.to(tl.int32)).to(tl.uint8),
-                 mask=inside)  # fmt: skip
+        tl.store(
+            wanted + row, (want.to(tl.int32) + 2 * over.to(tl.int32)).to(tl.uint8), mask=inside
+        )
         tl.store(keep + row, want.to(tl.uint8), mask=inside)
         count += want.to(tl.int32)
         start += CHUNK
@@ -178,8 +198,7 @@ def fused_step(
             value = _load_clean(latents, offset, sent[:, None] & (channel[None, :] < CHANNELS))
             peak = tl.maximum(peak, tl.max(tl.abs(value), axis=0))
             start += CHUNK
-        step_size = tl.maximum(tl.div_rn(peak, tl.full((WIDTH,), 127.0, tl.float32)),
-                               MINIMUM_STEP)  # fmt: skip
+        step_size = tl.maximum(tl.div_rn(peak, tl.full((WIDTH,), 127.0, tl.float32)), MINIMUM_STEP)
         tl.store(scale + channel, step_size, mask=channel < CHANNELS)
         if tau > 0:
             missed = tl.zeros((CHUNK,), tl.int32)
@@ -188,9 +207,7 @@ def fused_step(
                 row = start + local
                 sent = tl.load(keep + row, mask=row < positions, other=0) != 0
                 offset = row[:, None] * CHANNELS + channel[None, :]
-                value = _load_clean(
-                    latents, offset, sent[:, None] & (channel[None, :] < CHANNELS)
-                )
+                value = _load_clean(latents, offset, sent[:, None] & (channel[None, :] < CHANNELS))
                 _, rounded = _to_int8(value, tl.broadcast_to(step_size[None, :], (CHUNK, WIDTH)))
                 error = _mean(tl.abs(rounded - value), SHARE, CHUNK, LEVELS)
                 missed += (sent & (error >= tau)).to(tl.int32)
@@ -221,9 +238,7 @@ def fused_step(
             tl.store(float16 + target, half, mask=sends)
         if PAYLOAD == INT8:
             half = value.to(tl.float16)
-            steps, rounded = _to_int8(
-                value, tl.broadcast_to(step_size[None, :], (CHUNK, WIDTH))
-            )
+            steps, rounded = _to_int8(value, tl.broadcast_to(step_size[None, :], (CHUNK, WIDTH)))
             if coarse > 0:
                 rounded = half.to(tl.float32)
                 tl.store(float16 + target, half, mask=sends)
@@ -270,9 +285,22 @@ def constants(channels: int, share: float, payload: Payload, previous: bool) -> 
 def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) -> None:
     """Launch one frame on the current stream; ``[P, C]`` float32, contiguous."""
     fused_step[(1,)](
-        latents, state.reference, state.delta, state.known, state.due, state.waiting,
-        state.wanted, state.keep, state.control, state.header, state.scale, state.mask,
-        state.float32, state.float16, state.int8, state.positions,
+        latents,
+        state.reference,
+        state.delta,
+        state.known,
+        state.due,
+        state.waiting,
+        state.wanted,
+        state.keep,
+        state.control,
+        state.header,
+        state.scale,
+        state.mask,
+        state.float32,
+        state.float16,
+        state.int8,
+        state.positions,
         **constants(state.channels, state.share, payload, previous),
         **OPTIONS,
-    )  # fmt: skip
+    )

@@ -170,7 +170,7 @@ class ChangeDetector:
     def sampled(self, image: Image) -> Mask:
         """``[H, W]``: changed blocks, guessed from one row of pixels in each row of blocks."""
         row = self._stride // 2
-        old, new = self.pixels[row::self._stride], image[row::self._stride]
+        old, new = self.pixels[row :: self._stride], image[row :: self._stride]
         difference = cv2.absdiff(new, old).reshape(self._rows, self._columns, -1)
         if self._gating is Gating.EXACT:
             return np.asarray(difference.any(axis=2))
@@ -241,11 +241,13 @@ class ActiveEncoder:
         self._front_bias = tensors[f'{first}.bias']
         self._blocks = [
             (
-                _matrix(tensors[f'{n}.spatial.weight']), tensors[f'{n}.spatial.bias'],
-                _matrix(tensors[f'{n}.mix.weight']), tensors[f'{n}.mix.bias'],
+                _matrix(tensors[f'{n}.spatial.weight']),
+                tensors[f'{n}.spatial.bias'],
+                _matrix(tensors[f'{n}.mix.weight']),
+                tensors[f'{n}.mix.bias'],
             )
             for n in blocks
-        ]  # fmt: skip
+        ]
         self._gains = [_gains(spatial, mix) for spatial, _, mix, _ in self._blocks]
         spread = np.asarray(std, np.float32)
         self._head = _matrix(tensors[f'{last}.weight']) / spread
@@ -354,9 +356,12 @@ class ActiveEncoder:
         to add fully, until the position is computed and shows what it really is.
         """
         cv2.filter2D(
-            self._change, -1, self._gains[layer], dst=self._expected,
+            self._change,
+            -1,
+            self._gains[layer],
+            dst=self._expected,
             borderType=cv2.BORDER_CONSTANT,
-        )  # fmt: skip
+        )
         pending = self._pending[layer]
         pending += np.sqrt(self._expected, out=self._expected)
         width = self._layers[0].shape[1]
@@ -369,7 +374,7 @@ class ActiveEncoder:
         """
         positions = np.flatnonzero(mask)
         size = min(CHUNK, max(SMALLEST_CHUNK, -(-positions.size // len(self._scratch))))
-        chunks = [positions[begin:begin + size] for begin in range(0, positions.size, size)]
+        chunks = [positions[begin : begin + size] for begin in range(0, positions.size, size)]
         rest = iter(chunks)
 
         def run(scratch: _Scratch) -> None:
@@ -388,34 +393,28 @@ class ActiveEncoder:
             future.result()
         return positions.size
 
-    def _enter(
-        self, scratch: _Scratch, at: Positions, pixels: Image, everything: bool
-    ) -> None:
+    def _enter(self, scratch: _Scratch, at: Positions, pixels: Image, everything: bool) -> None:
         """From pixels to the first layer."""
         stride = self._stride
         tiles = pixels.reshape(self._rows, stride, self._columns, stride * 3).transpose(0, 2, 1, 3)
         rows, columns = np.divmod(at, self._columns)
-        patches = scratch.patches[:at.size]
+        patches = scratch.patches[: at.size]
         np.subtract(tiles[rows, columns].reshape(at.size, -1), np.float32(127.5), out=patches)
-        output = np.matmul(patches, self._front, out=scratch.output[:at.size])
+        output = np.matmul(patches, self._front, out=scratch.output[: at.size])
         output += self._front_bias
         self._keep(scratch, 0, at, output, everything)
 
-    def _advance(
-        self, scratch: _Scratch, at: Positions, layer: int, everything: bool
-    ) -> None:
+    def _advance(self, scratch: _Scratch, at: Positions, layer: int, everything: bool) -> None:
         """From one layer to the next."""
         spatial, spatial_bias, mix, mix_bias = self._blocks[layer]
-        neighbours = scratch.neighbours[:at.size]
+        neighbours = scratch.neighbours[: at.size]
         np.add(self._cells[at][:, None], self._offsets, out=neighbours)
-        around = scratch.around[:at.size]
+        around = scratch.around[: at.size]
         np.take(self._layers[layer], neighbours, axis=0, out=around, mode='clip')
-        hidden = np.matmul(
-            around.reshape(at.size, -1), spatial, out=scratch.hidden[:at.size]
-        )
+        hidden = np.matmul(around.reshape(at.size, -1), spatial, out=scratch.hidden[: at.size])
         hidden += spatial_bias
         np.maximum(hidden, 0, out=hidden)
-        output = np.matmul(hidden, mix, out=scratch.output[:at.size])
+        output = np.matmul(hidden, mix, out=scratch.output[: at.size])
         output += mix_bias
         output += around[:, 4]
         self._keep(scratch, layer + 1, at, output, everything)
@@ -426,12 +425,7 @@ class ActiveEncoder:
         latents[at] = self._layers[-1][self._cells[at]] @ self._head + self._head_bias
 
     def _keep(
-        self,
-        scratch: _Scratch,
-        layer: int,
-        positions: Positions,
-        values: Array,
-        everything: bool,
+        self, scratch: _Scratch, layer: int, positions: Positions, values: Array, everything: bool
     ) -> None:
         """Keep the values that changed, and note by how much (sum of squares)."""
         kept = self._layers[layer]
@@ -443,7 +437,7 @@ class ActiveEncoder:
             kept[cells] = values
             change[positions] = 1
             return
-        difference = np.take(kept, cells, axis=0, out=scratch.kept[:cells.size], mode='clip')
+        difference = np.take(kept, cells, axis=0, out=scratch.kept[: cells.size], mode='clip')
         difference -= values
         squares = np.einsum('pc,pc->p', difference, difference)
         changed = squares > self._bounds[layer] * values.shape[1]
