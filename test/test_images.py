@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.sending.images import (
     ENCODINGS,
-    LARGEST_SIDE,
     ImageConverter,
     ImageError,
     decode_compressed,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import latent_frames, sent_mask
 
+from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
 from adaptok_ros.engines import BACKENDS, EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.models.description import TokenizerDescription
@@ -19,7 +20,7 @@ from adaptok_ros.packet import Payload, check
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sending.sender import LARGEST_SIDE, SMALLEST_SIDE, Sender
+from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = DEFAULT_TOKENIZER

@@ -16,6 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from adaptok_ros.errors import AdaptokError
 from adaptok_ros.messages import NANOSECONDS, packet_from_message, token_fields
 from adaptok_ros.packet import Packet
 
@@ -24,7 +25,7 @@ BAG_VERSION: Final = 8
 STORAGES = ('mcap', 'sqlite3')
 
 
-class BagError(ValueError):
+class BagError(AdaptokError, ValueError):
     """A path that is not a bag, or a bag without the topic asked for."""
 
 

@@ -6,13 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from adaptok_ros.bags.bag import BagError
 from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
-from adaptok_ros.engines import EngineError
-from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.footage.video import VideoError
-from adaptok_ros.models.folders import ModelError
-from adaptok_ros.packet import PacketError
+from adaptok_ros.errors import AdaptokError
 
 COMMANDS = {
     'demo': demo,
@@ -24,15 +19,7 @@ COMMANDS = {
     'noise': noise,
     'train': train,
 }
-EXPECTED = (
-    BagError,
-    EngineError,
-    EvaluationError,
-    ModelError,
-    PacketError,
-    VideoError,
-    FileNotFoundError,
-)
+EXPECTED = (AdaptokError, FileNotFoundError)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -11,10 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.footage.video import VideoError, frame_count, read_frames, shrink
-from adaptok_ros.sending.images import LARGEST_SIDE
-from adaptok_ros.sending.sender import SMALLEST_SIDE
 
 Image = NDArray[np.uint8]
 

@@ -9,13 +9,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.errors import AdaptokError
+
 IMAGE_SUFFIXES = frozenset({'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
 VIDEO_SUFFIXES = frozenset(
     {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm'}
 )
 
 
-class VideoError(ValueError):
+class VideoError(AdaptokError, ValueError):
     """A source of frames that cannot be opened or holds no frame."""
 
 

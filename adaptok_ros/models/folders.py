@@ -13,11 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from adaptok_ros.errors import AdaptokError
+
 SHIPPED = Path(__file__).parent
 DEFAULT_TOKENIZER = 'adaptok-tiny'
 
 
-class ModelError(ValueError):
+class ModelError(AdaptokError, ValueError):
     """A folder that does not hold the model it should."""
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adaptok_ros.errors import SettingError
+
 ATTENTION_CONTEXT = 16
 """Latent grids that Cosmos' temporal attention looks back on: the 121 frames it was trained on.
 
@@ -57,12 +59,12 @@ class WanEncoder(CausalEncoder):
     def __init__(self, model: Any) -> None:
         """Wrap the library's model.
 
-        :raises ValueError: its temporal compression is not the 4 that the library's encoder uses
+        :raises SettingError: its temporal compression is not the 4 that the library's encoder uses
         """
         super().__init__()
         self.temporal_stride = 2 ** sum(model.config.temperal_downsample)
         if self.temporal_stride != 4:
-            raise ValueError(
+            raise SettingError(
                 f'temperal_downsample is {model.config.temperal_downsample}; allowed: two true'
             )
         self.encoder, self.quant_conv = model.encoder, model.quant_conv

@@ -25,6 +25,7 @@ from onnx import TensorProto
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adaptok_ros.errors import AdaptokError
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
 from adaptok_ros.models.writing import replacing
@@ -47,7 +48,7 @@ PRODUCTS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
 Array = NDArray[Any]
 
 
-class ExportError(RuntimeError):
+class ExportError(AdaptokError, RuntimeError):
     """A graph that does not compute what the model computes."""
 
 

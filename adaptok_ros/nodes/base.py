@@ -23,6 +23,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from adaptok_ros.engines import Builder
+from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.nodes.parameters import NodeParameter, check_choice, declare, read, usage
@@ -267,7 +268,7 @@ class StreamNode(LifecycleNode, abc.ABC):
             for name, value in changes.items():
                 check_choice(self._table[name], value)
                 if self._configured and not self._table[name].runtime:
-                    raise ValueError(
+                    raise SettingError(
                         f'{name} cannot change while the node is configured; clean it up, set '
                         'it and configure it again'
                     )

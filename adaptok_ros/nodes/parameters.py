@@ -9,12 +9,13 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.engines import BACKENDS
+from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.latents import MODES
 from adaptok_ros.receiving.restoration import Restoration
-from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.sending.selection import (
     DEFAULT_TAU,
     PERIOD_LIMIT,
@@ -237,7 +238,7 @@ def declare(node: Node, table: Iterable[NodeParameter]) -> None:
 def read(node: Node, table: Iterable[NodeParameter]) -> dict[str, Any]:
     """Current values by name.
 
-    :raises ValueError: a value that is none of the choices
+    :raises SettingError: a value that is none of the choices
     """
     values = {parameter.name: node.get_parameter(parameter.name).value for parameter in table}
     for parameter in table:
@@ -248,10 +249,10 @@ def read(node: Node, table: Iterable[NodeParameter]) -> dict[str, Any]:
 def check_choice(parameter: NodeParameter, value: object) -> None:
     """Verify what ROS's own descriptors cannot express.
 
-    :raises ValueError: a value that is none of the choices
+    :raises SettingError: a value that is none of the choices
     """
     if parameter.choices and value not in parameter.choices:
-        raise ValueError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
+        raise SettingError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
 
 
 def readme_table(table: Iterable[NodeParameter]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.engines import Builder
+from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.receiving.restoration import Restoration
@@ -68,12 +69,12 @@ class LatentStream:
         :param mode: ``lit``, or ``hold`` to repeat what was last sent
         :param build: see :func:`~adaptok_ros.engines.create_engine`
         :param restore: which part of the grid LIT restores in a frame
-        :raises ValueError: unknown mode
+        :raises SettingError: unknown mode
         :raises ModelError: mode ``lit`` without a LIT for that tokenizer
         :raises EngineError: the backend cannot run it
         """
         if mode not in MODES:
-            raise ValueError(f'mode is {mode!r}; allowed: {", ".join(MODES)}')
+            raise SettingError(f'mode is {mode!r}; allowed: {", ".join(MODES)}')
         self.mode = mode
         self.restorer = (
             Restorer(tokenizer, backend, threads, build, restore) if mode == 'lit' else None

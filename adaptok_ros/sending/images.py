@@ -25,8 +25,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_SIDE = 8192
-"""Most rows or columns that an image may have."""
+from adaptok_ros.arrays import LARGEST_SIDE
+from adaptok_ros.errors import AdaptokError
 
 Buffer: TypeAlias = 'bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]'
 """Contiguous bytes; rclpy fills uint8[] fields with array.array."""
@@ -44,7 +44,7 @@ _END_OF_IMAGE = 0xD9
 _START_OF_SCAN = 0xDA
 
 
-class ImageError(ValueError):
+class ImageError(AdaptokError, ValueError):
     """An image that must not be used: names the field, its value and what is allowed."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:

@@ -31,6 +31,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import TAU_LIMIT, Payload, decode_values, encode_values
 
 WAITING_GAIN = 0.125
@@ -64,7 +65,7 @@ class SelectionConfig:
     :ivar max_tokens: ceiling on tokens a frame, 0 = none
     :ivar keyframe_interval: frames from one keyframe to the next, 0 = only the first
     :ivar refresh_period: frames within which every position is renewed, 0 = never
-    :raises ValueError: a value out of range
+    :raises SettingError: a value out of range
     """
 
     tau: float = DEFAULT_TAU
@@ -76,7 +77,7 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and 0 <= self.tau <= TAU_LIMIT):
-            raise ValueError(f'tau is {self.tau}; allowed: 0 to {TAU_LIMIT}')
+            raise SettingError(f'tau is {self.tau}; allowed: 0 to {TAU_LIMIT}')
         for name, limit in (
             ('max_tokens', TOKEN_LIMIT),
             ('keyframe_interval', PERIOD_LIMIT),
@@ -84,7 +85,7 @@ class SelectionConfig:
         ):
             value = getattr(self, name)
             if not 0 <= value <= limit:
-                raise ValueError(f'{name} is {value}; allowed: 0 to {limit}')
+                raise SettingError(f'{name} is {value}; allowed: 0 to {limit}')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
 from adaptok_ros.engines import Engine, EngineError
+from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet, pack_mask
-from adaptok_ros.sending.images import LARGEST_SIDE
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, NOISE_LIMIT, Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
@@ -19,7 +20,6 @@ from adaptok_ros.tokenizers.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from adaptok_ros.sending.device_path import DevicePath
 
-SMALLEST_SIDE = 8
 
 Latents = Any
 """A numpy array, or a torch tensor where the engine is on a GPU."""
@@ -49,25 +49,25 @@ class Sender:
         :param gating: what makes a latent be computed again
         :param noise: standard deviation of the camera's noise in steps of 8 bits, for
             :attr:`Gating.NOISE`
-        :raises ValueError: only one of the two sides is set, a value is out of range, or the
+        :raises SettingError: only one of the two sides is set, a value is out of range, or the
             tokenizer takes another size only
         :raises EngineError: this tokenizer or its backend cannot be gated
         """
         if not 0 <= noise <= NOISE_LIMIT:
-            raise ValueError(f'noise is {noise}; allowed: 0 to {NOISE_LIMIT}')
+            raise SettingError(f'noise is {noise}; allowed: 0 to {NOISE_LIMIT}')
         for name, side in (('input_height', input_height), ('input_width', input_width)):
             if side and not SMALLEST_SIDE <= side <= LARGEST_SIDE:
-                raise ValueError(
+                raise SettingError(
                     f'{name} is {side}; allowed: 0 or {SMALLEST_SIDE} to {LARGEST_SIDE}'
                 )
         if bool(input_height) != bool(input_width):
-            raise ValueError(
+            raise SettingError(
                 f'input_height is {input_height} and input_width is {input_width}; allowed: '
                 'both 0 or both set'
             )
         fixed = tokenizer.description.image_size
         if fixed and input_height and (input_height, input_width) != fixed:
-            raise ValueError(
+            raise SettingError(
                 f'input_height is {input_height} and input_width is {input_width}; allowed by '
                 f'{tokenizer.description.id}: both 0, or {fixed[0]} and {fixed[1]}'
             )
@@ -144,15 +144,15 @@ class Sender:
         engine on a GPU the image is only uploaded, and the tensor returned, on the device, is
         filled by :meth:`select`, which runs everything in one go.
 
-        :raises ValueError: not such an array, or a side is out of range
+        :raises SettingError: not such an array, or a side is out of range
         :raises EngineError: the engine does not take images of this size, or no memory
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
+            raise SettingError(
                 f'image is {image.dtype} of shape {image.shape}; allowed: uint8 [h, w, 3]'
             )
         if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in image.shape[:2]):
-            raise ValueError(
+            raise SettingError(
                 f'image is {image.shape[1]}x{image.shape[0]} pixels; allowed: '
                 f'{SMALLEST_SIDE} to {LARGEST_SIDE} a side'
             )
@@ -238,7 +238,7 @@ class Sender:
 
         :param image: ``[h, w, 3]`` uint8 RGB
         :param stamp: time of the image in nanoseconds
-        :raises ValueError: see :meth:`encode`
+        :raises SettingError: see :meth:`encode`
         """
         latents = self.encode(image)
         return None if latents is None else self.select(latents, stamp, frame_id)

@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.errors import SettingError
+
 FRAME_RATE = 30.0
 """Nominal frames per second."""
 
@@ -860,7 +862,7 @@ class Scene:
     :param noise: standard deviation of the sensor noise in steps of 8 bits (2 = 2/255), each
         channel for itself; 0 = none
     :param seed: of the noise; the scene is the same for every seed
-    :raises ValueError: a parameter out of range
+    :raises SettingError: a parameter out of range
     """
 
     rate = FRAME_RATE
@@ -870,11 +872,11 @@ class Scene:
     ) -> None:
         for name, value in (('width', width), ('height', height)):
             if not SIZE_MIN <= value <= SIZE_MAX:
-                raise ValueError(f'{name} is {value}; allowed: {SIZE_MIN} to {SIZE_MAX}')
+                raise SettingError(f'{name} is {value}; allowed: {SIZE_MIN} to {SIZE_MAX}')
         if not (math.isfinite(noise) and 0 <= noise <= NOISE_LIMIT):
-            raise ValueError(f'noise is {noise}; allowed: 0 to {NOISE_LIMIT}')
+            raise SettingError(f'noise is {noise}; allowed: 0 to {NOISE_LIMIT}')
         if seed < 0:
-            raise ValueError(f'seed is {seed}; allowed: at least 0')
+            raise SettingError(f'seed is {seed}; allowed: at least 0')
         self.width, self.height = width, height
         self.noise, self.seed = noise, seed
         self._camera = _Camera(width, height)

@@ -36,6 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from adaptok_ros.errors import SettingError
+
 Array = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -113,10 +115,10 @@ def measure_noise(images: list[Image], block: int = 8) -> float:
 
     :param images: ``[h, w, 3]`` uint8, all of one size, at least 2
     :returns: in steps of 8 bits
-    :raises ValueError: fewer than two images
+    :raises SettingError: fewer than two images
     """
     if len(images) < 2:
-        raise ValueError(f'{len(images)} image(s) given; allowed: 2 or more')
+        raise SettingError(f'{len(images)} image(s) given; allowed: 2 or more')
     height, width = images[0].shape[:2]
     differences = _Differences(height, width, block)
     squares = [differences.mean_squares(after, before) for before, after in pairwise(images)]
