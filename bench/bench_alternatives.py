@@ -31,7 +31,7 @@ from tables import kilobytes, number, table
 from ways import H264, H264_SETTINGS, JPEG_QUALITY, ImagePolicy, Jpeg, Raw, TokenPolicy
 
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.gating.changes import Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RATE = 10.0

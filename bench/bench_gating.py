@@ -25,7 +25,7 @@ from measuring import (
 from tables import number, table
 
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 GATED = ('exact', 'noise')

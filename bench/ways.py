@@ -19,7 +19,7 @@ from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.images import decode_compressed
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.gating.changes import Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 Image = NDArray[np.uint8]

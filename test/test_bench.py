@@ -13,7 +13,7 @@ import pytest
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.receiving.restoration import Restoration
-from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.gating.changes import Gating
 
 BENCH = Path(__file__).resolve().parent.parent / 'bench'
 sys.path.insert(0, str(BENCH))

@@ -13,17 +13,9 @@ from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import shipped_models
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers.gating.gated import (
-    CHUNK,
-    LIFETIME,
-    LONGEST_PAUSE,
-    PATIENCE,
-    ActiveEncoder,
-    ChangeDetector,
-    Economy,
-    Gating,
-    measure_noise,
-)
+from adaptok_ros.tokenizers.gating.active import CHUNK, ActiveEncoder
+from adaptok_ros.tokenizers.gating.changes import ChangeDetector, Gating, measure_noise
+from adaptok_ros.tokenizers.gating.economy import LIFETIME, LONGEST_PAUSE, PATIENCE, Economy
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 ROUNDING = 1e-4

@@ -6,7 +6,7 @@ import argparse
 from itertools import islice
 
 from adaptok_ros.footage.video import VideoError, read_frames
-from adaptok_ros.tokenizers.gating.gated import measure_noise
+from adaptok_ros.tokenizers.gating.changes import measure_noise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
 from adaptok_ros.tokenizers.stream import TokenizerStream
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 

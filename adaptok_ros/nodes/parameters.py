@@ -23,7 +23,7 @@ from adaptok_ros.sending.selection import (
     TOKEN_LIMIT,
     Reference,
 )
-from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, NOISE_LIMIT, Gating
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 TRANSPORTS = ('raw', 'compressed')
 

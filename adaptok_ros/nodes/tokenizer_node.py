@@ -26,7 +26,7 @@ from adaptok_ros.sending.images import ImageConverter, ImageError, decode_compre
 from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import Reference, SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers.gating.gated import Gating
+from adaptok_ros.tokenizers.gating.changes import Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RUNTIME = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')

@@ -14,7 +14,7 @@ from adaptok_ros.engines import Engine, EngineError
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.sending.selection import SelectionConfig, Selector
-from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, NOISE_LIMIT, Gating
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

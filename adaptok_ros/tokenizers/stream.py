@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from adaptok_ros.engines import Engine
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.tokenizers.gating.gated import GatedEncoder, Gating
+from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.tokenizers.gating.gated import GatedEncoder
 
 if TYPE_CHECKING:
     from adaptok_ros.networks.causal import CausalState

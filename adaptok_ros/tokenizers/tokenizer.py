@@ -13,7 +13,8 @@ from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, find_model
-from adaptok_ros.tokenizers.gating.gated import DEFAULT_NOISE, ActiveEncoder, Gating
+from adaptok_ros.tokenizers.gating.active import ActiveEncoder
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
 from adaptok_ros.tokenizers.stream import ImageEncoder, TokenizerStream
 
 if TYPE_CHECKING:
