@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.packet import VALUE_TYPES, Packet, PacketError, Payload, encode_values
+from adaptok_ros.packet import (
+    VALUE_TYPES,
+    VERSION,
+    Packet,
+    PacketError,
+    Payload,
+    check_version,
+    encode_values,
+)
 from adaptok_ros.receiving.latents import DenseLatents
 from adaptok_ros.receiving.receiver import Status
 
@@ -43,6 +51,7 @@ def set_header(header: Any, stamp: int, frame_id: str) -> None:
 def token_fields(packet: Packet) -> dict[str, Any]:
     """Fields of ``SparseTokens`` other than the header; arrays as numpy arrays."""
     names = (
+        'version',
         'tokenizer',
         'epoch',
         'sequence',
@@ -76,6 +85,7 @@ def fill_tokens(message: Any, packet: Packet) -> None:
 def packet_from_message(message: Any) -> Packet:
     """A packet over the message's own memory; not checked, see :func:`packet.check`."""
     return Packet(
+        version=message.version,
         stamp=stamp_of(message.header),
         frame_id=message.header.frame_id,
         tokenizer=message.tokenizer,
@@ -99,6 +109,7 @@ def packet_from_message(message: Any) -> Packet:
 
 def fill_latents(message: Any, latents: DenseLatents, payload: Payload) -> None:
     """Write dense latents into an rclpy ``DenseLatents``; ``payload`` float32 or float16."""
+    message.version = VERSION
     set_header(message.header, latents.stamp, latents.frame_id)
     message.tokenizer = latents.tokenizer
     message.epoch = latents.epoch
@@ -113,8 +124,9 @@ def fill_latents(message: Any, latents: DenseLatents, payload: Payload) -> None:
 def latents_from_message(message: Any) -> DenseLatents:
     """Dense latents of a ``DenseLatents`` message, checked; float32 data is not copied.
 
-    :raises PacketError: sizes, status or payload do not fit
+    :raises PacketError: version, sizes, status or payload do not fit
     """
+    check_version(message.version)
     shape = (message.grid_height, message.grid_width, message.channels)
     if message.payload not in (Payload.FLOAT32, Payload.FLOAT16):
         raise PacketError('payload', message.payload, '0 (float32), 1 (float16)')

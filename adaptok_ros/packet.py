@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from adaptok_ros.errors import AdaptokError
 
+VERSION = 1
+"""Of the format of all messages; docs/adr/0004-wire-version.md says when it changes."""
+
 MAX_VALUES = 1 << 26
 """Largest grid (H * W * C values, 256 MiB as float32) that a packet may announce."""
 
@@ -54,12 +57,14 @@ class PacketError(AdaptokError, ValueError):
 class Packet:
     """The tokens of one frame.
 
+    :ivar version: of the format, see :data:`VERSION`
     :ivar stamp: time of the image in nanoseconds
     :ivar scale: ``[C]`` float32 with :attr:`Payload.INT8`, else ``[0]``
     :ivar mask: ``[ceil(H*W/8)]`` uint8, least significant bit first; ``[0]`` if keyframe
     :ivar data: ``[kept * C * bytes per value]`` uint8, token after token in position order
     """
 
+    version: int = dataclasses.field(default=VERSION, kw_only=True)
     stamp: int
     frame_id: str
     tokenizer: str
@@ -90,11 +95,21 @@ class Packet:
         return self.scale.nbytes + self.mask.nbytes + self.data.nbytes
 
 
+def check_version(version: int) -> None:
+    """Refuse a format that this code does not know: its other fields mean nothing here.
+
+    :raises PacketError: another version than :data:`VERSION`
+    """
+    if version != VERSION:
+        raise PacketError('version', version, f'{VERSION} (update adaptok_ros on both sides)')
+
+
 def check(packet: Packet) -> None:
     """Verify every size and index of a packet against the others.
 
     :raises PacketError: the first field that does not fit
     """
+    check_version(packet.version)
     if packet.grid_height < 1:
         raise PacketError('grid_height', packet.grid_height, 'at least 1')
     if packet.grid_width < 1:

@@ -40,6 +40,7 @@ from adaptok_ros.tokenizers.gating.changes import Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 PICTURE = 'growth.png'
+SEND = 'encode, select and pack'
 
 
 def exponent(sizes: list[float], costs: list[float]) -> float:
@@ -55,10 +56,7 @@ def line(sizes: list[float], costs: list[float]) -> dict[str, float]:
 
 def medians(clock: Stopwatch) -> dict[str, Any]:
     """Of everything that was timed."""
-    return {
-        name: {'ms': spread(values), 'cpu_ms': spread(clock.cpu[name])}
-        for name, values in clock.wall.items()
-    }
+    return {name: {'ms': spread(values)} for name, values in clock.wall.items() if name != SEND}
 
 
 def with_pixels(sizes: tuple[Size, ...], frames: int, ceilings: Ceilings) -> dict[str, Any]:
@@ -73,10 +71,10 @@ def with_pixels(sizes: tuple[Size, ...], frames: int, ceilings: Ceilings) -> dic
         clock = Stopwatch()
         for index, image in enumerate(scene_images(width, height, frames + WARM_UP)):
             clock.counting = index >= WARM_UP
-            latents = clock('encode', sender.encode, image)
-            packet = clock('select and pack', sender.select, latents, index, 'camera')
+            packet = clock(SEND, sender.send, image, index, 'camera')
+            clock.divide(SEND, 'encode', sender.timings.encode, 'select and pack')
             clock('receive', stream.push, packet)
-            clock('LIT', stream.latents)
+            latents = clock('LIT', stream.latents).values
         stream.close()
         grid = latents.nbytes
         floors = {

@@ -21,12 +21,12 @@ from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.sending.selection import DEFAULT_TAU, SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
-ALL, CHANGED = (kind.value for kind in Restoration)
+ALL, CHANGED = (kind.value for kind in RestorationScope)
 PERIOD = 33_333_333
 
 
@@ -60,7 +60,9 @@ def restore(stream: LatentStream, packet: Packet) -> NDArray[np.float32]:
 def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[str, Any]:
     """Milliseconds, share of work, deviation and errors."""
     sender = Sender(tokenizer, SelectionConfig(tau=DEFAULT_TAU))
-    streams = {kind.value: LatentStream(DEFAULT_TOKENIZER, restore=kind) for kind in Restoration}
+    streams = {
+        kind.value: LatentStream(DEFAULT_TOKENIZER, scope=kind) for kind in RestorationScope
+    }
     clock = Stopwatch()
     errors = {way: Error() for way in ('hold', *streams)}
     shares, deviations, kept = [], [], []

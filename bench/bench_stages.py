@@ -39,6 +39,7 @@ from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RATE = 30.0
+SEND = 'encode, select and pack'
 BESIDE = ('message to array', 'select and pack', 'fill and publish tokens')
 """Stages of the tokenizer other than its engine."""
 APART, GATED, TOGETHER = '', ', gated', ', one process'
@@ -118,8 +119,8 @@ def measure_stages(
         image = clock(
             'message to array', converter.to_rgb, 'rgb8', height, width, 3 * width, False, data
         )
-        latents = clock('encode', sender.encode, image)
-        packet = clock('select and pack', sender.select, latents, index, 'camera')
+        packet = clock(SEND, sender.send, image, index, 'camera')
+        clock.divide(SEND, 'encode', sender.timings.encode, 'select and pack')
         if over is not None:
             message = clock('fill and publish tokens', over.publish_tokens, packet)
             sent = over.serialized(message)
@@ -157,7 +158,6 @@ def measure_stages(
         'stages': {
             stage: {
                 'ms': spread(values),
-                'cpu_ms': spread(clock.cpu[stage]),
                 'floor': {
                     'bytes': needs[stage][0],
                     'flops': needs[stage][1],
@@ -165,6 +165,7 @@ def measure_stages(
                 },
             }
             for stage, values in clock.wall.items()
+            if stage != SEND
         },
         'kept_share': share,
         'bytes': {'raw': pixels.nbytes, 'tokens': nbytes, 'latents': grid},
@@ -199,7 +200,7 @@ def measure_nodes(
                     [namespace],
                     '-r',
                     'tokens:=tokenizer/tokens',
-                    *(('-p', 'restore:=changed') if gated else ()),
+                    *(('-p', 'lit_scope:=changed') if gated else ()),
                 )
             chain.wait_for('latents')
             run = chain.run(RATE, effort.seconds, ('tokens', 'latents'))
@@ -288,7 +289,7 @@ def tables(result: dict[str, Any]) -> str:
         + '\n\n'.join(
             [
                 'Every node a process of its own, or all tokenizer nodes in one; gated: `gating: noise` '
-                f'and `restore: changed`; {result["rate"]:.0f} '
+                f'and `lit_scope: changed`; {result["rate"]:.0f} '
                 'images/s and camera. Age at a listener in another process, p50 / p95 / p99 ms; lost: '
                 'images published less messages that arrived; highest rate: held, and the next tried '
                 'that lost more than 1 %.',

@@ -148,6 +148,13 @@ class Stopwatch:
             self.cpu.setdefault(name, []).append(spent * 1e3)
         return result
 
+    def divide(self, name: str, part: str, seconds: float, rest: str) -> None:
+        """Make two of the last wall time of ``name``: a part that is known, and the rest."""
+        if self.counting:
+            whole = self.wall[name][-1]
+            self.wall.setdefault(part, []).append(seconds * 1e3)
+            self.wall.setdefault(rest, []).append(whole - seconds * 1e3)
+
 
 class Ceilings:
     """What this machine can do at most, measured in the same run as everything else.

@@ -12,7 +12,7 @@ import pytest
 
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
-from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.tokenizers.gating.changes import Gating
 
 BENCH = Path(__file__).resolve().parent.parent / 'bench'
@@ -175,7 +175,7 @@ def test_half(settings):
 def test_lit(settings):
     result = bench_lit.measure(settings)
     assert min(numbers(result)) >= 0
-    assert set(result['clips']['still']['ways']) == {kind.value for kind in Restoration}
+    assert set(result['clips']['still']['ways']) == {kind.value for kind in RestorationScope}
     assert result['clips']['still']['share'] < result['clips']['shaky, noise']['share'] == 1.0
     check_table(bench_lit.tables(result), 'shaky, noise')
 

@@ -14,7 +14,9 @@ from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
+from adaptok_ros.receiving.receiver import Receiver
 from adaptok_ros.sending.device_path import AreaResize, DevicePath
+from adaptok_ros.sending.host_path import HostPath
 from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
@@ -57,8 +59,7 @@ def test_path_selects_what_the_selector_selects(device, size, payload, reference
         if index == 6:
             path.request_keyframe()
             selector.request_keyframe()
-        path.stage(image)
-        found = path.select()
+        found = path.take(image)
         latents = path.latents.cpu().numpy().reshape(-1, description.channels)
         expected = selector.step(latents)
         np.testing.assert_array_equal(found.keep, expected.keep)
@@ -78,8 +79,7 @@ def test_path_encodes_what_the_tokenizer_encodes(device):
         make_engine(device), tokenizer.description, (93, 121), (93, 121), SelectionConfig()
     )
     for image in images(3, (93, 121)):
-        path.stage(image)
-        path.select()
+        path.take(image)
         np.testing.assert_allclose(
             path.latents.cpu().numpy(), tokenizer.encode(image), atol=1e-3, rtol=0
         )
@@ -94,8 +94,7 @@ def test_configuration_may_change_between_frames(device, configuration):
     for index, image in enumerate(images(6)):
         if index == 3:
             path.config = selector.config = SelectionConfig(**configuration)
-        path.stage(image)
-        found = path.select()
+        found = path.take(image)
         expected = selector.step(path.latents.cpu().numpy().reshape(-1, description.channels))
         np.testing.assert_array_equal(found.data, expected.data)
 
@@ -109,14 +108,12 @@ def test_reset_begins_as_at_first(device):
         for _ in range(2)
     )
     for image in images(7):
-        used.stage(image)
-        used.select()
+        used.take(image)
     used.reset()
     for image in images(7):
         found = []
         for path in (used, fresh):
-            path.stage(image)
-            selection = path.select()
+            selection = path.take(image)
             found.append((selection.data.tobytes(), selection.keep.tobytes(), selection.deferred))
         assert found[0] == found[1]
 
@@ -145,8 +142,7 @@ def test_resized_images_make_the_grid_of_the_size_encoded(device):
     path = DevicePath(make_engine(device), description, (192, 256), (90, 128), SelectionConfig())
     tokenizer = Tokenizer('adaptok-tiny', 'onnxruntime', threads=1)
     (image,) = images(1, (192, 256))
-    path.stage(image)
-    selection = path.select()
+    selection = path.take(image)
     assert selection.keyframe and path.latents.shape == (12, 16, description.channels)
     small = cv2.resize(image, (128, 90), interpolation=cv2.INTER_AREA)
     difference = np.abs(path.latents.cpu().numpy() - tokenizer.encode(small)).mean(axis=2)
@@ -175,8 +171,38 @@ def test_sender_on_a_gpu_sends_what_the_cpu_sends(backend):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
 def test_sender_without_a_gpu_keeps_to_the_host():
     sender = Sender(Tokenizer('adaptok-tiny'), SelectionConfig())
-    assert isinstance(sender.encode(images(1)[0]), np.ndarray)
-    assert sender.selection_note == ''
+    assert sender.note == ''
+    sender.send(images(1)[0], 0, 'camera')
+    assert sender.note == 'numpy'
+
+
+def test_sender_takes_the_next_engine_when_a_device_fails():
+    """A closed engine fails as a device that is lost does: in the middle of a stream."""
+    tokenizer = Tokenizer('adaptok-tiny', threads=1)
+    engines = []
+
+    def open_path(size, config):
+        if engines:
+            stream = tokenizer.stream()
+            return HostPath(stream.encode, stream.reset, config, size, resize=False)
+        tokenizer.load()
+        engines.append(make_engine('cpu'))
+        return DevicePath(engines[0], tokenizer.description, size, size, config)
+
+    sender = Sender(tokenizer, SelectionConfig(), open_path=open_path)
+    receiver = Receiver()
+    first, second, third = images(3)
+    before = sender.send(first, 0, 'camera')
+    engines[0].close()
+    after = sender.send(second, 1, 'camera')
+    assert after.keyframe and after.sequence == 0 and after.epoch != before.epoch
+    assert sender.counters.fallbacks == 1 and sender.note == 'numpy'
+    (reason,) = tokenizer.rejected.values()
+    assert 'closed' in reason
+    for packet in (before, after, sender.send(third, 2, 'camera')):
+        assert receiver.apply(packet)
+    delta = np.abs(tokenizer.encode(third) - receiver.held).mean(axis=2)
+    assert delta.max() < SelectionConfig().tau + 1e-3
 
 
 @pytest.mark.parametrize('part', ['encoder', 'decoder', 'lit'])

@@ -9,19 +9,12 @@ import threading
 import numpy as np
 import pytest
 
-import adaptok_ros.receiving.restorer as restorer_module
-from adaptok_ros.engines import (
-    BuildCancelledError,
-    EngineError,
-    GraphRequest,
-    create_engine,
-    shared,
-)
+from adaptok_ros.engines import EngineError, GraphRequest, create_engine, fallback, shared
 from adaptok_ros.engines.cuda import missing_driver
+from adaptok_ros.engines.fallback import FallbackEngine
 from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
-from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
@@ -117,20 +110,23 @@ def test_streams_of_one_engine_do_not_disturb_each_other():
 
 @needs_torch
 @without_gpu
-def test_sender_goes_on_with_another_backend_in_a_new_epoch():
+def test_sender_goes_on_with_another_backend():
     tokenizer = Tokenizer(MODEL, threads=1)
     sender = Sender(tokenizer, SelectionConfig())
     first, second = images(2)
     before = sender.send(first, 0, 'camera')
     assert tokenizer.load().backend == 'onnxruntime'
-    sender.fall_back(FAILURE)
+    tokenizer.fall_back(FAILURE)
     assert tokenizer.load().backend == 'torch'
     assert f'onnxruntime on cpu: {FAILURE}' in tokenizer.load().notes
     assert tokenizer.rejected == {'onnxruntime on cpu': str(FAILURE)}
+    # The reference is on the host and whole: the loop goes on.
     after = sender.send(second, 1, 'camera')
-    assert after.keyframe and after.sequence == 0 and after.epoch != before.epoch
+    assert after.sequence == 1 and after.epoch == before.epoch
     with pytest.raises(EngineError, match='cannot be run'):
-        sender.fall_back(FAILURE)
+        tokenizer.fall_back(FAILURE)
+    with pytest.raises(EngineError, match='cannot be run'):
+        sender.send(second, 2, 'camera')
     tokenizer.close()
 
 
@@ -139,12 +135,28 @@ def test_a_named_backend_that_fails_is_not_left():
     sender = Sender(tokenizer, SelectionConfig())
     sender.send(images(1)[0], 0, 'camera')
     with pytest.raises(EngineError, match='of this test'):
-        sender.fall_back(FAILURE)
-    # Whether the frame that failed has reached the reference is not known.
-    assert sender.send(images(1)[0], 1, 'camera').keyframe
-    stream = LatentStream(MODEL, backend='onnxruntime', threads=1)
-    with pytest.raises(EngineError, match='of this test'):
-        stream.restorer.fall_back(FAILURE)
+        tokenizer.fall_back(FAILURE)
+    assert tokenizer.load().backend == 'onnxruntime' and not tokenizer.rejected
+    assert sender.send(images(1)[0], 1, 'camera').sequence == 1
+
+
+@needs_torch
+@without_gpu
+def test_every_caller_of_an_engine_goes_on_with_the_next():
+    engine = FallbackEngine(GraphRequest(find_model(MODEL), 'encoder', threads=1))
+    runners = [engine.runner() for _ in range(2)]
+    image = images(1, (64, 64))[0][None]
+    before = [runner.run({'image': image})['latents'].copy() for runner in runners]
+    left = engine.current
+    engine.fall_back(left, FAILURE)
+    engine.fall_back(left, FAILURE)  # told by the second caller
+    assert engine.current.backend == 'torch'
+    assert list(engine.rejected) == ['onnxruntime on cpu']
+    for runner, expected in zip(runners, before):
+        np.testing.assert_allclose(
+            runner.run({'image': image})['latents'], expected, atol=1e-3, rtol=0
+        )
+    engine.close()
 
 
 @needs_torch
@@ -157,7 +169,8 @@ def test_lit_keeps_its_window_when_it_falls_back():
         for stream in streams:
             stream.push(packet)
         if index == 5:
-            streams[1].restorer.fall_back(FAILURE)
+            restorer = streams[1].restorer
+            restorer._lit.fall_back(restorer.engine, FAILURE)
     assert streams[1].restorer.engine.backend == 'torch'
     assert 'onnxruntime on cpu' in streams[1].restorer.rejected
     np.testing.assert_allclose(
@@ -192,39 +205,23 @@ def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
 
 
 def test_an_engine_that_failed_for_good_is_given_back_once(alone, monkeypatch):
-    first, second = (LatentStream(MODEL, threads=1).restorer for _ in range(2))
-    engine = first.engine
-    assert engine is second.engine
+    request = GraphRequest(find_model(MODEL), 'lit', threads=1)
+    first, second = FallbackEngine(request), FallbackEngine(request)
+    engine = first.load()
+    assert engine is second.load()
 
     def nothing_else(request):
         raise EngineError('nothing else works')
 
-    monkeypatch.setattr(restorer_module, 'acquire_engine', nothing_else)
+    monkeypatch.setattr(fallback, 'acquire_engine', nothing_else)
     with pytest.raises(EngineError, match='nothing else'):
-        first.fall_back(FAILURE)
+        first.fall_back(engine, FAILURE)
     for _ in range(2):
         with pytest.raises(EngineError, match='of this test'):
-            first.fall_back(FAILURE)
-        with pytest.raises(EngineError, match='nothing runs LIT any more'):
-            first.restore()
+            first.fall_back(None, FAILURE)
+        with pytest.raises(EngineError, match='nothing else works'):
+            first.load()
         first.close()
-    assert second.engine is engine and engine.session is not None
+    assert second.current is engine and engine.session is not None
     second.close()
     assert engine.session is None
-
-
-def test_who_waits_for_an_engine_of_another_can_give_up():
-    request = GraphRequest(find_model(MODEL), 'encoder', 'onnxruntime', threads=1)
-    with shared._lock:
-        making = shared._making[shared._key(request)]
-    making.acquire()  # as whoever makes it first does
-    loading = Loading(lambda build: acquire_engine(request, build), print)
-    loading.settle()
-    assert not loading.done and loading.progress.startswith('waiting for another node')
-    loading.cancel()
-    assert isinstance(loading.error, BuildCancelledError)
-    patient = Loading(lambda build: release_engine(acquire_engine(request, build)), print)
-    patient.settle()
-    making.release()
-    patient._thread.join(30)
-    assert patient.done and patient.error is None

@@ -404,7 +404,10 @@ def test_moving_things_are_kept_where_they_move():
     size = (320, 240)
     scene = Scene(*size, noise=0.0)
     encoder = SharedEncoder(DEFAULT_TOKENIZER, threads=1)
-    stride, reach = encoder.description.stride, encoder.description.receptive_field // 2
+    stride, reach = (
+        encoder.tokenizer.description.stride,
+        encoder.tokenizer.description.receptive_field // 2,
+    )
     config = SelectionConfig(tau=0.2, refresh_period=0)
     stream = Stream(encoder, DEFAULT_TOKENIZER, config, with_lit=False)
     stream.send(scene.frame(MOVING_FROM))
@@ -460,7 +463,7 @@ def test_static_scene_sends_next_to_nothing():
     shares = static_scene(encoder, image, (0.0, 0.1), 20)
     assert shares['0'] == 1.0
     assert shares['0.1'] < 0.001
-    assert noise_gain(encoder, image)['4'] < 0.1
+    assert noise_gain(encoder.tokenizer, image)['4'] < 0.1
 
 
 # --- comparisons

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import Stream, latent_frames, record, sent_mask
 
-from adaptok_ros.engines import EngineError, GraphRequest, create_engine
+from adaptok_ros.engines import EngineError, GraphRequest, create_engine, fallback
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.lit import restorer as restorer_module
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.packet import PacketError, Payload, check
 from adaptok_ros.receiving.latents import LatentStream
@@ -332,7 +331,7 @@ class RecordingBinding:
 @pytest.fixture
 def engine(monkeypatch):
     engine = RecordingEngine()
-    monkeypatch.setattr(restorer_module, 'acquire_engine', lambda *_: engine)
+    monkeypatch.setattr(fallback, 'acquire_engine', lambda *_: engine)
     return engine
 
 

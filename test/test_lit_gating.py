@@ -29,8 +29,8 @@ from adaptok_ros.receiving.restoration import (
     LARGEST_BOX,
     LONGEST_REUSE,
     MARGIN,
-    Restoration,
     RestorationGate,
+    RestorationScope,
 )
 from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.sending.selection import SelectionConfig
@@ -154,8 +154,8 @@ def opened():
     """Opens streams, and closes them afterwards."""
     streams = []
 
-    def open_stream(model=MODEL, restore=Restoration.CHANGED):
-        streams.append(LatentStream(model, threads=1, restore=restore))
+    def open_stream(model=MODEL, scope=RestorationScope.CHANGED):
+        streams.append(LatentStream(model, threads=1, scope=scope))
         return streams[-1]
 
     yield open_stream
@@ -227,7 +227,7 @@ def test_negative_zeros_pass_through(opened):
 
 
 def test_gated_latents_are_near_those_that_are_restored_densely(opened):
-    gated, dense = opened(), opened(restore=Restoration.ALL)
+    gated, dense = opened(), opened(scope=RestorationScope.ALL)
     shares, deviations = [], []
     for packet in packets(scene(50), tau=0.1):
         for stream in (gated, dense):
@@ -241,7 +241,7 @@ def test_gated_latents_are_near_those_that_are_restored_densely(opened):
 
 
 def test_all_that_was_missed_during_a_pause_is_restored(opened):
-    gated, dense = opened(), opened(restore=Restoration.ALL)
+    gated, dense = opened(), opened(scope=RestorationScope.ALL)
     recorded = packets(scene(14), tau=0.1, refresh_period=0)
     recorded += packets(np.repeat(scene(14)[-1:], 8, axis=0), tau=0.1, refresh_period=0)[1:]
     for index, packet in enumerate(recorded[:14]):
@@ -277,18 +277,21 @@ def test_new_epoch_begins_anew(opened):
 
 
 def test_restoring_in_part_runs_on_the_cpu_whatever_gpus_there_are():
-    restorer = Restorer(MODEL, restore=Restoration.CHANGED)
+    restorer = Restorer(MODEL, scope=RestorationScope.CHANGED)
     assert restorer.engine.device == 'cpu'
     restorer.close()
 
 
 @needs_torch
-def test_another_engine_begins_with_all_of_the_grid(opened):
-    gated, dense = opened(), opened(restore=Restoration.ALL)
-    for packet in packets(scene(10), tau=0.1):
-        gated.push(packet)
-        dense.push(packet)
-        gated.latents()
-    gated.restorer.fall_back(EngineError('as if it had failed'))
-    assert gated.restorer.engine.backend == 'torch'
-    np.testing.assert_allclose(gated.latents().values, dense.latents().values, atol=1e-4, rtol=0)
+def test_another_engine_goes_on_with_the_corrections_of_the_first(opened):
+    changed, unchanged = opened(), opened()
+    for index, packet in enumerate(packets(scene(10), tau=0.1)):
+        if index == 7:
+            restorer = changed.restorer
+            restorer._lit.fall_back(restorer.engine, EngineError('as if it had failed'))
+            assert restorer.engine.backend == 'torch'
+        for stream in (changed, unchanged):
+            stream.push(packet)
+        np.testing.assert_allclose(
+            changed.latents().values, unchanged.latents().values, atol=1e-3, rtol=0
+        )

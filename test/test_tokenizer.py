@@ -19,6 +19,7 @@ from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError, find_model
 from adaptok_ros.packet import Payload, check
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Receiver, Status
+from adaptok_ros.sending.path import Resizer
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
@@ -363,7 +364,8 @@ def test_engine_gives_the_same_whatever_ran_before():
 
 
 def send_all(sender, images):
-    return [sender.send(image, number, 'camera') for number, image in enumerate(images)]
+    first = sender.counters.sent
+    return [sender.send(image, first + number, 'camera') for number, image in enumerate(images)]
 
 
 @pytest.fixture
@@ -514,28 +516,12 @@ def test_images_are_resized_to_the_input(tokenizer):
     assert sender.image_size == (32, 56)
 
 
-class Mirror:
-    """Stands in for a tokenizer: its latents are the pixels, eight by eight to a position."""
-
-    description = Tokenizer(MODEL).description
-    device_engine = None
-
-    def stream(self, gating, noise):
-        return self
-
-    def encode(self, image):
-        rows, columns = image.shape[0] // STRIDE, image.shape[1] // STRIDE
-        blocks = image.reshape(rows, STRIDE, columns, STRIDE, 3).swapaxes(1, 2)
-        return blocks.reshape(rows, columns, -1).astype(np.float32)
-
-
 def test_resizing_averages_over_pixels():
     image = picture(64, 96)
-    halved = image.reshape(32, 2, 48, 2, 3).mean(axis=(1, 3))
-    expected = Mirror().encode(halved)
-    found = Sender(Mirror(), SelectionConfig(), 32, 48).encode(image)
+    expected = image.reshape(32, 2, 48, 2, 3).mean(axis=(1, 3))
+    found = Resizer((32, 48))(image)
     assert np.abs(found - expected).max() <= 0.5
-    assert np.abs(Mirror().encode(image[::2, ::2]) - expected).max() > 10
+    assert np.abs(image[::2, ::2] - expected).max() > 10
 
 
 @pytest.mark.parametrize('view', list(views_of(np.zeros((8, 8, 3), np.uint8))))
@@ -574,7 +560,7 @@ BAD_IMAGES = {
 def test_bad_image_is_refused_and_the_stream_goes_on(tokenizer, case, sides):
     sender = Sender(tokenizer, SelectionConfig(refresh_period=0), *sides)
     first = sender.send(picture(32, 40), 0, '')
-    with pytest.raises(ValueError, match=r'image is .*allowed'):
+    with pytest.raises(ValueError, match=r'image field (array|size) is .*allowed'):
         sender.send(BAD_IMAGES[case], 1, '')
     second = sender.send(picture(32, 40), 2, '')
     assert second.epoch == first.epoch
@@ -583,7 +569,7 @@ def test_bad_image_is_refused_and_the_stream_goes_on(tokenizer, case, sides):
 
 def test_first_image_may_be_bad(tokenizer):
     sender = Sender(tokenizer, SelectionConfig())
-    with pytest.raises(ValueError, match='image is'):
+    with pytest.raises(ValueError, match='image field array is'):
         sender.send(BAD_IMAGES['grey'], 0, '')
     assert sender.image_size == (0, 0)
     assert sender.send(picture(32, 40), 1, '').keyframe
@@ -608,3 +594,14 @@ def test_from_images_to_dense_latents(tokenizer, mode):
         assert np.all(error[sent] <= 1e-3 * np.abs(truth[sent]).mean(axis=1) + 1e-6)
     assert not sent.all() and sent.any()
     stream.close()
+
+
+def test_a_stamp_that_steps_back_begins_a_new_epoch(tokenizer):
+    sender = Sender(tokenizer, SelectionConfig(refresh_period=0))
+    image = picture(32, 40)
+    first = [sender.send(image, stamp, '') for stamp in (5, 5, 6)]
+    again = [sender.send(image, stamp, '') for stamp in (2, 3)]
+    assert [packet.keyframe for packet in first] == [True, False, False]
+    assert [packet.keyframe for packet in again] == [True, False]
+    assert again[0].epoch != first[0].epoch and again[0].sequence == 0
+    assert sender.counters.time_jumps == 1 and sender.counters.keyframes == 2

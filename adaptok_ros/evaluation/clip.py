@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from adaptok_ros.arrays import Latents
 from adaptok_ros.evaluation.allocation import compare_allocation
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
 from adaptok_ros.evaluation.noise import noise_gain, static_scene
@@ -16,7 +17,7 @@ from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpi
 from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
 from adaptok_ros.evaluation.settings import Settings
-from adaptok_ros.evaluation.streams import Grid, SharedEncoder, Stream, lit_id
+from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
 from adaptok_ros.footage.preparation import Clip, Image
 from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import Reference
@@ -54,7 +55,7 @@ class ClipEvaluator:
         """
         self._settings = settings
         self._encoder = SharedEncoder(settings.tokenizer, threads=1)
-        self._can_decode = self._encoder.description.can_decode
+        self._can_decode = self._encoder.tokenizer.description.can_decode
         self._with_lit = bool(lit_id(settings.tokenizer))
         self._lpips = Lpips() if self._can_decode and not why_no_lpips() else None
         self._i3d = I3D() if self._can_decode and not why_no_fvd() else None
@@ -83,7 +84,7 @@ class ClipEvaluator:
         """Add what needs its own passes over the clip."""
         settings, tau = self._settings, self._settings.comparison_tau
         first = next(iter(clip.frames()))
-        figures['noise'] = noise_gain(self._encoder, first)
+        figures['noise'] = noise_gain(self._encoder.tokenizer, first)
         if settings.static_frames:
             figures['static'] = static_scene(
                 self._encoder, first, settings.taus, settings.static_frames
@@ -143,16 +144,16 @@ class _Sweep:
     def add(self, image: Image) -> None:
         """Take one frame."""
         self._shape = (image.shape[0], image.shape[1])
-        latents: dict[Key, Grid] = {DENSE: self._encoder.encode(image)}
+        latents: dict[Key, Latents] = {DENSE: self._encoder.encode(image)}
         for tau, stream in self._streams.items():
             latents |= {(mode, tau): grid for mode, grid in stream.send(image).items()}
         before = self._previous.send(image) if self._previous is not None else {}
         if self._can_decode:
             original = Original(image)
             for key, grid in latents.items():
-                self._scores[key].add(original, self._encoder.decode(grid, *self._shape))
+                self._scores[key].add(original, self._encoder.tokenizer.decode(grid, *self._shape))
             for mode, grid in before.items():
-                decoded = self._encoder.decode(grid, *self._shape)
+                decoded = self._encoder.tokenizer.decode(grid, *self._shape)
                 self._previous_errors[mode].append(squared_error(image, decoded))
             if not why_no_fvd():
                 self._originals.add(original, image)
@@ -160,9 +161,9 @@ class _Sweep:
             self._draw(image, latents[self._modes[-1], self._shown])
         self._count += 1
 
-    def _draw(self, image: Image, latents: Grid) -> None:
+    def _draw(self, image: Image, latents: Latents) -> None:
         keep = self._streams[self._shown].keep
-        stride = self._encoder.description.stride
+        stride = self._encoder.tokenizer.description.stride
         rows = [image, draw_kept(image, keep, stride, *self._shape)]
         cv2.putText(
             rows[1],
@@ -175,7 +176,7 @@ class _Sweep:
             cv2.LINE_AA,
         )
         if self._can_decode:
-            rows.append(self._encoder.decode(latents, *self._shape).copy())
+            rows.append(self._encoder.tokenizer.decode(latents, *self._shape).copy())
         self._columns.append(np.vstack(rows))
 
     def result(self) -> ClipResult:

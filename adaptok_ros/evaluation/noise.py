@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from adaptok_ros.evaluation.streams import SharedEncoder, send
 from adaptok_ros.sending.selection import SelectionConfig
-from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 Image = NDArray[np.uint8]
@@ -54,7 +53,7 @@ def static_scene(
     :param frames: 2 and more
     """
     random = np.random.default_rng(SEED)
-    senders = [Sender(encoder, SelectionConfig(tau=tau, refresh_period=0)) for tau in taus]
+    senders = [encoder.sender(SelectionConfig(tau=tau, refresh_period=0)) for tau in taus]
     shares = np.zeros(len(senders))
     for index in range(frames):
         noisy = add_noise(image, STATIC_SIGMA, random)

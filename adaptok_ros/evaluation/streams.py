@@ -7,21 +7,20 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.models.folders import find_model, read_description
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.host_path import HostPath
+from adaptok_ros.sending.path import FramePath
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
-from adaptok_ros.tokenizers.stream import TokenizerStream
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 FRAME_ID = 'camera'
 NOMINAL_PERIOD = 33_333_333
-
-Grid = NDArray[np.float32]
 
 
 def lit_id(tokenizer: str) -> str:
@@ -35,34 +34,32 @@ def lit_id(tokenizer: str) -> str:
     return f'lit@{read_description(folder, "lit.json")["files"]["lit.onnx"][:12]}'
 
 
-class SharedEncoder(Tokenizer):
-    """A tokenizer that gives all senders of a frame the same latents.
+class SharedEncoder:
+    """Encodes every frame once for all senders.
 
     A frame is known by its array, which must not change while it is the current one.
+
+    :ivar tokenizer: encodes the frames
     """
 
     def __init__(self, name: str, threads: int = 0) -> None:
-        super().__init__(name, threads=threads, on_cpu=True)
+        self.tokenizer = Tokenizer(name, threads=threads, on_cpu=True)
+        self._image: Image | None = None
+        self._latents: Latents = np.empty((0, 0, 0), np.float32)
 
-    def stream(self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE) -> TokenizerStream:
-        """See :meth:`Tokenizer.stream`."""
-        return _SharedStream(self, gating, noise)
-
-    _image: NDArray[np.uint8] | None = None
-    _latents: Grid = np.empty((0, 0, 0), np.float32)
-
-    def encode(self, image: NDArray[np.uint8]) -> Grid:
+    def encode(self, image: Image) -> Latents:
         """As :meth:`Tokenizer.encode`, but the result stays as it is until the next frame."""
         if image is not self._image:
-            self._latents = super().encode(image).copy()
+            self._latents = self.tokenizer.encode(image).copy()
             self._image = image
         return self._latents
 
+    def sender(self, config: SelectionConfig) -> Sender:
+        """A sender of the frames that this encodes."""
+        return Sender(self.tokenizer, config, open_path=self._open_path)
 
-class _SharedStream(TokenizerStream):
-    def encode(self, image: NDArray[np.uint8]) -> Grid | None:
-        """See :meth:`TokenizerStream.encode`."""
-        return self._tokenizer.encode(image)
+    def _open_path(self, size: tuple[int, int], config: SelectionConfig) -> FramePath:
+        return HostPath(self.encode, lambda: None, config, size, resize=False)
 
 
 def send(sender: Sender, image: NDArray[np.uint8], stamp: int = 0) -> Packet:
@@ -83,7 +80,7 @@ class LatentError:
     total: float = 0.0
     values: int = 0
 
-    def add(self, latents: Grid, truth: Grid, unsent: NDArray[np.bool_]) -> None:
+    def add(self, latents: Latents, truth: Latents, unsent: NDArray[np.bool_]) -> None:
         """Take one frame: ``[H, W, C]`` twice, ``[H, W]`` bool."""
         difference = latents[unsent] - truth[unsent]
         self.total += float(np.square(difference).sum(dtype=np.float64))
@@ -104,11 +101,11 @@ class Stream:
 
         :param name: of the tokenizer, for its LIT
         """
-        self._sender = Sender(encoder, config)
+        self._sender = encoder.sender(config)
         self._receiving = LatentStream(name, 'lit' if with_lit else 'hold', threads=1)
         self._with_lit = with_lit
         self._encoder = encoder
-        self._truth: Grid = np.empty((0, 0, 0), np.float32)
+        self._truth: Latents = np.empty((0, 0, 0), np.float32)
         self.packet: Packet | None = None
         self.kept: list[float] = []
         self.bytes: list[int] = []
@@ -121,11 +118,11 @@ class Stream:
         return self._receiving.receiver.kept
 
     @property
-    def held(self) -> Grid:
+    def held(self) -> Latents:
         """``[H, W, C]``: what the receiver holds."""
         return self._receiving.receiver.held
 
-    def send(self, image: NDArray[np.uint8]) -> dict[str, Grid]:
+    def send(self, image: NDArray[np.uint8]) -> dict[str, Latents]:
         """Send one frame and return the latents that a policy gets in each mode."""
         self._truth = truth = self._encoder.encode(image)
         packet = send(self._sender, image, len(self.kept) * NOMINAL_PERIOD)

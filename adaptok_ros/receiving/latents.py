@@ -19,7 +19,7 @@ from adaptok_ros.engines import Builder
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.receiver import Receiver, Status
-from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.receiving.restorer import Restorer
 
 MODES = ('lit', 'hold')
@@ -61,14 +61,14 @@ class LatentStream:
         backend: str = 'auto',
         threads: int = 0,
         build: Builder | None = None,
-        restore: Restoration = Restoration.ALL,
+        scope: RestorationScope = RestorationScope.ALL,
     ) -> None:
         """Open a stream.
 
         :param tokenizer: shipped name or folder of the tokenizer, needed by mode ``lit``
         :param mode: ``lit``, or ``hold`` to repeat what was last sent
         :param build: see :func:`~adaptok_ros.engines.create_engine`
-        :param restore: which part of the grid LIT restores in a frame
+        :param scope: which part of the grid LIT restores in a frame
         :raises SettingError: unknown mode
         :raises ModelError: mode ``lit`` without a LIT for that tokenizer
         :raises EngineError: the backend cannot run it
@@ -77,7 +77,7 @@ class LatentStream:
             raise SettingError(f'mode is {mode!r}; allowed: {", ".join(MODES)}')
         self.mode = mode
         self.restorer = (
-            Restorer(tokenizer, backend, threads, build, restore) if mode == 'lit' else None
+            Restorer(tokenizer, backend, threads, build, scope) if mode == 'lit' else None
         )
         self.receiver = (
             Receiver(self.restorer.tokenizer, self.restorer.channels)
@@ -98,7 +98,10 @@ class LatentStream:
     def latents(self) -> DenseLatents:
         """Latents after the last packet.
 
+        An engine of LIT's that fails under ``backend='auto'`` gives way to the next that works.
+
         :raises LookupError: no packet has been taken yet
+        :raises EngineError: the engine that was named fails; under ``auto``: all do
         """
         packet = self.receiver.last
         if packet is None:

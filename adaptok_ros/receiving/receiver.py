@@ -62,6 +62,8 @@ class Receiver:
     :ivar age: ``[H, W]`` uint8 frames since a position was sent, saturating at 255; 255 also
         where nothing has arrived
     :ivar last: the packet applied last
+    :ivar generation: raised whenever the grid begins anew, so that what remembers earlier grids
+        begins anew as well
     """
 
     def __init__(self, tokenizer: str = '', channels: int = 0) -> None:
@@ -73,6 +75,7 @@ class Receiver:
         self.tokenizer = tokenizer
         self.channels = channels
         self.counters = Counters()
+        self.generation = 0
         self.reset()
 
     def reset(self) -> None:
@@ -170,6 +173,7 @@ class Receiver:
         return True
 
     def _start(self, packet: Packet) -> None:
+        self.generation += 1
         shape = (packet.grid_height, packet.grid_width)
         self.held = np.zeros((*shape, packet.channels), np.float32)
         self.kept = np.zeros(shape, np.bool_)
@@ -190,6 +194,7 @@ class Receiver:
             last.channels,
         )
         if same:
+            self.generation += 1
             self._renewed.fill(False)
             self._write(packet, frames=1)
         else:

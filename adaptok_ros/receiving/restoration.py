@@ -31,7 +31,7 @@ LONGEST_REUSE = 30
 """Frames after which everything is restored: ages have grown, small changes have added up."""
 
 
-class Restoration(enum.Enum):
+class RestorationScope(enum.Enum):
     """Which part of the grid LIT restores."""
 
     ALL = 'all'

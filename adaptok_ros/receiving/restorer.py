@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
-from adaptok_ros.engines.runner import Runner
-from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
+from adaptok_ros.arrays import Latents
+from adaptok_ros.engines import Builder, Engine, GraphRequest
+from adaptok_ros.engines.fallback import FallbackEngine, FallbackRunner
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver
-from adaptok_ros.receiving.restoration import Box, Restoration, RestorationGate
+from adaptok_ros.receiving.restoration import Box, RestorationGate, RestorationScope
 
 NO_CORRECTION = np.float32(-0.0)
 """Added to any number it leaves every bit as it is, which 0 does not: -0 + 0 is 0."""
@@ -28,6 +27,8 @@ class Restorer:
     Its state is the window of the last T held grids, keep masks and ages, padded so that the
     attention windows tile it; and, where not all is restored, the last correction everywhere.
 
+    :ivar tokenizer: whose tokens LIT was trained on, as packets name it
+    :ivar channels: numbers per token
     :ivar share: of the grid, what the last frame took
     """
 
@@ -37,12 +38,12 @@ class Restorer:
         backend: str = 'auto',
         threads: int = 0,
         build: Builder | None = None,
-        restore: Restoration = Restoration.ALL,
+        scope: RestorationScope = RestorationScope.ALL,
     ) -> None:
         """Load the LIT in a tokenizer's folder.
 
         :param build: see :func:`~adaptok_ros.engines.create_engine`
-        :param restore: which part of the grid to restore in a frame; ``on`` runs on the CPU
+        :param scope: which part of the grid to restore in a frame; ``CHANGED`` runs on the CPU
         :raises ModelError: there is none, or it was made for another tokenizer
         :raises EngineError: the backend cannot run it
         """
@@ -52,19 +53,21 @@ class Restorer:
         self._frames: int = description['frames']
         self._multiple: int = description['window']
         self.channels: int = description['channels']
-        self._request = GraphRequest(
-            folder, 'lit', backend, threads=threads, on_cpu=restore is Restoration.CHANGED
+        request = GraphRequest(
+            folder, 'lit', backend, threads=threads, on_cpu=scope is RestorationScope.CHANGED
         )
-        self._runner: Runner | None = Runner(acquire_engine(self._request, build))
+        self._lit = FallbackEngine(request, build)
+        self._lit.load()
+        self._whole = self._lit.runner()
         self._held = np.empty((0, 0, 0, 0, 0), np.float32)
         self._kept = np.empty((0, 0, 0, 0), np.float32)
         self._age = np.empty((0, 0, 0, 0), np.float32)
         self._tau = np.zeros(1, np.float32)
-        self._start: tuple[int, int, int] | None = None
+        self._generation = 0
         self.share = 1.0
-        self._restoration = restore
+        self._scope = scope
         self._gate: RestorationGate | None = None
-        self._runners: dict[tuple[int, int], Runner] = {}
+        self._parts: dict[tuple[int, int], FallbackRunner] = {}
 
     @staticmethod
     def _describe(folder: Path) -> dict[str, Any]:
@@ -100,13 +103,12 @@ class Restorer:
         rows, columns = packet.grid_height, packet.grid_width
         padded = (-(-rows // self._multiple), -(-columns // self._multiple))
         shape = (1, self._frames, padded[0] * self._multiple, padded[1] * self._multiple)
-        start = (packet.epoch, receiver.counters.restarts, receiver.counters.rewinds)
-        fresh = self._kept.shape != shape or start != self._start
+        fresh = self._kept.shape != shape or receiver.generation != self._generation
+        self._generation = receiver.generation
         if fresh:
             self._held = np.zeros((*shape, packet.channels), np.float32)
             self._kept = np.zeros(shape, np.float32)
             self._age = np.full(shape, AGE_LIMIT, np.float32)
-            self._start = start
             slots = slice(None)
         else:
             for window in (self._held, self._kept, self._age):
@@ -115,7 +117,7 @@ class Restorer:
         self._held[0, slots, :rows, :columns] = receiver.held
         self._age[0, slots, :rows, :columns] = receiver.age
         self._kept[0, -1, :rows, :columns] = receiver.kept
-        if self._restoration is Restoration.CHANGED:
+        if self._scope is RestorationScope.CHANGED:
             # The correction was as large as another tau allows.
             if self._gate is None or fresh or packet.tau != self._tau[0]:
                 self._gate = self._begin_gating()
@@ -141,86 +143,63 @@ class Restorer:
     def _windows(self) -> dict[str, NDArray[np.float32]]:
         return {'held': self._held, 'kept': self._kept, 'age': self._age}
 
-    def restore(self) -> NDArray[np.float32]:
+    def restore(self) -> Latents:
         """Latents after the last observation, ``[H, W, C]`` of the padded grid, a view.
 
         Sent positions are bit for bit what was sent; elsewhere
         ``mean_c |restored - held| <= tau`` up to float rounding.
 
-        :raises EngineError: the engine fails
+        :raises EngineError: the engine that was named fails; under ``auto``: all do
         """
-        if self._runner is None:
-            raise EngineError(f'nothing runs LIT any more: {dict(self.rejected)}')
         if self._gate is not None:
-            return self._restore_in_part(self._gate, self._runner)
-        return self._run(self._runner, self._windows())
+            return self._restore_in_part(self._gate)
+        return self._run(self._whole, self._windows())
 
-    def _run(
-        self, runner: Runner, windows: Mapping[str, NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
-        latents: NDArray[np.float32] = runner.run({**windows, 'tau': self._tau})['latents'][0]
+    def _run(self, runner: FallbackRunner, windows: Mapping[str, NDArray[np.float32]]) -> Latents:
+        latents: Latents = runner.run({**windows, 'tau': self._tau})['latents'][0]
         return latents
 
-    def _restore_in_part(self, gate: RestorationGate, runner: Runner) -> NDArray[np.float32]:
+    def _restore_in_part(self, gate: RestorationGate) -> Latents:
         box = gate.box()
         self.share = 0.0
         held, correction = self._held[0, -1], self._correction
         if box is not None:
             grid = held.shape[:2]
             self.share = box.size[0] * box.size[1] / (grid[0] * grid[1])
-            if box.size == grid:
-                restored = self._run(runner, self._windows())
-            else:
-                restored = self._run_part(box, runner.engine)
+            try:
+                if box.size == grid:
+                    restored = self._run(self._whole, self._windows())
+                else:
+                    restored = self._run_part(box)
+            except BaseException:
+                gate.forget()
+                raise
             np.subtract(restored[box.inner], held[box.taken], out=correction[box.taken])
             correction.reshape(-1, self.channels)[self._sent] = NO_CORRECTION
         np.add(held, correction, out=self._restored)
         return self._restored
 
-    def _run_part(self, box: Box, engine: Engine) -> NDArray[np.float32]:
+    def _run_part(self, box: Box) -> Latents:
         parts = {}
         for name, window in self._windows().items():
             seen = window[:, :, box.seen[0], box.seen[1]]
             parts[name] = self._part[name][: seen.size].reshape(seen.shape)
             np.copyto(parts[name], seen)
-        runner = self._runners.get(box.size)
+        runner = self._parts.get(box.size)
         if runner is None:
-            runner = self._runners[box.size] = Runner(engine)
+            runner = self._parts[box.size] = self._lit.runner()
         return self._run(runner, parts)
 
     @property
     def engine(self) -> Engine | None:
         """What runs LIT; None after the last one failed."""
-        return self._runner.engine if self._runner else None
+        return self._lit.current
 
     @property
     def rejected(self) -> Mapping[str, str]:
         """What failed and is no longer used, such as ``torch on cuda``, and why."""
-        return self._request.rejected
-
-    def fall_back(self, error: EngineError) -> None:
-        """Leave the engine, which failed, for the next that works; the window stays.
-
-        Nothing is built for it.
-
-        :raises EngineError: ``error``, where the backend was named or nothing else works
-        """
-        engine = self.engine
-        if self._request.backend != 'auto' or engine is None:
-            raise error
-        self._runner = None
-        self._runners = {}
-        name = leave_engine(engine, error)
-        self._request = dataclasses.replace(
-            self._request, rejected={**self.rejected, name: str(error)}
-        )
-        self._runner = Runner(acquire_engine(self._request))
-        if self._gate is not None:
-            self._gate.forget()
+        return self._lit.rejected
 
     def close(self) -> None:
         """Free the engine."""
-        if self._runner is not None:
-            release_engine(self._runner.engine)
-            self._runner = None
-            self._runners = {}
+        self._lit.close()

@@ -1,30 +1,33 @@
-"""From an image of the host to what is sent, on a device, with one copy each way."""
+"""From an image to what is sent of it, on a device, with one copy each way."""
 
 from __future__ import annotations
 
 import contextlib
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adaptok_ros.arrays import Image
 from adaptok_ros.engines import Engine
 from adaptok_ros.engines.cuda import device_errors, exclusive
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.sending.kernels.selector import DeviceSelector
+from adaptok_ros.sending.path import Resizer, Timings
 from adaptok_ros.sending.selection import Selection, SelectionConfig
 from adaptok_ros.tokenizers.stream import pad_into
 
 
 class DevicePath:
-    """Upload, resize, encoder and selection for the images of one camera and one size.
+    """Upload, resize, encoder and selection for images of one size.
 
-    Addresses never change. On CUDA all of it is captured in one graph if the engine allows it,
-    runs on a stream of its own, and the host waits once a frame.
+    See :class:`~adaptok_ros.sending.path.FramePath`. Addresses never change. On CUDA all of it
+    is captured in one graph if the engine allows it, runs on a stream of its own, and the host
+    waits once per image.
 
-    :ivar latents: ``[H, W, C]`` float32 on the device, of the last image selected from
-    :ivar captured: one CUDA graph runs a frame
+    :ivar latents: ``[H, W, C]`` float32 on the device, of the last image
     """
 
     def __init__(
@@ -38,11 +41,18 @@ class DevicePath:
         """Allocate, compile and capture.
 
         :param size: height and width of the images as they come
-        :param encoded_size: of the images as encoded; smaller on neither or both axes
+        :param encoded_size: of the images as encoded
         :raises EngineError: the engine does not take that size, or no memory
         :raises ModelError: the tokenizer does not take that size
         """
         self._engine = engine
+        self._size = size
+        self.image_size = encoded_size
+        self.timings = Timings(0.0, 0.0)
+        # The device only scales down.
+        self._enlarge = None
+        if any(before < after for before, after in zip(size, encoded_size)):
+            self._enlarge, size = Resizer(encoded_size), encoded_size
         padded = description.padded(*encoded_size)
         with exclusive, device_errors(engine.device):
             self._allocate(size, encoded_size, padded, config)
@@ -103,31 +113,32 @@ class DevicePath:
                 self._selector.warm_up()
                 self._capture()
 
-    def request_keyframe(self) -> None:
-        """Send every position with the next image."""
-        self._selector.request_keyframe()
+    def accepts(self, size: tuple[int, int]) -> bool:
+        """See :meth:`FramePath.accepts`."""
+        return size == self._size
 
-    def reset(self) -> None:
-        """Forget what the receiver holds: the next image makes a keyframe."""
-        with device_errors(self._engine.device), self._on_stream():
-            self._selector.reset()
-
-    def stage(self, image: NDArray[np.uint8]) -> None:
-        """Take the next image, ``[h, w, 3]`` RGB; it is encoded when it is selected from."""
-        pad_into(self._image, image)
-
-    def select(self) -> Selection:
-        """Encode the image at hand and select; see :meth:`Selector.step`.
-
-        :raises EngineError: the engine fails, or no memory
-        """
+    def take(self, image: Image) -> Selection:
+        """See :meth:`FramePath.take`."""
+        begin = perf_counter()
+        pad_into(self._image, image if self._enlarge is None else self._enlarge(image))
         with device_errors(self._engine.device), self._on_stream():
             self._selector.prepare()
             if self._graph is not None:
                 self._graph.replay()
             else:
                 self._enqueue()
-            return self._selector.collect()
+            selection = self._selector.collect()
+        self.timings = Timings(perf_counter() - begin, 0.0)
+        return selection
+
+    def request_keyframe(self) -> None:
+        """See :meth:`FramePath.request_keyframe`."""
+        self._selector.request_keyframe()
+
+    def reset(self) -> None:
+        """See :meth:`FramePath.reset`."""
+        with device_errors(self._engine.device), self._on_stream():
+            self._selector.reset()
 
     def _enqueue(self) -> None:
         self._encode()

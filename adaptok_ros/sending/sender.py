@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
-from adaptok_ros.engines import Engine, EngineError
+from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE, Image
+from adaptok_ros.engines import EngineError
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet, pack_mask
-from adaptok_ros.sending.selection import SelectionConfig, Selector
+from adaptok_ros.sending.host_path import HostPath
+from adaptok_ros.sending.images import ImageError
+from adaptok_ros.sending.path import FramePath, Timings
+from adaptok_ros.sending.selection import Selection, SelectionConfig
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from adaptok_ros.sending.device_path import DevicePath
+SEQUENCE_MASK = 0xFFFFFFFF
+
+PathOpener = Callable[[tuple[int, int], SelectionConfig], FramePath]
+"""Makes the path of images of a height and width, for an empty receiver."""
 
 
-Latents = Any
-"""A numpy array, or a torch tensor where the engine is on a GPU."""
+@dataclasses.dataclass
+class SenderCounters:
+    """Running totals of a sender.
+
+    :ivar sent: packets
+    :ivar keyframes: packets that held every position
+    :ivar ceiling_hits: packets that held positions over tau back
+    :ivar time_jumps: times that a stamp was older than the one before
+    :ivar fallbacks: times that an engine failed and another took its place
+    """
+
+    sent: int = 0
+    keyframes: int = 0
+    ceiling_hits: int = 0
+    time_jumps: int = 0
+    fallbacks: int = 0
 
 
 class Sender:
     """Tokenizes the images of one camera and sends what changed.
 
-    Every packet belongs to an epoch; a new one begins with the first image, when the size of
-    the images changes and after :meth:`reset`.
+    Every packet belongs to an epoch. A new one begins with the first image, when the size of
+    the images changes, when a stamp is older than the last, when an engine on a device fails,
+    and after :meth:`reset`. An engine that fails under ``backend='auto'`` gives way to the next
+    that works, and the image at hand is sent all the same.
+
+    :ivar tokenizer: encodes the images
+    :ivar counters: running totals
     """
 
     def __init__(
@@ -39,7 +62,8 @@ class Sender:
         input_height: int = 0,
         input_width: int = 0,
         gating: Gating = Gating.OFF,
-        noise: float = DEFAULT_NOISE,
+        gating_noise: float = DEFAULT_NOISE,
+        open_path: PathOpener | None = None,
     ) -> None:
         """Prepare to send.
 
@@ -47,40 +71,23 @@ class Sender:
             as the tokenizer needs them where it takes one size only
         :param input_width: likewise; both or neither
         :param gating: what makes a latent be computed again
-        :param noise: standard deviation of the camera's noise in steps of 8 bits, for
+        :param gating_noise: standard deviation of the camera's noise in steps of 8 bits, for
             :attr:`Gating.NOISE`
+        :param open_path: encodes and selects in another way, such as from a cache of latents
         :raises SettingError: only one of the two sides is set, a value is out of range, or the
             tokenizer takes another size only
         :raises EngineError: this tokenizer or its backend cannot be gated
         """
-        if not 0 <= noise <= NOISE_LIMIT:
-            raise SettingError(f'noise is {noise}; allowed: 0 to {NOISE_LIMIT}')
-        for name, side in (('input_height', input_height), ('input_width', input_width)):
-            if side and not SMALLEST_SIDE <= side <= LARGEST_SIDE:
-                raise SettingError(
-                    f'{name} is {side}; allowed: 0 or {SMALLEST_SIDE} to {LARGEST_SIDE}'
-                )
-        if bool(input_height) != bool(input_width):
-            raise SettingError(
-                f'input_height is {input_height} and input_width is {input_width}; allowed: '
-                'both 0 or both set'
-            )
-        fixed = tokenizer.description.image_size
-        if fixed and input_height and (input_height, input_width) != fixed:
-            raise SettingError(
-                f'input_height is {input_height} and input_width is {input_width}; allowed by '
-                f'{tokenizer.description.id}: both 0, or {fixed[0]} and {fixed[1]}'
-            )
-        if fixed:
-            input_height, input_width = fixed
+        if not 0 <= gating_noise <= NOISE_LIMIT:
+            raise SettingError(f'gating_noise is {gating_noise}; allowed: 0 to {NOISE_LIMIT}')
         self.tokenizer = tokenizer
-        self._gating = gating, noise
-        self._stream = tokenizer.stream(gating, noise)
+        self.counters = SenderCounters()
+        self._input_size = _input_size(tokenizer, input_height, input_width)
         self._config = config
-        self._input_size = (input_height, input_width)
-        self._resized = np.empty((input_height, input_width, 3), np.uint8)
-        self._size = self._image_size = (0, 0)
-        self._selector: Selector | DevicePath | None = None
+        self._stream = tokenizer.stream(gating, gating_noise)
+        self._open_path = open_path or self._open
+        self._path: FramePath | None = None
+        self._last_stamp: int | None = None
         self._epoch = 0
         self._sequence = 0
 
@@ -92,8 +99,8 @@ class Sender:
     @config.setter
     def config(self, config: SelectionConfig) -> None:
         self._config = config
-        if self._selector is not None:
-            self._selector.config = config
+        if self._path is not None:
+            self._path.config = config
 
     @property
     def encoded_share(self) -> float:
@@ -101,127 +108,102 @@ class Sender:
         return self._stream.encoded_share
 
     @property
-    def selection_note(self) -> str:
-        """Which code selects on a device, and why not Triton's; empty on the CPU."""
-        selector = self._selector
-        return '' if selector is None or isinstance(selector, Selector) else selector.note
+    def note(self) -> str:
+        """Which code selects, and why not a faster one; empty before the first image."""
+        return self._path.note if self._path is not None else ''
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds that the last image took."""
+        return self._path.timings if self._path is not None else Timings(0.0, 0.0)
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images as encoded; (0, 0) before the first."""
-        return self._image_size
+        return self._path.image_size if self._path is not None else (0, 0)
 
     def reset(self) -> None:
         """Begin a new epoch with the next image: forget what the receiver holds."""
-        self._stream.reset()
-        if self._selector is None or isinstance(self._selector, Selector):
-            self._selector = None
-        else:  # what it has compiled and captured stays
-            self._selector.reset()
-            self._begin(self._image_size, self._selector)
-
-    def fall_back(self, error: EngineError) -> None:
-        """Go on with the next backend that works, in a new epoch; see :meth:`Tokenizer.fall_back`.
-
-        A new epoch begins in any case: what failed may have reached the reference already.
-
-        :raises EngineError: ``error``, where there is none
-        """
-        self._selector = None
-        self.tokenizer.fall_back(error)
-        self._stream = self.tokenizer.stream(*self._gating)
+        self._last_stamp = None
+        if self._path is not None:  # what it has compiled and captured stays
+            self._path.reset()
+            self._begin_epoch()
 
     def request_keyframe(self) -> None:
-        """Send every position with the next image."""
-        selector = self._selector  # which the thread that sends may drop at any time
-        if selector is not None:
-            selector.request_keyframe()
+        """Send every position with the next image; may be called from any thread."""
+        path = self._path  # which the thread that sends may drop at any time
+        if path is not None:  # else the next packet is a keyframe anyway
+            path.request_keyframe()
 
-    def encode(self, image: NDArray[np.uint8]) -> Latents | None:
-        """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents; begins an epoch if due.
+    def send(self, image: Image, stamp: int, frame_id: str) -> Packet | None:
+        """Encode, select and pack one image; None where it completes no grid.
 
-        None where the image completes no grid, see :meth:`TokenizerStream.encode`. With an
-        engine on a GPU the image is only uploaded, and the tensor returned, on the device, is
-        filled by :meth:`select`, which runs everything in one go.
-
-        :raises SettingError: not such an array, or a side is out of range
-        :raises EngineError: the engine does not take images of this size, or no memory
+        :param image: ``[h, w, 3]`` uint8 RGB
+        :param stamp: time of the image in nanoseconds
+        :raises ImageError: not such an array, or a side is out of range
+        :raises ModelError: the tokenizer does not take images of this size
+        :raises EngineError: the engine that was named fails; under ``auto``: all do
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise SettingError(
-                f'image is {image.dtype} of shape {image.shape}; allowed: uint8 [h, w, 3]'
-            )
-        if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in image.shape[:2]):
-            raise SettingError(
-                f'image is {image.shape[1]}x{image.shape[0]} pixels; allowed: '
-                f'{SMALLEST_SIDE} to {LARGEST_SIDE} a side'
-            )
-        size = (image.shape[0], image.shape[1])
-        encoded_size = self._input_size if self._input_size != (0, 0) else size
-        engine = self._stream.device_engine
-        # A device only scales down.
-        if size != encoded_size and (
-            engine is None or size[0] < encoded_size[0] or size[1] < encoded_size[1]
-        ):
-            cv2.resize(image, encoded_size[::-1], dst=self._resized, interpolation=cv2.INTER_AREA)
-            image, size = self._resized, encoded_size
-        if engine is not None:
-            path = self._path_of(engine, size, encoded_size)
-            path.stage(image)
-            return path.latents
-        latents = self._stream.encode(image)
-        if latents is None:
-            return None
-        if self._selector is None or size != self._image_size:
-            self._begin(
-                size, Selector(latents.shape[0] * latents.shape[1], latents.shape[2], self._config)
-            )
-        return latents
+        _check(image)
+        if self._last_stamp is not None and stamp < self._last_stamp:
+            self.counters.time_jumps += 1
+            self.reset()
+        self._last_stamp = stamp
+        selection = self._take(image)
+        return None if selection is None else self._pack(selection, stamp, frame_id)
 
-    def _path_of(
-        self, engine: Engine, size: tuple[int, int], encoded_size: tuple[int, int]
-    ) -> DevicePath:
-        """What encodes images of a size on the device; a new one begins an epoch."""
+    def _take(self, image: Image) -> Selection | None:
+        size = (image.shape[0], image.shape[1])
+        while True:
+            try:
+                if self._path is None or not self._path.accepts(size):
+                    self._path = None  # there may not be memory for both
+                    self._path = self._open_path(size, self._config)
+                    self._begin_epoch()
+                return self._path.take(image)
+            except EngineError as error:
+                # What failed may have reached the reference already.
+                self._path = None
+                self.tokenizer.fall_back(error)
+                self.counters.fallbacks += 1
+
+    def _open(self, size: tuple[int, int], config: SelectionConfig) -> FramePath:
+        encoded_size = self._input_size or size
+        engine = self.tokenizer.device_engine
+        if engine is None:
+            self._stream.reset()
+            return HostPath(
+                self._stream.encode,
+                self._stream.reset,
+                config,
+                encoded_size,
+                resize=self._input_size is not None,
+            )
         from adaptok_ros.sending.device_path import DevicePath
 
-        if not isinstance(self._selector, DevicePath) or size != self._size:
-            self._selector = None  # there may not be memory for both
-            path = DevicePath(engine, self.tokenizer.description, size, encoded_size, self._config)
-            self._begin(encoded_size, path)
-            self._size = size
-            return path
-        return self._selector
+        return DevicePath(engine, self.tokenizer.description, size, encoded_size, config)
 
-    def _begin(self, image_size: tuple[int, int], selector: Selector | DevicePath) -> None:
-        self._selector = selector
-        self._image_size = image_size
+    def _begin_epoch(self) -> None:
         self._epoch = secrets.randbits(32)
         self._sequence = 0
 
-    def select(self, latents: Latents, stamp: int, frame_id: str) -> Packet:
-        """Turn what :meth:`encode` returned for the last image into its packet.
-
-        :raises EngineError: on a device: its engine fails
-        """
-        rows, columns, channels = latents.shape
-        if isinstance(self._selector, Selector):
-            selection = self._selector.step(latents.reshape(-1, channels))
-        else:
-            assert self._selector is not None
-            selection = self._selector.select()
+    def _pack(self, selection: Selection, stamp: int, frame_id: str) -> Packet:
+        description = self.tokenizer.description
+        height, width = self.image_size
+        rows, columns = description.grid(height, width)
         keyframe = selection.keyframe
         packet = Packet(
             stamp=stamp,
             frame_id=frame_id,
-            tokenizer=self.tokenizer.description.id,
+            tokenizer=description.id,
             epoch=self._epoch,
             sequence=self._sequence,
             keyframe=keyframe,
             grid_height=rows,
             grid_width=columns,
-            channels=channels,
-            image_height=self._image_size[0],
-            image_width=self._image_size[1],
+            channels=description.channels,
+            image_height=height,
+            image_width=width,
             tau=float(np.float32(self._config.tau)),
             kept=selection.kept,
             deferred=selection.deferred,
@@ -230,15 +212,39 @@ class Sender:
             mask=np.empty(0, np.uint8) if keyframe else pack_mask(selection.keep),
             data=selection.data,
         )
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        self._sequence = (self._sequence + 1) & SEQUENCE_MASK
+        self.counters.sent += 1
+        self.counters.keyframes += keyframe
+        self.counters.ceiling_hits += packet.deferred > 0
         return packet
 
-    def send(self, image: NDArray[np.uint8], stamp: int, frame_id: str) -> Packet | None:
-        """Encode, select and pack one image; None where it completes no grid.
 
-        :param image: ``[h, w, 3]`` uint8 RGB
-        :param stamp: time of the image in nanoseconds
-        :raises SettingError: see :meth:`encode`
-        """
-        latents = self.encode(image)
-        return None if latents is None else self.select(latents, stamp, frame_id)
+def _input_size(tokenizer: Tokenizer, height: int, width: int) -> tuple[int, int] | None:
+    """Height and width that images are resized to; None = as they come."""
+    for name, side in (('input_height', height), ('input_width', width)):
+        if side and not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+            raise SettingError(
+                f'{name} is {side}; allowed: 0 or {SMALLEST_SIDE} to {LARGEST_SIDE}'
+            )
+    if bool(height) != bool(width):
+        raise SettingError(
+            f'input_height is {height} and input_width is {width}; allowed: both 0 or both set'
+        )
+    fixed = tokenizer.description.image_size
+    if fixed and height and (height, width) != fixed:
+        raise SettingError(
+            f'input_height is {height} and input_width is {width}; allowed by '
+            f'{tokenizer.description.id}: both 0, or {fixed[0]} and {fixed[1]}'
+        )
+    return fixed or ((height, width) if height else None)
+
+
+def _check(image: Image) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ImageError('array', f'{image.dtype} of shape {image.shape}', 'uint8 [h, w, 3]')
+    if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in image.shape[:2]):
+        raise ImageError(
+            'size',
+            f'{image.shape[1]}x{image.shape[0]} pixels',
+            f'{SMALLEST_SIDE} to {LARGEST_SIDE} a side',
+        )

@@ -17,7 +17,7 @@ from adaptok_ros.networks.families import load_family
 from adaptok_ros.networks.graphs import to_pixels
 
 
-class CausalEngine:
+class CausalRuntime:
     """Runs a causal video encoder; holds no state, the streams do."""
 
     backend = 'torch'

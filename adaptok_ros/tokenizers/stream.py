@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Engine
-from adaptok_ros.engines.runner import Runner
-from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.arrays import Image, Latents
+from adaptok_ros.engines.fallback import FallbackRunner
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.tokenizers.gating.gated import GatedEncoder
 
 if TYPE_CHECKING:
     from adaptok_ros.networks.causal import CausalState
-    from adaptok_ros.tokenizers.tokenizer import Tokenizer
+
+EncodeGroup = Callable[[NDArray[np.uint8], 'CausalState | None'], 'tuple[Latents, CausalState]']
+"""Encodes the images of one grid; see :meth:`CausalRuntime.step`."""
 
 
 class ImageEncoder:
     """The encoder of a tokenizer for one caller: buffers of its own, for any image size."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._runner: Runner | None = None
+    def __init__(self, description: TokenizerDescription, runner: FallbackRunner) -> None:
+        self._description = description
+        self._runner = runner
         self._padded = np.empty((0, 0, 3), np.uint8)
 
-    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode(self, image: Image) -> Latents:
         """See :meth:`Tokenizer.encode`."""
-        if self._runner is None:
-            self._runner = Runner(self._tokenizer.load_encoder())
-        latents: NDArray[np.float32] = self._runner.run({'image': self.pad(image)[None]})[
-            'latents'
-        ][0]
+        latents: Latents = self._runner.run({'image': self.pad(image)[None]})['latents'][0]
         return latents
 
-    def pad(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def pad(self, image: Image) -> Image:
         """Whole positions of ``[h, w, 3]``, contiguous; overwritten by the next call.
 
         :raises ModelError: not the one size that this tokenizer takes
         """
-        shape = self._tokenizer.description.padded(*image.shape[:2])
+        shape = self._description.padded(*image.shape[:2])
         if image.shape == shape:
             return np.ascontiguousarray(image)
         if self._padded.shape != shape:
@@ -48,7 +47,7 @@ class ImageEncoder:
         return self._padded
 
 
-def pad_into(target: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+def pad_into(target: Image, image: Image) -> None:
     """Fill ``[H, W, 3]`` with a smaller image, repeating its last row and column."""
     height, width = image.shape[:2]
     target[:height, :width] = image
@@ -62,18 +61,22 @@ class TokenizerStream:
     Streams of one tokenizer do not disturb each other.
     """
 
-    def __init__(self, tokenizer: Tokenizer, gating: Gating, noise: float) -> None:
-        self._tokenizer = tokenizer
-        self._images = ImageEncoder(tokenizer)
-        self._gated: GatedEncoder | None = None
-        if gating is not Gating.OFF:
-            self._gated = GatedEncoder(
-                tokenizer.active_encoder(gating),
-                self._images.encode,
-                tokenizer.description.stride,
-                gating,
-                noise,
-            )
+    def __init__(
+        self,
+        description: TokenizerDescription,
+        images: ImageEncoder,
+        encode_group: EncodeGroup,
+        gated: GatedEncoder | None = None,
+    ) -> None:
+        """Begin a stream.
+
+        :param encode_group: of a causal tokenizer
+        :param gated: encodes in part what ``images`` would encode
+        """
+        self._description = description
+        self._images = images
+        self._encode_group = encode_group
+        self._gated = gated
         self.reset()
 
     @property
@@ -81,23 +84,15 @@ class TokenizerStream:
         """Work that the last image took, as a share of the dense pass's; 1 without gating."""
         return 1.0 if self._gated is None else self._gated.share
 
-    @property
-    def device_engine(self) -> Engine | None:
-        """The encoder where it runs on a GPU, and on each image for itself."""
-        if self._tokenizer.description.is_causal:
-            return None
-        engine = self._tokenizer.load_encoder()
-        return engine if engine.device != 'cpu' else None
-
     def reset(self) -> None:
         """Forget earlier images: the next one begins a clip."""
         self._state: CausalState | None = None
-        self._pending: list[NDArray[np.uint8]] = []
+        self._pending: list[Image] = []
         self._size: tuple[int, int] = (0, 0)
         if self._gated is not None:
             self._gated.reset()
 
-    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+    def encode(self, image: Image) -> Latents | None:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
 
         None where the image completes no grid: a causal tokenizer gives one for the first
@@ -105,18 +100,17 @@ class TokenizerStream:
 
         :raises ModelError: not the one size that this tokenizer takes
         """
-        description = self._tokenizer.description
         if self._gated is not None:
             return self._gated.encode(self._images.pad(image))
-        if not description.is_causal:
+        if not self._description.is_causal:
             return self._images.encode(image)
         size = (image.shape[0], image.shape[1])
         if size != self._size:
             self.reset()
             self._size = size
         self._pending.append(self._images.pad(image).copy())
-        if self._state is not None and len(self._pending) < description.temporal_stride:
+        if self._state is not None and len(self._pending) < self._description.temporal_stride:
             return None
         group, self._pending = np.stack(self._pending), []
-        latents, self._state = self._tokenizer.encode_group(group, self._state)
+        latents, self._state = self._encode_group(group, self._state)
         return latents

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
-from adaptok_ros.engines.runner import Runner
-from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
+from adaptok_ros.engines.fallback import FallbackEngine
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.tokenizers.gating.active import ActiveEncoder
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.gating.gated import GatedEncoder
 from adaptok_ros.tokenizers.stream import ImageEncoder, TokenizerStream
 
 if TYPE_CHECKING:
     from adaptok_ros.networks.causal import CausalState
-    from adaptok_ros.tokenizers.causal_runtime import CausalEngine
+    from adaptok_ros.tokenizers.causal_runtime import CausalRuntime
 
 
 class Tokenizer:
     """Encodes images to normalised latents on one engine; decodes on another.
 
-    The engines hold everything between a uint8 image and normalised latents. The decoder is
-    loaded when it is first needed.
-
-    :ivar rejected: what failed and is no longer used, such as ``torch on cuda``, and why
+    The engines hold everything between a uint8 image and normalised latents. Each is loaded
+    when it is first needed, and under ``backend='auto'`` gives way to the next that works when
+    it fails.
     """
 
     def __init__(
@@ -40,114 +41,112 @@ class Tokenizer:
         build: Builder | None = None,
         on_cpu: bool = False,
     ) -> None:
-        """Load a shipped tokenizer or a folder.
+        """Find a shipped tokenizer or a folder.
 
         :param on_cpu: whatever GPUs there are, as gating needs it
         :param image_size: height and width of every image, where they are known beforehand
         :param build: see :func:`~adaptok_ros.engines.create_engine`
         :raises ModelError: not a tokenizer
-        :raises EngineError: the backend cannot run it
         """
         self._folder = find_model(name)
         self._backend = backend
         self._threads = threads
-        self._build = build
-        self._on_cpu = on_cpu
-        self._failure: EngineError | None = None
-        self.rejected: dict[str, str] = {}
         self.description = TokenizerDescription.load(self._folder)
-        self._image_size = self.description.image_size or image_size
-        self._encoder: Engine | None = None
-        self._causal: CausalEngine | None = None
-        self._decoder: Runner | None = None
-        self._images = ImageEncoder(self)
+        self._encoder, self._decoder = (
+            FallbackEngine(
+                GraphRequest(
+                    self._folder,
+                    part,
+                    'torch' if self._is_torchscript else backend,
+                    self.description.image_size or image_size,
+                    threads=threads,
+                    on_cpu=on_cpu,
+                ),
+                build,
+            )
+            for part in ('encoder', 'decoder')
+        )
+        self._images = ImageEncoder(self.description, self._encoder.runner())
+        self._decoding = self._decoder.runner()
+        self._causal: CausalRuntime | None = None
+
+    @property
+    def encoder(self) -> Engine | CausalRuntime | None:
+        """What encodes, if it has been loaded."""
+        return self._encoder.current or self._causal
+
+    @property
+    def device_engine(self) -> Engine | None:
+        """The encoder where it runs on a GPU, and on each image for itself.
+
+        :raises EngineError: the backend cannot run it
+        """
+        if self.description.is_causal:
+            return None
+        engine = self.load_encoder()
+        return engine if engine.device != 'cpu' else None
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """What failed and is no longer used, such as ``torch on cuda``, and why."""
+        return {**self._decoder.rejected, **self._encoder.rejected}
+
+    def load(self) -> Engine | CausalRuntime:
+        """What encodes, created at the first call: an engine, or a causal encoder.
+
+        :raises EngineError: the backend cannot run it
+        """
+        return self._load_causal() if self.description.is_causal else self.load_encoder()
 
     def load_encoder(self) -> Engine:
         """The encoder's engine, created at the first call.
 
         :raises ModelError: latents depend on earlier images
+        :raises EngineError: the backend cannot run it
         """
         if self.description.is_causal:
             raise ModelError(
                 f'{self.description.id}: latents depend on earlier images; encode with stream()'
             )
-        if self._failure is not None:
-            raise self._failure
-        if self._encoder is None:
-            self._encoder = self._create('encoder')
-        return self._encoder
-
-    @property
-    def encoder(self) -> Engine | CausalEngine | None:
-        """What encodes, if it has been loaded."""
-        return self._encoder or self._causal
-
-    def load(self) -> Engine | CausalEngine:
-        """What encodes, created at the first call: an engine, or a causal encoder."""
-        return self._load_causal() if self.description.is_causal else self.load_encoder()
+        self._check_torch()
+        return self._encoder.load()
 
     def load_decoder(self) -> Engine:
         """The decoder's engine, created at the first call.
 
         :raises ModelError: this tokenizer cannot decode
+        :raises EngineError: the backend cannot run it
         """
         if not self.description.can_decode:
             raise ModelError(f'{self.description.id} has no decoder')
-        if self._decoder is None:
-            self._decoder = Runner(self._create('decoder'))
-        return self._decoder.engine
-
-    def _create(self, part: str) -> Engine:
-        backend = self._backend
-        if self.description.family == 'cosmos-torchscript':
-            self._need_torch()
-            backend = 'torch'
-        return acquire_engine(
-            GraphRequest(
-                self._folder,
-                part,
-                backend,
-                self._image_size,
-                threads=self._threads,
-                on_cpu=self._on_cpu,
-                rejected=dict(self.rejected),
-            ),
-            self._build,
-        )
+        self._check_torch()
+        return self._decoder.load()
 
     def fall_back(self, error: EngineError) -> None:
         """Leave the encoder's engine, which failed, for the next that works.
 
-        Streams that were begun before must be begun anew. Nothing is built for it.
-
         :raises EngineError: ``error``, where the backend was named; or no other works, now and
             at every later attempt to encode
         """
-        if self._backend != 'auto' or self._encoder is None:
-            raise error
-        self._images = ImageEncoder(self)
-        engine, self._encoder = self._encoder, None
-        self._leave(engine, error)
-        try:
-            self._encoder = self._create('encoder')
-        except EngineError as last:
-            self._failure = last
-            raise
+        self._encoder.fall_back(self._encoder.current, error)
 
-    def _leave(self, engine: Engine, error: EngineError) -> None:
-        self.rejected[leave_engine(engine, error)] = str(error)
-        self._build = None
-
-    def _load_causal(self) -> CausalEngine:
+    def _load_causal(self) -> CausalRuntime:
         if self._causal is None:
-            self._need_torch()
-            from adaptok_ros.tokenizers.causal_runtime import CausalEngine
+            self._check_torch()
+            from adaptok_ros.tokenizers.causal_runtime import CausalRuntime
 
-            self._causal = CausalEngine(self._folder, self.description, self._threads)
+            self._causal = CausalRuntime(self._folder, self.description, self._threads)
         return self._causal
 
-    def _need_torch(self) -> None:
+    @property
+    def _is_torchscript(self) -> bool:
+        return self.description.family == 'cosmos-torchscript'
+
+    def _check_torch(self) -> None:
+        """Verify that torch is there and may be used, where the family needs it."""
         family = self.description.family
+        if not (self.description.is_causal or self._is_torchscript):
+            return
         if self._backend not in ('auto', 'torch'):
             raise EngineError(
                 f'backend is {self._backend!r}; allowed: auto, torch (family {family} runs in '
@@ -158,13 +157,28 @@ class Tokenizer:
                 f"family {family} runs in torch: pip install 'adaptok_ros[tokenizers]'"
             )
 
-    def stream(self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE) -> TokenizerStream:
+    def stream(
+        self, gating: Gating = Gating.OFF, gating_noise: float = DEFAULT_NOISE
+    ) -> TokenizerStream:
         """Begin the stream of one camera.
 
-        :param noise: standard deviation of its noise in steps of 8 bits, for ``Gating.NOISE``
+        :param gating_noise: standard deviation of its noise in steps of 8 bits, for
+            ``Gating.NOISE``
         :raises EngineError: this tokenizer or its backend cannot be gated
+        :raises ModelError: its family needs torch, which is missing
         """
-        return TokenizerStream(self, gating, noise)
+        self._check_torch()
+        images = ImageEncoder(self.description, self._encoder.runner())
+        gated = None
+        if gating is not Gating.OFF:
+            gated = GatedEncoder(
+                self.active_encoder(gating),
+                images.encode,
+                self.description.stride,
+                gating,
+                gating_noise,
+            )
+        return TokenizerStream(self.description, images, self.encode_group, gated)
 
     def active_encoder(self, gating: Gating) -> ActiveEncoder:
         """What computes latents at chosen positions, for one stream.
@@ -191,7 +205,7 @@ class Tokenizer:
             self._threads,
         )
 
-    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode(self, image: Image) -> Latents:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
 
         An image whose sides the stride does not divide is padded by repeating its last row
@@ -199,12 +213,14 @@ class Tokenizer:
 
         :raises ModelError: latents depend on earlier images (use :meth:`stream`), or the
             image has not the one size that this tokenizer takes
+        :raises EngineError: the backend cannot run it; under ``auto``: none can
         """
+        self.load_encoder()
         return self._images.encode(image)
 
     def encode_group(
         self, images: NDArray[np.uint8], state: CausalState | None
-    ) -> tuple[NDArray[np.float32], CausalState]:
+    ) -> tuple[Latents, CausalState]:
         """Images of one grid of a causal family -> its latents and the stream's new state.
 
         :param images: ``[T, h, w, 3]`` RGB of whole positions; T is 1 where ``state`` is None,
@@ -213,33 +229,24 @@ class Tokenizer:
         """
         return self._load_causal().step(images, state)
 
-    def decode(self, latents: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
-        """``[H, W, C]`` normalised latents -> ``[height, width, 3]`` RGB, a view.
+    def decode(self, latents: Latents, height: int, width: int) -> Image:
+        """``[H, W, C]`` normalised latents -> ``[height, width, 3]`` RGB.
+
+        A view, which the next call overwrites.
 
         :raises ModelError: this tokenizer cannot decode
         :raises EngineError: its engine fails; under ``auto``: as do all others
         """
-        grid = np.ascontiguousarray(latents[None])
-        while True:
-            self.load_decoder()
-            assert self._decoder is not None
-            try:
-                image: NDArray[np.uint8] = self._decoder.run({'latents': grid})['image'][0]
-            except EngineError as error:
-                if self._backend != 'auto':
-                    raise
-                engine, self._decoder = self._decoder.engine, None
-                self._leave(engine, error)
-            else:
-                return image[:height, :width]
+        self.load_decoder()
+        image: Image = self._decoding.run({'latents': np.ascontiguousarray(latents[None])})[
+            'image'
+        ][0]
+        return image[:height, :width]
 
     def close(self) -> None:
         """Free the engines."""
-        if self._encoder is not None:
-            release_engine(self._encoder)
-        if self._decoder is not None:
-            release_engine(self._decoder.engine)
+        self._encoder.close()
+        self._decoder.close()
         if self._causal is not None:
             self._causal.close()
-        self._encoder = self._causal = self._decoder = None
-        self._images = ImageEncoder(self)
+            self._causal = None

@@ -1,7 +1,7 @@
 """Encoding only what changed: the cost of an image follows its content.
 
 A latent depends on the pixels inside its receptive field and on nothing else, so it can only
-change where one of them did. :class:`~adaptok_ros.tokenizers.gating.gated.GatedEncoder` compares every image with the pixels *as
+change where one of them did. ``gated.GatedEncoder`` compares every image with the pixels *as
 last encoded* (not with the previous image: a slow drift adds up until it counts), finds the
 blocks of ``stride`` x ``stride`` pixels that changed, and computes, layer by layer, the
 positions next to those whose values in the layer before changed.
