@@ -11,9 +11,8 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from adaptok_ros.messages import latents_from_message
+from adaptok_ros import AdaptokError, Status, latents_from_message
 from adaptok_ros.msg import DenseLatents
-from adaptok_ros.receiving.receiver import Status
 
 OLD = 30
 """Frames after which this policy no longer relies on a position that was not renewed."""
