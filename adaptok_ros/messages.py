@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.latents import DenseLatents
 from adaptok_ros.packet import VALUE_TYPES, Packet, PacketError, Payload, encode_values
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.latents import DenseLatents
+from adaptok_ros.receiving.receiver import Status
 
 NANOSECONDS = 1_000_000_000
 
@@ -43,9 +43,22 @@ def set_header(header: Any, stamp: int, frame_id: str) -> None:
 def token_fields(packet: Packet) -> dict[str, Any]:
     """Fields of ``SparseTokens`` other than the header; arrays as numpy arrays."""
     names = (
-        'tokenizer', 'epoch', 'sequence', 'keyframe', 'grid_height', 'grid_width', 'channels',
-        'image_height', 'image_width', 'tau', 'kept', 'deferred', 'scale', 'mask', 'data',
-    )  # fmt: skip
+        'tokenizer',
+        'epoch',
+        'sequence',
+        'keyframe',
+        'grid_height',
+        'grid_width',
+        'channels',
+        'image_height',
+        'image_width',
+        'tau',
+        'kept',
+        'deferred',
+        'scale',
+        'mask',
+        'data',
+    )
     return {**{name: getattr(packet, name) for name in names}, 'payload': int(packet.payload)}
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.errors import AdaptokError
+
 MAX_VALUES = 1 << 26
 """Largest grid (H * W * C values, 256 MiB as float32) that a packet may announce."""
 
@@ -40,7 +42,7 @@ VALUE_TYPES: dict[Payload, np.dtype[Any]] = {
 }
 
 
-class PacketError(ValueError):
+class PacketError(AdaptokError, ValueError):
     """A packet that must not be used: names the field, its value and what is allowed."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
@@ -149,9 +151,10 @@ def _check_values(packet: Packet) -> None:
         raise PacketError('scale', f'{packet.scale.size} numbers', f'{scales} numbers')
     if not np.all((packet.scale > 0) & (packet.scale <= SCALE_LIMIT)):
         raise PacketError('scale', packet.scale.tolist(), f'above 0, at most {SCALE_LIMIT}')
-    if packet.payload != Payload.INT8 and not np.isfinite(
-        packet.data.view(VALUE_TYPES[Payload(packet.payload)])
-    ).all():
+    if (
+        packet.payload != Payload.INT8
+        and not np.isfinite(packet.data.view(VALUE_TYPES[Payload(packet.payload)])).all()
+    ):
         raise PacketError('data', 'holding NaN or infinity', 'finite values')
 
 

@@ -30,9 +30,9 @@ from measuring import (
 from tables import kilobytes, number, table
 from ways import H264, H264_SETTINGS, JPEG_QUALITY, ImagePolicy, Jpeg, Raw, TokenPolicy
 
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RATE = 10.0
 """Images a second over DDS."""
@@ -51,14 +51,15 @@ WIRE = {
     'tokens, hold': ('raw', 'hold', ()),
     'tokens, LIT': ('raw', 'lit', ()),
     'gated noise, hold': ('raw', 'hold', ('-p', 'gating:=noise')),
-}  # fmt: skip
+}
 
 
 def ways(tokenizer: Tokenizer) -> dict[str, Any]:
     """All, the one that the others are held against first; H.264 where there is PyAV."""
     found: dict[str, Any] = {
-        'raw': ImagePolicy(Raw(), tokenizer), 'JPEG': ImagePolicy(Jpeg(), tokenizer)
-    }  # fmt: skip
+        'raw': ImagePolicy(Raw(), tokenizer),
+        'JPEG': ImagePolicy(Jpeg(), tokenizer),
+    }
     try:
         found['H.264'] = ImagePolicy(H264(), tokenizer)
     except ImportError:
@@ -83,6 +84,7 @@ def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[s
         clock.counting = index >= WARM_UP
         true = None
         for name, way in compared.items():
+
             def go(way: Any = way, image: Any = image) -> tuple[Any, Any]:
                 sent = way.send(image)
                 return sent, way.receive(sent)
@@ -102,7 +104,9 @@ def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[s
     folder = find_model(DEFAULT_TOKENIZER)
     encode = encoder_flops(folder, rows * columns)
     return {
-        'kind': clip.kind, 'size': [width, height], 'frames': len(clip.images) - WARM_UP,
+        'kind': clip.kind,
+        'size': [width, height],
+        'frames': len(clip.images) - WARM_UP,
         'kept_share': float(np.mean(kept)),
         'floor_ms': {
             'encode': ceilings.floor_ms(clip.images[0].nbytes, encode),
@@ -110,15 +114,17 @@ def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[s
         },
         'ways': {
             name: {
-                'ms': spread(clock.wall[name]), 'cpu_ms': spread(clock.cpu[name]),
+                'ms': spread(clock.wall[name]),
+                'cpu_ms': spread(clock.cpu[name]),
                 'ms_to_raw': ratios(clock.wall[name], raw_wall),
                 'cpu_to_raw': ratios(clock.cpu[name], raw_cpu),
                 'mean_cpu_to_raw': float(np.mean(clock.cpu[name]) / np.mean(raw_cpu)),
-                'bytes': float(np.mean(sizes[name])), 'latent_error': float(np.mean(errors[name])),
+                'bytes': float(np.mean(sizes[name])),
+                'latent_error': float(np.mean(errors[name])),
             }
             for name in compared
         },
-    }  # fmt: skip
+    }
 
 
 def measure_wire(images: list[Any], settings: Settings, folder: Path) -> dict[str, Any]:
@@ -207,20 +213,27 @@ def tables(result: dict[str, Any]) -> str:
         _verdict(dict(clips)),
     ]
     if 'without' in result:
-        parts.append(f"Left out: {result['without']}.")
+        parts.append(f'Left out: {result["without"]}.')
     if 'skipped' in result:
-        parts.append(f"Over DDS: left out, {result['skipped']}.")
+        parts.append(f'Over DDS: left out, {result["skipped"]}.')
     for name, runs in result['wire'].items():
         parts += [
-            f"Over DDS, every node and peer a process of its own, {result['rate']:.0f} images/s: "
+            f'Over DDS, every node and peer a process of its own, {result["rate"]:.0f} images/s: '
             f'{name}. CPU is of all processes, the camera included; age is that of the latents '
             "in the policy's process; bytes are those that reach the policy.",
             table(
-                ['way', 'CPU ms an image', 'to raw', 'age p50 / p95 / p99 ms', 'to raw',
-                 'kB to the policy', 'lost'],
+                [
+                    'way',
+                    'CPU ms an image',
+                    'to raw',
+                    'age p50 / p95 / p99 ms',
+                    'to raw',
+                    'kB to the policy',
+                    'lost',
+                ],
                 (_wire_row(way, run) for way, run in runs.items()),
             ),
-        ]  # fmt: skip
+        ]
     return '\n\n'.join(parts)
 
 
@@ -233,25 +246,30 @@ def _cpu_row(name: str, clip: dict[str, Any]) -> list[str]:
     for way, found in clip['ways'].items():
         ratio = found['cpu_to_raw']
         cells.append(
-            number(found['cpu_ms']['median']) if way == 'raw' else
-            f"{ratio['median']:.2f} ({ratio['p10']:.2f} to {ratio['p90']:.2f})"
-        )  # fmt: skip
+            number(found['cpu_ms']['median'])
+            if way == 'raw'
+            else f'{ratio["median"]:.2f} ({ratio["p10"]:.2f} to {ratio["p90"]:.2f})'
+        )
     floor = clip['floor_ms']
     return [
-        name, clip['kind'], '{}x{}'.format(*clip['size']), f"{100 * clip['kept_share']:.1f} %",
-        f"{number(floor['encode'])}, {number(floor['encode and LIT'])}", *cells,
-    ]  # fmt: skip
+        name,
+        clip['kind'],
+        '{}x{}'.format(*clip['size']),
+        f'{100 * clip["kept_share"]:.1f} %',
+        f'{number(floor["encode"])}, {number(floor["encode and LIT"])}',
+        *cells,
+    ]
 
 
 def _bytes_row(name: str, clip: dict[str, Any]) -> list[str]:
     ways = clip['ways']
     cells = [
-        kilobytes(found['bytes']) + ('' if way == 'raw' else f" ({found['latent_error']:.3f})")
+        kilobytes(found['bytes']) + ('' if way == 'raw' else f' ({found["latent_error"]:.3f})')
         for way, found in ways.items()
     ]
     tokens = ways['tokens, hold']['bytes']
     for other in ('JPEG', 'H.264'):
-        cells.append(f"{tokens / ways[other]['bytes']:.2f}" if other in ways else '')
+        cells.append(f'{tokens / ways[other]["bytes"]:.2f}' if other in ways else '')
     return [name, *cells]
 
 
@@ -284,8 +302,11 @@ def _wire_row(way: str, run: dict[str, Any]) -> list[str]:
     latents = run['latents']
     age = latents['age_ms']
     return [
-        way, number(run['cpu_ms']), f"{run['cpu_to_raw']:.2f}",
+        way,
+        number(run['cpu_ms']),
+        f'{run["cpu_to_raw"]:.2f}',
         ' / '.join(number(age[name]) for name in ('median', 'p95', 'p99')),
-        f"{run['age_to_raw']:.2f}", kilobytes(run['bytes_per_image']['policy']),
-        f"{latents['lost']} of {latents['lost'] + latents['arrived']}",
-    ]  # fmt: skip
+        f'{run["age_to_raw"]:.2f}',
+        kilobytes(run['bytes_per_image']['policy']),
+        f'{latents["lost"]} of {latents["lost"] + latents["arrived"]}',
+    ]

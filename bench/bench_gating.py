@@ -24,9 +24,9 @@ from measuring import (
 )
 from tables import number, table
 
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 GATED = ('exact', 'noise')
 
@@ -54,24 +54,28 @@ def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[s
     nbytes = clip.images[0].nbytes
     flops = encoder_flops(find_model(DEFAULT_TOKENIZER), dense.shape[0] * dense.shape[1])
     return {
-        'kind': clip.kind, 'frames': len(clip.images) - WARM_UP,
+        'kind': clip.kind,
+        'frames': len(clip.images) - WARM_UP,
         'size': list(clip.images[0].shape[1::-1]),
         # Of the dense pass; and of looking: the image and the one before are read.
         'floor_ms': {
-            'dense': ceilings.floor_ms(nbytes, flops), 'look': ceilings.floor_ms(2 * nbytes)
+            'dense': ceilings.floor_ms(nbytes, flops),
+            'look': ceilings.floor_ms(2 * nbytes),
         },
         'ways': {
             name: {
-                'ms': spread(clock.wall[name]), 'cpu_ms': spread(clock.cpu[name]),
+                'ms': spread(clock.wall[name]),
+                'cpu_ms': spread(clock.cpu[name]),
                 'speedup': float(np.mean(clock.wall['off']) / np.mean(clock.wall[name])),
                 'cpu_saving': float(np.mean(clock.cpu['off']) / np.mean(clock.cpu[name])),
                 'ms_to_dense': ratios(clock.wall[name], clock.wall['off']),
                 'share': float(np.mean(shares[name])),
-                'largest_error': errors[name], 'largest_delta': deltas[name],
+                'largest_error': errors[name],
+                'largest_delta': deltas[name],
             }
             for name in streams
         },
-    }  # fmt: skip
+    }
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -89,34 +93,46 @@ def tables(result: dict[str, Any]) -> str:
     """One row a clip, least work first."""
     clips = sorted(result['clips'].items(), key=lambda item: item[1]['ways']['noise']['share'])
     largest = max(clip['ways']['exact']['largest_error'] for _, clip in clips)
-    return '\n\n'.join([
-        f"`gating_noise` is {result['noise']:g}. Work: share of the positions computed, layer by "
-        'layer, mean of the images. Dense : gated in wall time and in CPU time, of all images: '
-        'over 1, gating is faster; in brackets the spread of gated : dense image by image, p10 '
-        "to p90. Floor: the dense pass's operations, and reading two images. Delta: largest mean "
-        'difference over channels from the dense latents of an image, to be compared with tau.',
-        table(
-            ['clip', 'kind', 'dense ms, CPU ms', 'floor dense, look', 'exact: work',
-             'dense : exact', 'noise: work', 'dense : noise', 'delta'],
-            (_row(name, clip) for name, clip in clips),
-        ),
-        f'Largest difference of `exact` from dense, of any value: {largest:.1e}.',
-    ])  # fmt: skip
+    return '\n\n'.join(
+        [
+            f'`gating_noise` is {result["noise"]:g}. Work: share of the positions computed, layer by '
+            'layer, mean of the images. Dense : gated in wall time and in CPU time, of all images: '
+            'over 1, gating is faster; in brackets the spread of gated : dense image by image, p10 '
+            "to p90. Floor: the dense pass's operations, and reading two images. Delta: largest mean "
+            'difference over channels from the dense latents of an image, to be compared with tau.',
+            table(
+                [
+                    'clip',
+                    'kind',
+                    'dense ms, CPU ms',
+                    'floor dense, look',
+                    'exact: work',
+                    'dense : exact',
+                    'noise: work',
+                    'dense : noise',
+                    'delta',
+                ],
+                (_row(name, clip) for name, clip in clips),
+            ),
+            f'Largest difference of `exact` from dense, of any value: {largest:.1e}.',
+        ]
+    )
 
 
 def _row(name: str, clip: dict[str, Any]) -> list[str]:
     dense = clip['ways']['off']
     cells = [
-        name, clip['kind'],
-        f"{number(dense['ms']['median'])}, {number(dense['cpu_ms']['median'])}",
-        f"{number(clip['floor_ms']['dense'])}, {number(clip['floor_ms']['look'])}",
-    ]  # fmt: skip
+        name,
+        clip['kind'],
+        f'{number(dense["ms"]["median"])}, {number(dense["cpu_ms"]["median"])}',
+        f'{number(clip["floor_ms"]["dense"])}, {number(clip["floor_ms"]["look"])}',
+    ]
     for gating in GATED:
         found = clip['ways'][gating]
         ratio = found['ms_to_dense']
         cells += [
-            f"{100 * found['share']:.0f} %",
-            f"{found['speedup']:.2f}, {found['cpu_saving']:.2f} "
-            f"({ratio['p10']:.2f} to {ratio['p90']:.2f})",
+            f'{100 * found["share"]:.0f} %',
+            f'{found["speedup"]:.2f}, {found["cpu_saving"]:.2f} '
+            f'({ratio["p10"]:.2f} to {ratio["p90"]:.2f})',
         ]
-    return [*cells, f"{clip['ways']['noise']['largest_delta']:.3f}"]
+    return [*cells, f'{clip["ways"]["noise"]["largest_delta"]:.3f}']

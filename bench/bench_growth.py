@@ -32,12 +32,12 @@ from measuring import (
 )
 from tables import number, table, with_spread
 
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 PICTURE = 'growth.png'
 
@@ -81,9 +81,10 @@ def with_pixels(sizes: tuple[Size, ...], frames: int, ceilings: Ceilings) -> dic
         grid = latents.nbytes
         floors = {
             'encode': ceilings.floor_ms(image.nbytes, encoder_flops(folder, packet.positions)),
-            'select and pack': ceilings.floor_ms(2 * grid), 'receive': ceilings.floor_ms(grid),
+            'select and pack': ceilings.floor_ms(2 * grid),
+            'receive': ceilings.floor_ms(grid),
             'LIT': ceilings.floor_ms(grid, lit_flops(folder, *latents.shape[:2])),
-        }  # fmt: skip
+        }
         found = {
             name: {**value, 'floor_ms': floors[name]} for name, value in medians(clock).items()
         }
@@ -106,17 +107,16 @@ class Batched:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         self._session = onnxruntime.InferenceSession(
-            str(find_model(DEFAULT_TOKENIZER) / 'encoder.onnx'), options,
+            str(find_model(DEFAULT_TOKENIZER) / 'encoder.onnx'),
+            options,
             providers=['CPUExecutionProvider'],
-        )  # fmt: skip
+        )
         self._images = np.empty((cameras, height, width, 3), np.uint8)
         found = self._session.run(None, {'image': self._images})[0]
         self._latents = onnxruntime.OrtValue.ortvalue_from_numpy(found)
         self._binding = self._session.io_binding()
         self._binding.bind_cpu_input('image', self._images)
-        self._binding.bind_ortvalue_output(
-            self._session.get_outputs()[0].name, self._latents
-        )
+        self._binding.bind_ortvalue_output(self._session.get_outputs()[0].name, self._latents)
 
     def encode(self, images: list[Image]) -> None:
         """All of one moment, copied side by side first."""
@@ -147,13 +147,14 @@ def with_cameras(size: Size, most: int, frames: int) -> dict[str, Any]:
                     future.result()
 
             ways: dict[str, Callable[[list[Image]], None]] = {
-                'one engine, in turn': shared, 'own engines, at once': separate,
+                'one engine, in turn': shared,
+                'own engines, at once': separate,
                 'one engine, one call': batched.encode,
-            }  # fmt: skip
+            }
             for index in range(frames + WARM_UP):
                 clock.counting = index >= WARM_UP
                 for name, encode in ways.items():
-                    clock(name, encode, images[index:index + cameras])
+                    clock(name, encode, images[index : index + cameras])
             base = clock.wall['one engine, in turn'], clock.cpu['one engine, in turn']
             costs = medians(clock)
             for name, found in costs.items():
@@ -217,19 +218,27 @@ def with_kept(
             'select and pack': ceilings.floor_ms((2 + 1.5 * found) * grid),
             'receive': ceilings.floor_ms((1 + 1.5 * found) * grid),
         }
-        rows.append({
-            'changed_rows': share, 'kept_share': found, 'bytes': float(np.mean(sizes)),
-            'floor_ms': floors, 'costs': medians(clock),
-        })  # fmt: skip
+        rows.append(
+            {
+                'changed_rows': share,
+                'kept_share': found,
+                'bytes': float(np.mean(sizes)),
+                'floor_ms': floors,
+                'costs': medians(clock),
+            }
+        )
     tokenizer.close()
     kept_shares = [row['kept_share'] for row in rows]
     return {
-        'size': list(size), 'rows': rows,
+        'size': list(size),
+        'rows': rows,
         'lines': {
             name: line(kept_shares, [row['costs'][name]['ms']['median'] for row in rows])
             for name in rows[0]['costs']
-        } if len(rows) > 1 else {},
-    }  # fmt: skip
+        }
+        if len(rows) > 1
+        else {},
+    }
 
 
 def with_window(
@@ -238,8 +247,8 @@ def with_window(
     """LIT by the number of frames it looks at; random weights cost what trained ones do."""
     if importlib.util.find_spec('torch') is None or importlib.util.find_spec('onnx') is None:
         return {'skipped': 'no torch with onnx to export LITs with: make test-env has them'}
-    from adaptok_ros.lit.model import LatentInpaintingTransformer
-    from adaptok_ros.training.export import export_lit
+    from adaptok_ros.networks.export import export_lit
+    from adaptok_ros.networks.lit import LatentInpaintingTransformer
 
     shipped = find_model(DEFAULT_TOKENIZER)
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
@@ -262,19 +271,26 @@ def with_window(
                 clock('LIT', stream.latents)
             stream.close()
             flops = lit_flops(folder, *description.grid(size[1], size[0]))
-            rows.append({
-                'frames': length, 'costs': medians(clock), 'flops': flops,
-                'floor_ms': ceilings.floor_ms(0, flops),
-            })  # fmt: skip
+            rows.append(
+                {
+                    'frames': length,
+                    'costs': medians(clock),
+                    'flops': flops,
+                    'floor_ms': ceilings.floor_ms(0, flops),
+                }
+            )
     tokenizer.close()
     lengths = [float(row['frames']) for row in rows]
     return {
-        'size': list(size), 'rows': rows,
+        'size': list(size),
+        'rows': rows,
         'lines': {
             name: line(lengths, [row['costs'][name]['ms']['median'] for row in rows])
             for name in rows[0]['costs']
-        } if len(rows) > 1 else {},
-    }  # fmt: skip
+        }
+        if len(rows) > 1
+        else {},
+    }
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -282,8 +298,9 @@ def measure(settings: Settings) -> dict[str, Any]:
     effort = settings.effort
     frames = max(1, effort.frames // 3)
     result: dict[str, Any] = {
-        'pixels': with_pixels(effort.growth_sizes, frames, settings.ceilings), 'cameras': []
-    }  # fmt: skip
+        'pixels': with_pixels(effort.growth_sizes, frames, settings.ceilings),
+        'cameras': [],
+    }
     for size in effort.camera_sizes:
         progress('growth with cameras: {}x{}'.format(*size))
         result['cameras'].append(with_cameras(size, effort.growth_cameras, frames))
@@ -374,7 +391,7 @@ def tables(result: dict[str, Any]) -> str:
     ]
     window = result['window']
     parts.append(
-        f"Left out: {window['skipped']}." if 'skipped' in window else _window_table(window)
+        f'Left out: {window["skipped"]}.' if 'skipped' in window else _window_table(window)
     )
     return '\n\n'.join(parts)
 
@@ -382,13 +399,16 @@ def tables(result: dict[str, Any]) -> str:
 def _pixels_table(found: dict[str, Any]) -> str:
     names = list(found['rows'][0]['costs'])
     rows = [
-        ['{}x{}'.format(*row['size']), *(
-            f"{with_spread(row['costs'][name]['ms'])} [{number(row['costs'][name]['floor_ms'])}]"
-            for name in names
-        )]
+        [
+            '{}x{}'.format(*row['size']),
+            *(
+                f'{with_spread(row["costs"][name]["ms"])} [{number(row["costs"][name]["floor_ms"])}]'
+                for name in names
+            ),
+        ]
         for row in found['rows']
-    ]  # fmt: skip
-    rows.append(['exponent', *(f"{found['exponents'][name]:.2f}" for name in names)])
+    ]
+    rows.append(['exponent', *(f'{found["exponents"][name]:.2f}' for name in names)])
     return table(['size', *names], rows)
 
 
@@ -400,8 +420,8 @@ def _cameras_table(group: dict[str, Any]) -> str:
         for name in names:
             found = row['costs'][name]
             cells.append(
-                f"{with_spread(found['ms'])}; {found['to_shared']['median']:.2f}, "
-                f"{found['cpu_to_shared']['median']:.2f}"
+                f'{with_spread(found["ms"])}; {found["to_shared"]["median"]:.2f}, '
+                f'{found["cpu_to_shared"]["median"]:.2f}'
             )
         rows.append(cells)
     rows += _fits(group, names, 'ms a camera')
@@ -412,7 +432,7 @@ def _kept_table(found: dict[str, Any]) -> str:
     names = list(found['rows'][0]['costs'])
     rows = []
     for row in found['rows']:
-        cells = [f"{100 * row['kept_share']:.1f} %", number(row['bytes'] / 1e3)]
+        cells = [f'{100 * row["kept_share"]:.1f} %', number(row['bytes'] / 1e3)]
         for name in names:
             floor = row['floor_ms'].get(name)
             cells.append(
@@ -428,11 +448,13 @@ def _window_table(found: dict[str, Any]) -> str:
     names = list(found['rows'][0]['costs'])
     rows = [
         [
-            str(row['frames']), *(with_spread(row['costs'][name]['ms']) for name in names),
-            number(row['floor_ms']), number(row['flops'] / 1e9),
+            str(row['frames']),
+            *(with_spread(row['costs'][name]['ms']) for name in names),
+            number(row['floor_ms']),
+            number(row['flops'] / 1e9),
         ]
         for row in found['rows']
-    ]  # fmt: skip
+    ]
     rows += [[*fit, '', ''] for fit in _fits(found, names, 'ms a frame')]
     return table(['frames', *names, "LIT's floor, ms", 'GFLOP'], rows)
 
@@ -441,6 +463,6 @@ def _fits(found: dict[str, Any], names: list[str], unit: str) -> list[list[str]]
     lines = found.get('lines')
     if not lines:
         return []
-    return [[
-        unit, *(f"{number(lines[n]['unit'])} (and {number(lines[n]['base'])})" for n in names)
-    ]]  # fmt: skip
+    return [
+        [unit, *(f'{number(lines[n]["unit"])} (and {number(lines[n]["base"])})' for n in names)]
+    ]

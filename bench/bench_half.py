@@ -16,10 +16,10 @@ from measuring import Settings, progress
 from numpy.typing import NDArray
 from tables import table
 
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
-from adaptok_ros.selection import DEFAULT_TAU
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.tokenizer import pad_into
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.sending.selection import DEFAULT_TAU
+from adaptok_ros.tokenizers.stream import pad_into
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 STEP = 5
 
@@ -59,10 +59,13 @@ def measure(settings: Settings) -> dict[str, Any]:
             for latents in (exact, rounded)
         )
         found[clip.name] = {
-            'kind': clip.kind, 'largest': float(moved.max()), 'mean': float(moved.mean()),
+            'kind': clip.kind,
+            'largest': float(moved.max()),
+            'mean': float(moved.mean()),
             'p999': float(np.percentile(moved, 99.9)),
-            'decisions': kept.size, 'flipped': int((kept != kept_half).sum()),
-        }  # fmt: skip
+            'decisions': kept.size,
+            'flipped': int((kept != kept_half).sum()),
+        }
     tokenizer.close()
     return {'tau': DEFAULT_TAU, 'clips': found}
 
@@ -70,25 +73,36 @@ def measure(settings: Settings) -> dict[str, Any]:
 def tables(result: dict[str, Any]) -> str:
     """One row a clip, and all of them."""
     if 'skipped' in result:
-        return f"Left out: {result['skipped']}."
+        return f'Left out: {result["skipped"]}.'
     clips = result['clips']
     rows = [[name, clip['kind'], *_cells(clip)] for name, clip in clips.items()]
-    rows.append(['all', '', *_cells({
-        'largest': max(clip['largest'] for clip in clips.values()),
-        'p999': max(clip['p999'] for clip in clips.values()),
-        'mean': float(np.mean([clip['mean'] for clip in clips.values()])),
-        'decisions': sum(clip['decisions'] for clip in clips.values()),
-        'flipped': sum(clip['flipped'] for clip in clips.values()),
-    })])  # fmt: skip
+    rows.append(
+        [
+            'all',
+            '',
+            *_cells(
+                {
+                    'largest': max(clip['largest'] for clip in clips.values()),
+                    'p999': max(clip['p999'] for clip in clips.values()),
+                    'mean': float(np.mean([clip['mean'] for clip in clips.values()])),
+                    'decisions': sum(clip['decisions'] for clip in clips.values()),
+                    'flipped': sum(clip['flipped'] for clip in clips.values()),
+                }
+            ),
+        ]
+    )
     return (
-        f"Delta between the two forms (mean over channels, to be compared with tau = "
-        f"{result['tau']:g}), and decisions that differ.\n\n"
+        f'Delta between the two forms (mean over channels, to be compared with tau = '
+        f'{result["tau"]:g}), and decisions that differ.\n\n'
         + table(['clip', 'kind', 'largest', '99.9 %', 'mean', 'decisions', 'differ'], rows)
     )
 
 
 def _cells(clip: dict[str, Any]) -> list[str]:
     return [
-        f"{clip['largest']:.4f}", f"{clip['p999']:.4f}", f"{clip['mean']:.4f}",
-        str(clip['decisions']), str(clip['flipped']),
-    ]  # fmt: skip
+        f'{clip["largest"]:.4f}',
+        f'{clip["p999"]:.4f}',
+        f'{clip["mean"]:.4f}',
+        str(clip['decisions']),
+        str(clip['flipped']),
+    ]

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from tables import number, table
 
 from adaptok_ros.evaluation.quality import psnr, squared_error
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.lit.gating import Restoration
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
-from adaptok_ros.selection import DEFAULT_TAU, SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.sending.selection import DEFAULT_TAU, SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 ALL, CHANGED = (kind.value for kind in Restoration)
 PERIOD = 33_333_333
@@ -38,9 +38,13 @@ class Error:
         self.pixels: list[float] = []
 
     def add(
-        self, values: NDArray[np.float32], truth: NDArray[np.float32], unsent: NDArray[np.bool_],
-        tokenizer: Tokenizer, image: Image,
-    ) -> None:  # fmt: skip
+        self,
+        values: NDArray[np.float32],
+        truth: NDArray[np.float32],
+        unsent: NDArray[np.bool_],
+        tokenizer: Tokenizer,
+        image: Image,
+    ) -> None:
         """Take one frame."""
         self.latents += float(np.square(values[unsent] - truth[unsent]).sum(dtype=np.float64))
         decoded = tokenizer.decode(values, image.shape[0], image.shape[1])
@@ -86,13 +90,18 @@ def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[s
     rows, columns = receiver.kept.shape
     flops = lit_flops(find_model(DEFAULT_TOKENIZER), rows, columns)
     return {
-        'kind': clip.kind, 'frames': len(clip.images) - WARM_UP, 'kept': statistics.mean(kept),
-        'share': statistics.mean(shares), 'floor_ms': ceilings.floor_ms(0, flops),
-        'mean_deviation': statistics.mean(deviations or [0.0]), 'largest_deviation': largest,
+        'kind': clip.kind,
+        'frames': len(clip.images) - WARM_UP,
+        'kept': statistics.mean(kept),
+        'share': statistics.mean(shares),
+        'floor_ms': ceilings.floor_ms(0, flops),
+        'mean_deviation': statistics.mean(deviations or [0.0]),
+        'largest_deviation': largest,
         'psnr_hold': psnr(statistics.mean(errors['hold'].pixels)),
         'ways': {
             way: {
-                'ms': spread(clock.wall[way]), 'cpu_ms': spread(clock.cpu[way]),
+                'ms': spread(clock.wall[way]),
+                'cpu_ms': spread(clock.cpu[way]),
                 'speedup': float(np.mean(clock.wall[ALL]) / np.mean(clock.wall[way])),
                 'cpu_saving': float(np.mean(clock.cpu[ALL]) / np.mean(clock.cpu[way])),
                 'ms_to_all': ratios(clock.wall[way], clock.wall[ALL]),
@@ -101,7 +110,7 @@ def measure_clip(tokenizer: Tokenizer, clip: Clip, ceilings: Ceilings) -> dict[s
             }
             for way in streams
         },
-    }  # fmt: skip
+    }
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -118,19 +127,30 @@ def measure(settings: Settings) -> dict[str, Any]:
 def tables(result: dict[str, Any]) -> str:
     """One row a clip, least work first."""
     clips = sorted(result['clips'].items(), key=lambda item: item[1]['share'])
-    return '\n\n'.join([
-        f"tau is {result['tau']:g}. Times are of taking a packet and restoring. Floor: the "
-        'operations of the dense pass. Work: share of the grid that LIT sees, mean of the frames. '
-        'All : changed in wall time and in CPU time, of all frames; in brackets the spread of '
-        'changed : all frame by frame, p10 to p90. Deviation: between the two, at positions not '
-        "sent, in units of tau. Latent error: mean square at positions not sent, over hold's.",
-        table(
-            ['clip', 'kind', 'sent', 'all: ms, CPU ms', 'floor', 'changed: work',
-             'all : changed', 'deviation: mean, largest', 'latent error: all, changed',
-             'PSNR: hold, all, changed'],
-            (_row(name, clip) for name, clip in clips),
-        ),
-    ])  # fmt: skip
+    return '\n\n'.join(
+        [
+            f'tau is {result["tau"]:g}. Times are of taking a packet and restoring. Floor: the '
+            'operations of the dense pass. Work: share of the grid that LIT sees, mean of the frames. '
+            'All : changed in wall time and in CPU time, of all frames; in brackets the spread of '
+            'changed : all frame by frame, p10 to p90. Deviation: between the two, at positions not '
+            "sent, in units of tau. Latent error: mean square at positions not sent, over hold's.",
+            table(
+                [
+                    'clip',
+                    'kind',
+                    'sent',
+                    'all: ms, CPU ms',
+                    'floor',
+                    'changed: work',
+                    'all : changed',
+                    'deviation: mean, largest',
+                    'latent error: all, changed',
+                    'PSNR: hold, all, changed',
+                ],
+                (_row(name, clip) for name, clip in clips),
+            ),
+        ]
+    )
 
 
 def _row(name: str, clip: dict[str, Any]) -> list[str]:
@@ -138,12 +158,15 @@ def _row(name: str, clip: dict[str, Any]) -> list[str]:
     ratio = changed['ms_to_all']
     errors = (way['latent_error_of_hold'] for way in (every, changed))
     return [
-        name, clip['kind'], f"{100 * clip['kept']:.1f} %",
-        f"{number(every['ms']['median'])}, {number(every['cpu_ms']['median'])}",
-        number(clip['floor_ms']), f"{100 * clip['share']:.0f} %",
-        f"{changed['speedup']:.2f}, {changed['cpu_saving']:.2f} "
-        f"({ratio['p10']:.2f} to {ratio['p90']:.2f})",
-        f"{clip['mean_deviation']:.4f}, {clip['largest_deviation']:.2f}",
+        name,
+        clip['kind'],
+        f'{100 * clip["kept"]:.1f} %',
+        f'{number(every["ms"]["median"])}, {number(every["cpu_ms"]["median"])}',
+        number(clip['floor_ms']),
+        f'{100 * clip["share"]:.0f} %',
+        f'{changed["speedup"]:.2f}, {changed["cpu_saving"]:.2f} '
+        f'({ratio["p10"]:.2f} to {ratio["p90"]:.2f})',
+        f'{clip["mean_deviation"]:.4f}, {clip["largest_deviation"]:.2f}',
         ', '.join('-' if error is None else f'{error:.3f}' for error in errors),
-        f"{clip['psnr_hold']:.2f}, {every['psnr']:.2f}, {changed['psnr']:.2f}",
-    ]  # fmt: skip
+        f'{clip["psnr_hold"]:.2f}, {every["psnr"]:.2f}, {changed["psnr"]:.2f}',
+    ]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tables import number, table, with_spread
 
 from adaptok_ros.packet import pack_mask
-from adaptok_ros.selection import LATENT_LIMIT, SelectionConfig, Selector
+from adaptok_ros.sending.selection import LATENT_LIMIT, SelectionConfig, Selector
 
 CHANNELS = 16
 CONFIG = SelectionConfig(tau=0.1, refresh_period=0)
@@ -58,7 +58,7 @@ def steps(positions: int) -> dict[str, Step]:
     try:
         import torch
 
-        from adaptok_ros.kernels.selector import DeviceSelector
+        from adaptok_ros.sending.kernels.selector import DeviceSelector
     except ImportError:
         return found
     devices = {'cpu': ['torch']}
@@ -129,11 +129,13 @@ def measure_case(
         floors['cuda'] = floor / device_copy_rate(grid) * 1e3
     baseline = times['numpy, unfused']
     return {
-        'grid': [rows, columns, CHANNELS], 'kept_share': moved / positions,
-        'floor_bytes': floor, 'floor_ms': floors,
+        'grid': [rows, columns, CHANNELS],
+        'kept_share': moved / positions,
+        'floor_bytes': floor,
+        'floor_ms': floors,
         'ms': {name: spread(values) for name, values in times.items()},
         'ratio_to_unfused': {name: ratios(values, baseline) for name, values in times.items()},
-    }  # fmt: skip
+    }
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -166,9 +168,15 @@ def _rows(case: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, ms in case['ms'].items():
         floor = case['floor_ms']['cuda' if name.endswith('cuda') else 'cpu']
-        rows.append([
-            'x'.join(map(str, case['grid'])), f"{case['kept_share']:.0%}", name, with_spread(ms),
-            with_spread(case['ratio_to_unfused'][name]), number(case['floor_bytes'] / 1e3),
-            f'{floor:.4f}',
-        ])  # fmt: skip
+        rows.append(
+            [
+                'x'.join(map(str, case['grid'])),
+                f'{case["kept_share"]:.0%}',
+                name,
+                with_spread(ms),
+                with_spread(case['ratio_to_unfused'][name]),
+                number(case['floor_bytes'] / 1e3),
+                f'{floor:.4f}',
+            ]
+        )
     return rows

@@ -29,14 +29,14 @@ from measuring import (
 )
 from tables import number, table, with_spread
 
-from adaptok_ros.images import ImageConverter
-from adaptok_ros.latents import LatentStream
 from adaptok_ros.messages import byte_array, fill_latents, fill_tokens, packet_from_message
-from adaptok_ros.models import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet, Payload
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.images import ImageConverter
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RATE = 30.0
 BESIDE = ('message to array', 'select and pack', 'fill and publish tokens')
@@ -156,16 +156,19 @@ def measure_stages(
     return {
         'stages': {
             stage: {
-                'ms': spread(values), 'cpu_ms': spread(clock.cpu[stage]),
+                'ms': spread(values),
+                'cpu_ms': spread(clock.cpu[stage]),
                 'floor': {
-                    'bytes': needs[stage][0], 'flops': needs[stage][1],
+                    'bytes': needs[stage][0],
+                    'flops': needs[stage][1],
                     'ms': settings.ceilings.floor_ms(*needs[stage]),
                 },
             }
             for stage, values in clock.wall.items()
         },
-        'kept_share': share, 'bytes': {'raw': pixels.nbytes, 'tokens': nbytes, 'latents': grid},
-    }  # fmt: skip
+        'kept_share': share,
+        'bytes': {'raw': pixels.nbytes, 'tokens': nbytes, 'latents': grid},
+    }
 
 
 def measure_nodes(
@@ -184,9 +187,7 @@ def measure_nodes(
         chain = Chain(processes, images, 'raw', namespaces)
         chain.receiver = processes.peer('listener', *namespaces)
         for group in [namespaces] if shared else [[namespace] for namespace in namespaces]:
-            processes.node(
-                'tokenizer_node', group, *(('-p', 'gating:=noise') if gated else ())
-            )
+            processes.node('tokenizer_node', group, *(('-p', 'gating:=noise') if gated else ()))
         chain.wait_for('tokens')
         run = chain.run(RATE, effort.seconds, ('tokens',))
         rate = chain.highest_rate('tokens', run, try_seconds, effort.tries)
@@ -194,9 +195,12 @@ def measure_nodes(
         if not shared:
             for namespace in namespaces:
                 processes.node(
-                    'lit_node', [namespace], '-r', 'tokens:=tokenizer/tokens',
+                    'lit_node',
+                    [namespace],
+                    '-r',
+                    'tokens:=tokenizer/tokens',
                     *(('-p', 'restore:=changed') if gated else ()),
-                )  # fmt: skip
+                )
             chain.wait_for('latents')
             run = chain.run(RATE, effort.seconds, ('tokens', 'latents'))
             result['chain'] = run
@@ -254,13 +258,17 @@ def tables(result: dict[str, Any]) -> str:
     text = 'Milliseconds, median (p10 to p90), and the floor:\n\n' + table(
         ['stage', *(f'{size} | floor' for size in sizes)],
         (
-            [stage, *(
-                f"{with_spread(found['stages'][stage]['ms'])} | "
-                f"{number(found['stages'][stage]['floor']['ms'])}" for found in sizes.values()
-            )]
+            [
+                stage,
+                *(
+                    f'{with_spread(found["stages"][stage]["ms"])} | '
+                    f'{number(found["stages"][stage]["floor"]["ms"])}'
+                    for found in sizes.values()
+                ),
+            ]
             for stage in names
         ),
-    )  # fmt: skip
+    )
     # A header cell that holds two columns needs the line below to have them as well.
     text = text.replace(
         '| ' + ' | '.join(['---'] * (1 + len(sizes))) + ' |',
@@ -268,29 +276,49 @@ def tables(result: dict[str, Any]) -> str:
     )
     text += '\n\n' + _notes(sizes)
     if 'skipped' in result:
-        return text + f"\n\nNodes: left out, {result['skipped']}."
+        return text + f'\n\nNodes: left out, {result["skipped"]}.'
     rows, costs = [], []
     for size, found in sizes.items():
         for cameras, nodes in found['nodes'].items():
             rows.append([size, cameras, *_ages(nodes, found['floor_ms']), *_rates(nodes)])
             costs += _costs(size, cameras, nodes)
-    return text + '\n\n' + '\n\n'.join([
-        'Every node a process of its own, or all tokenizer nodes in one; gated: `gating: noise` '
-        f"and `restore: changed`; {result['rate']:.0f} "
-        'images/s and camera. Age at a listener in another process, p50 / p95 / p99 ms; lost: '
-        'images published less messages that arrived; highest rate: held, and the next tried '
-        'that lost more than 1 %.',
-        table(
-            ['size', 'cameras', 'tokens, without LIT', 'lost', 'tokens, with LIT', 'lost',
-             'floor', 'latents', 'lost', 'floor', 'highest rate, tokens', 'latents'], rows,
-        ),
-        'What the processes take while images come: cores (1 = one core busy all the time), CPU '
-        'ms a message put out, memory in MB, resident and with shared pages divided (PSS); sums '
-        'where there are several of a kind.',
-        table(
-            ['size', 'cameras', 'process', 'cores', 'CPU ms a message', 'RSS', 'PSS'], costs
-        ),
-    ])  # fmt: skip
+    return (
+        text
+        + '\n\n'
+        + '\n\n'.join(
+            [
+                'Every node a process of its own, or all tokenizer nodes in one; gated: `gating: noise` '
+                f'and `restore: changed`; {result["rate"]:.0f} '
+                'images/s and camera. Age at a listener in another process, p50 / p95 / p99 ms; lost: '
+                'images published less messages that arrived; highest rate: held, and the next tried '
+                'that lost more than 1 %.',
+                table(
+                    [
+                        'size',
+                        'cameras',
+                        'tokens, without LIT',
+                        'lost',
+                        'tokens, with LIT',
+                        'lost',
+                        'floor',
+                        'latents',
+                        'lost',
+                        'floor',
+                        'highest rate, tokens',
+                        'latents',
+                    ],
+                    rows,
+                ),
+                'What the processes take while images come: cores (1 = one core busy all the time), CPU '
+                'ms a message put out, memory in MB, resident and with shared pages divided (PSS); sums '
+                'where there are several of a kind.',
+                table(
+                    ['size', 'cameras', 'process', 'cores', 'CPU ms a message', 'RSS', 'PSS'],
+                    costs,
+                ),
+            ]
+        )
+    )
 
 
 def _notes(sizes: dict[str, Any]) -> str:
@@ -301,13 +329,13 @@ def _notes(sizes: dict[str, Any]) -> str:
         select = stages['select and pack']['ms']['median']
         beside = sum(stages[name]['ms']['median'] for name in BESIDE if name in stages)
         parts.append(
-            f"{size}: {100 * found['kept_share']:.1f} % of positions sent, "
-            f"{number(found['bytes']['tokens'] / 1e3)} kB of tokens an image "
-            f"(raw: {number(found['bytes']['raw'] / 1e3)} kB); select and pack takes "
+            f'{size}: {100 * found["kept_share"]:.1f} % of positions sent, '
+            f'{number(found["bytes"]["tokens"] / 1e3)} kB of tokens an image '
+            f'(raw: {number(found["bytes"]["raw"] / 1e3)} kB); select and pack takes '
             f'{100 * select / encode:.1f} % of encode, all that the tokenizer does besides encode '
             f'{number(beside)} ms; encode runs at '
-            f"{stages['encode']['floor']['flops'] / encode / 1e6:.0f} GFLOP/s, LIT at "
-            f"{stages['LIT']['floor']['flops'] / stages['LIT']['ms']['median'] / 1e6:.0f}."
+            f'{stages["encode"]["floor"]["flops"] / encode / 1e6:.0f} GFLOP/s, LIT at '
+            f'{stages["LIT"]["floor"]["flops"] / stages["LIT"]["ms"]["median"] / 1e6:.0f}.'
         )
     return '\n\n'.join(parts)
 
@@ -319,12 +347,15 @@ def _ages(nodes: dict[str, Any], floors: dict[str, float]) -> list[str]:
         found = nodes[run][kind]
         age = found['age_ms']
         ages = ' / '.join(number(age[name]) for name in ('median', 'p95', 'p99'))
-        return [ages, f"{found['lost']} of {found['lost'] + found['arrived']}"]
+        return [ages, f'{found["lost"]} of {found["lost"] + found["arrived"]}']
 
     return [
-        *cells('tokenizer', 'tokens'), *cells('chain', 'tokens'), number(floors['tokens']),
-        *cells('chain', 'latents'), number(floors['latents']),
-    ]  # fmt: skip
+        *cells('tokenizer', 'tokens'),
+        *cells('chain', 'tokens'),
+        number(floors['tokens']),
+        *cells('chain', 'latents'),
+        number(floors['latents']),
+    ]
 
 
 def _rates(nodes: dict[str, Any]) -> list[str]:
@@ -332,8 +363,8 @@ def _rates(nodes: dict[str, Any]) -> list[str]:
         if found is None:
             return ''
         if found['lost'] is None:
-            return f"at least {number(found['held'])}"
-        return f"{number(found['held'])} ({number(found['lost'])} loses)"
+            return f'at least {number(found["held"])}'
+        return f'{number(found["held"])} ({number(found["lost"])} loses)'
 
     return [cell(nodes['highest_rate'].get(kind)) for kind in ('tokens', 'latents')]
 
@@ -345,9 +376,15 @@ def _costs(size: str, cameras: str, nodes: dict[str, Any]) -> list[list[str]]:
             continue
         found, seconds = nodes[run]['processes'][kind], nodes[run]['seconds']
         done = nodes[run][output]['arrived'] if output else 0
-        rows.append([
-            size, cameras, name, number(found['cpu_seconds'] / seconds),
-            number(found['cpu_seconds'] * 1e3 / done) if done else '',
-            number(found['rss_mb']), number(found['pss_mb']),
-        ])  # fmt: skip
+        rows.append(
+            [
+                size,
+                cameras,
+                name,
+                number(found['cpu_seconds'] / seconds),
+                number(found['cpu_seconds'] * 1e3 / done) if done else '',
+                number(found['rss_mb']),
+                number(found['pss_mb']),
+            ]
+        )
     return rows

@@ -82,9 +82,10 @@ def show(cameras: list[Camera], rate: float, count: int) -> dict[str, Any]:
     seconds = time.monotonic() - started
     sent = sum(camera.sent_bytes for camera in cameras)
     return {
-        'stamps': stamps, 'seconds': max(seconds, period * count),
+        'stamps': stamps,
+        'seconds': max(seconds, period * count),
         'bytes_per_image': sent / (count * len(cameras)),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

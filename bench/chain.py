@@ -67,18 +67,22 @@ class Chain:
         arrived = self.receiver.ask()
         stamps = {(n, stamp) for n, found in enumerate(shown['stamps']) for stamp in found}
         result: dict[str, Any] = {
-            'seconds': shown['seconds'], 'rate': count / shown['seconds'], 'asked_rate': rate,
-            'bytes_per_image': {'camera': shown['bytes_per_image']}, 'processes': spent,
-        }  # fmt: skip
+            'seconds': shown['seconds'],
+            'rate': count / shown['seconds'],
+            'asked_rate': rate,
+            'bytes_per_image': {'camera': shown['bytes_per_image']},
+            'processes': spent,
+        }
         if 'bytes' in arrived:
             result['bytes_per_image']['policy'] = arrived['bytes'] / len(stamps)
         for kind in kinds:
             ages = {(n, stamp): age for n, stamp, age in arrived[kind] if (n, stamp) in stamps}
             found = list(ages.values()) or [float('nan')]
             result[kind] = {
-                'arrived': len(ages), 'lost': len(stamps) - len(ages),
+                'arrived': len(ages),
+                'lost': len(stamps) - len(ages),
                 'age_ms': {**spread(found), 'p99': float(np.percentile(found, 99))},
-            }  # fmt: skip
+            }
         return result
 
     def highest_rate(

@@ -11,9 +11,9 @@ import numpy as np
 from measuring import WARM_UP, Effort, Size
 from numpy.typing import NDArray
 
-from adaptok_ros.evaluation.datasets import find_clips
-from adaptok_ros.scene import CYCLE, Scene
-from adaptok_ros.video import read_frames, shrink
+from adaptok_ros.footage.catalog import find_clips
+from adaptok_ros.footage.scene.scene import CYCLE, Scene
+from adaptok_ros.footage.video import read_frames, shrink
 
 Image = NDArray[np.uint8]
 LONGEST = 640
@@ -69,8 +69,7 @@ def all_clips(effort: Effort, data: Path | None) -> Iterator[Clip]:
     picked = np.linspace(0, len(found) - 1, count).round().astype(int)
     for source in (found[index] for index in picked):
         images = [
-            shrink(image, LONGEST)
-            for image in islice(read_frames(source.path), frames + WARM_UP)
+            shrink(image, LONGEST) for image in islice(read_frames(source.path), frames + WARM_UP)
         ]
         if len(images) > WARM_UP:
             yield Clip(source.name, source.kind, images)

@@ -14,9 +14,7 @@ def main() -> None:
         pong = node.create_publisher(SparseTokens, 'echo/pong', 1)
         node.create_subscription(SparseTokens, 'echo/ping', pong.publish, 1)
         node.create_subscription(SparseTokens, 'echo/tokens', lambda _: None, qos.tokens(0))
-        node.create_subscription(
-            DenseLatents, 'echo/latents', lambda _: None, qos.newest_image()
-        )
+        node.create_subscription(DenseLatents, 'echo/latents', lambda _: None, qos.newest_image())
         ros.serve(lambda _: {})
 
 

@@ -60,8 +60,12 @@ class Effort:
     kept_shares: tuple[float, ...] = (0.01, 0.1, 0.5, 1.0)
     scene: Size = (640, 480)
     growth_sizes: tuple[Size, ...] = (
-        (160, 120), (320, 240), (640, 480), (1280, 720), (1920, 1080)
-    )  # fmt: skip
+        (160, 120),
+        (320, 240),
+        (640, 480),
+        (1280, 720),
+        (1920, 1080),
+    )
     camera_sizes: tuple[Size, ...] = ((320, 240), (640, 480))
     growth_cameras: int = 4
     changed_rows: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -70,10 +74,19 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(
-    frames=20, sizes=((640, 480),), cameras=(1,), seconds=3.0, tries=3, clips=4, wire_clips=1,
-    grids=((60, 80),), growth_sizes=((160, 120), (320, 240), (640, 480)),
-    camera_sizes=((320, 240),), growth_cameras=2, windows=(2, 4, 8),
-)  # fmt: skip
+    frames=20,
+    sizes=((640, 480),),
+    cameras=(1,),
+    seconds=3.0,
+    tries=3,
+    clips=4,
+    wire_clips=1,
+    grids=((60, 80),),
+    growth_sizes=((160, 120), (320, 240), (640, 480)),
+    camera_sizes=((320, 240),),
+    growth_cameras=2,
+    windows=(2, 4, 8),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +170,9 @@ class Ceilings:
 
     def copy_rate(self, nbytes: float) -> float:
         """Bytes read plus written per second by one thread copying so many again and again."""
-        return self._copy_rates[min(
-            (size for size in self._copy_rates if size >= nbytes), default=LARGEST_COPY
-        )]  # fmt: skip
+        return self._copy_rates[
+            min((size for size in self._copy_rates if size >= nbytes), default=LARGEST_COPY)
+        ]
 
     def floor_ms(self, nbytes: float, flops: float = 0.0) -> float:
         """Least milliseconds for moving so many bytes and for so many operations at once."""
@@ -209,9 +222,10 @@ def encoder_flops(folder: Path, positions: int) -> float:
     """Of one dense pass of a model of family ``adaptok``: each weight, once a position."""
     weights = load_file(folder / 'tokenizer.safetensors')
     used = sum(
-        value.size for name, value in weights.items()
+        value.size
+        for name, value in weights.items()
         if name.startswith('encoder.') and value.ndim > 1
-    )  # fmt: skip
+    )
     return 2.0 * used * positions
 
 

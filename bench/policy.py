@@ -17,12 +17,12 @@ from camera import TOPICS
 from sensor_msgs.msg import CompressedImage, Image
 from ways import IMAGE_WAYS
 
-from adaptok_ros.latents import LatentStream
 from adaptok_ros.messages import packet_from_message, stamp_of
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.msg import SparseTokens
 from adaptok_ros.nodes import qos
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 
 class FromImages:

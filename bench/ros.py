@@ -95,9 +95,13 @@ class Process:
         # In a folder without sources: Python puts the current one in front of all others.
         with self._log.open('w') as log:
             self._process = subprocess.Popen(
-                [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=log, cwd=folder, text=True,
-            )  # fmt: skip
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=folder,
+                text=True,
+            )
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """Answer of a peer.
@@ -137,8 +141,9 @@ class Process:
         found = {'rss_mb': 0.0, 'pss_mb': 0.0}
         folder = Path(f'/proc/{self._process.pid}')
         for file, field, name in (
-            ('status', 'VmRSS', 'rss_mb'), ('smaps_rollup', 'Pss', 'pss_mb')
-        ):  # fmt: skip
+            ('status', 'VmRSS', 'rss_mb'),
+            ('smaps_rollup', 'Pss', 'pss_mb'),
+        ):
             for line in (folder / file).read_text().splitlines():
                 if line.startswith(f'{field}:'):
                     found[name] = int(line.split()[1]) * 1024 / 1e6

@@ -24,8 +24,8 @@ from measuring import FULL, QUICK, Ceilings, Settings, progress
 from tables import number, table
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.evaluation.datasets import find_clips
 from adaptok_ros.evaluation.machine import describe
+from adaptok_ros.footage.catalog import find_clips
 
 PARTS = {
     'stages': 'Where the time of an image goes',
@@ -62,16 +62,14 @@ def machine_text(machine: dict[str, Any], found: dict[str, Any]) -> str:
         [f'copying {int(size) / 1e6:.3g} MB, one thread', f'{rate / 1e9:.1f} GB/s read + written']
         for size, rate in copies.items()
     ]
-    rows.append(['float32 matrix product', f"{found['sgemm_flops'] / 1e9:.0f} GFLOP/s"])
-    rows.append(
-        ['the same, one thread', f"{found['sgemm_one_thread_flops'] / 1e9:.0f} GFLOP/s"]
-    )
+    rows.append(['float32 matrix product', f'{found["sgemm_flops"] / 1e9:.0f} GFLOP/s'])
+    rows.append(['the same, one thread', f'{found["sgemm_one_thread_flops"] / 1e9:.0f} GFLOP/s'])
     if found['dds_loopback_ms'] is not None:
         rows.append(
-            ['an empty message to another process', f"{number(found['dds_loopback_ms'])} ms"]
+            ['an empty message to another process', f'{number(found["dds_loopback_ms"])} ms']
         )
     return (
-        f"{machine['cores']} cores of {machine['processor']}, {machine['system']}; {versions}.\n\n"
+        f'{machine["cores"]} cores of {machine["processor"]}, {machine["system"]}; {versions}.\n\n'
         + table(['ceiling', 'measured'], rows)
     )
 
@@ -85,16 +83,14 @@ def arguments(args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('parts', nargs='*', metavar='PART', help='default: all')
     parser.add_argument('--quick', action='store_true', help='fewer cases and images')
-    parser.add_argument(
-        '--data', type=Path, help='folder of clips, as adaptok evaluate takes it'
-    )
+    parser.add_argument('--data', type=Path, help='folder of clips, as adaptok evaluate takes it')
     parser.add_argument(
         '--output', type=Path, default=Path('bench-results'), help='folder for what is written'
     )
     found = parser.parse_args(args)
     for name in found.parts:
         if name not in PARTS:
-            parser.error(f"part is {name!r}; allowed: {', '.join(PARTS)}")
+            parser.error(f'part is {name!r}; allowed: {", ".join(PARTS)}')
     if found.data is not None:
         try:
             find_clips(found.data)
@@ -108,9 +104,7 @@ def main(args: list[str] | None = None) -> int:
     options = arguments(args)
     modules = {name: part(name) for name in options.parts or PARTS}
     options.output.mkdir(parents=True, exist_ok=True)
-    settings = Settings(
-        QUICK if options.quick else FULL, ceilings(), options.data, options.output
-    )
+    settings = Settings(QUICK if options.quick else FULL, ceilings(), options.data, options.output)
     machine = describe()
     sections, results = [], {}
     started = time.monotonic()
@@ -122,12 +116,16 @@ def main(args: list[str] | None = None) -> int:
     sections.insert(0, f'## Machine\n\n{machine_text(machine, found)}')
     print(f'\n{sections[0]}')
     record = {
-        'machine': machine, 'ceilings': found, 'quick': options.quick,
-        'seconds': time.monotonic() - started, 'parts': results,
-    }  # fmt: skip
+        'machine': machine,
+        'ceilings': found,
+        'quick': options.quick,
+        'seconds': time.monotonic() - started,
+        'parts': results,
+    }
     for name, text in (
-        ('bench.json', json.dumps(record, indent=2)), ('bench.md', '\n\n'.join(sections))
-    ):  # fmt: skip
+        ('bench.json', json.dumps(record, indent=2)),
+        ('bench.md', '\n\n'.join(sections)),
+    ):
         (options.output / name).write_text(text + '\n')
         progress(f'written: {options.output / name}')
     return 0

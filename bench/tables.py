@@ -18,7 +18,7 @@ def number(value: float) -> str:
 
 def with_spread(values: dict[str, float]) -> str:
     """Median, and from the tenth to the ninetieth percentile."""
-    return f"{number(values['median'])} ({number(values['p10'])} to {number(values['p90'])})"
+    return f'{number(values["median"])} ({number(values["p10"])} to {number(values["p90"])})'
 
 
 def kilobytes(value: float) -> str:

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.images import decode_compressed
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Packet
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.images import decode_compressed
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 Image = NDArray[np.uint8]
 Bytes = NDArray[np.uint8]
@@ -97,9 +97,11 @@ class H264:
             codec.time_base = Fraction(1, 30)
             codec.gop_size = H264_GOP
             codec.options = {
-                'crf': str(H264_CRF), 'preset': H264_PRESET, 'tune': 'zerolatency',
+                'crf': str(H264_CRF),
+                'preset': H264_PRESET,
+                'tune': 'zerolatency',
                 'threads': '1',
-            }  # fmt: skip
+            }
         frame = self._av.VideoFrame.from_ndarray(image, format='rgb24')
         units = self._encoder.encode(frame.reformat(format='yuv420p'))
         return np.frombuffer(b''.join(bytes(unit) for unit in units), np.uint8)

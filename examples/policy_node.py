@@ -13,7 +13,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 
 from adaptok_ros.messages import latents_from_message
 from adaptok_ros.msg import DenseLatents
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.receiver import Status
 
 OLD = 30
 """Frames after which this policy no longer relies on a position that was not renewed."""

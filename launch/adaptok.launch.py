@@ -26,7 +26,7 @@ def argument(parameter):
         parameter.name,
         default_value='',
         description=f'{parameter.description} [node default: {parameter.default!r}; allowed: '
-                    f'{parameter.allowed()}]',
+        f'{parameter.allowed()}]',
     )
 
 
@@ -68,18 +68,20 @@ def start_cameras(context: LaunchContext):
 
     def add(name, table, names, remappings, shared=False):
         for namespace in [None] if shared else namespaces:
-            nodes.append(Node(
-                package='adaptok_ros',
-                executable=f'{name}_node',
-                output='screen',
-                parameters=node_parameters(context, table, names, common),
-                remappings=remappings,
-                **(
-                    {'arguments': ['--cameras', text.replace(' ', ''), *log_level]}
-                    if shared
-                    else {'arguments': log_level, 'name': name, 'namespace': namespace}
-                ),
-            ))
+            nodes.append(
+                Node(
+                    package='adaptok_ros',
+                    executable=f'{name}_node',
+                    output='screen',
+                    parameters=node_parameters(context, table, names, common),
+                    remappings=remappings,
+                    **(
+                        {'arguments': ['--cameras', text.replace(' ', ''), *log_level]}
+                        if shared
+                        else {'arguments': log_level, 'name': name, 'namespace': namespace}
+                    ),
+                )
+            )
 
     add('tokenizer', TOKENIZER_NODE, TOKENIZER_ARGUMENTS, remap_image, together)
     if truth(context, 'lit'):
@@ -93,42 +95,52 @@ def generate_launch_description():
     """Declare the arguments and start the nodes."""
     by_name = {p.name: p for p in (*CAMERA_NODE, *LIT_NODE, *TOKENIZER_NODE)}
     names = [*TOKENIZER_ARGUMENTS, 'mode', 'restore', *CAMERA_ARGUMENTS]
-    return LaunchDescription([
-        DeclareLaunchArgument(
-            'cameras', default_value='',
-            description='namespaces, one for each camera, separated by commas; empty = one '
-                        'camera without a namespace',
-        ),
-        DeclareLaunchArgument(
-            'one_process', default_value='false',
-            description='serve all cameras from one tokenizer and one LIT process, whose nodes '
-                        'share their engines: less memory, one core for what is not an engine',
-        ),
-        DeclareLaunchArgument(
-            'image', default_value='image',
-            description='image topic, relative to the namespace of the camera',
-        ),
-        DeclareLaunchArgument(
-            'params_file', default_value='',
-            description='YAML file with parameters; launch arguments override it',
-        ),
-        DeclareLaunchArgument(
-            'use_sim_time', default_value='',
-            description='take the time from /clock [node default: false; allowed: true, false]',
-        ),
-        DeclareLaunchArgument(
-            'lit', default_value='true', description='start the LIT node as well'
-        ),
-        DeclareLaunchArgument(
-            'demo', default_value='false',
-            description='start a camera node as well: a video (source:=…) or a rendered scene',
-        ),
-        DeclareLaunchArgument(
-            'log_level', default_value='info', description='debug, info, warn, error or fatal'
-        ),
-        *(argument(by_name[name]) for name in names),
-        GroupAction([
-            *(SetEnvironmentVariable(*item) for item in profile_environment().items()),
-            OpaqueFunction(function=start_cameras),
-        ]),
-    ])
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                'cameras',
+                default_value='',
+                description='namespaces, one for each camera, separated by commas; empty = one '
+                'camera without a namespace',
+            ),
+            DeclareLaunchArgument(
+                'one_process',
+                default_value='false',
+                description='serve all cameras from one tokenizer and one LIT process, whose nodes '
+                'share their engines: less memory, one core for what is not an engine',
+            ),
+            DeclareLaunchArgument(
+                'image',
+                default_value='image',
+                description='image topic, relative to the namespace of the camera',
+            ),
+            DeclareLaunchArgument(
+                'params_file',
+                default_value='',
+                description='YAML file with parameters; launch arguments override it',
+            ),
+            DeclareLaunchArgument(
+                'use_sim_time',
+                default_value='',
+                description='take the time from /clock [node default: false; allowed: true, false]',
+            ),
+            DeclareLaunchArgument(
+                'lit', default_value='true', description='start the LIT node as well'
+            ),
+            DeclareLaunchArgument(
+                'demo',
+                default_value='false',
+                description='start a camera node as well: a video (source:=…) or a rendered scene',
+            ),
+            DeclareLaunchArgument(
+                'log_level', default_value='info', description='debug, info, warn, error or fatal'
+            ),
+            *(argument(by_name[name]) for name in names),
+            GroupAction(
+                [
+                    *(SetEnvironmentVariable(*item) for item in profile_environment().items()),
+                    OpaqueFunction(function=start_cameras),
+                ]
+            ),
+        ]
+    )

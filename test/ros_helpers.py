@@ -181,9 +181,14 @@ class Robot:
     def start(self, executable, name='', remaps=None, cameras=(), **parameters):
         """Start a node in this namespace, or one in each of ``cameras``."""
         process = NodeProcess(
-            executable, self._folder, name, '' if cameras else self.namespace, remaps,
-            parameters, cameras,
-        )  # fmt: skip
+            executable,
+            self._folder,
+            name,
+            '' if cameras else self.namespace,
+            remaps,
+            parameters,
+            cameras,
+        )
         self.processes.append(process)
         return process
 
@@ -241,8 +246,9 @@ class Robot:
             try:
                 return self.until(
                     lambda n=count, s=shown: find(self.tokens[n:], stamp=s),
-                    'tokens of an image', LOST,
-                )  # fmt: skip
+                    'tokens of an image',
+                    LOST,
+                )
             except AssertionError:
                 if time.monotonic() > end:
                     raise
@@ -258,9 +264,7 @@ class Robot:
     def settle_tokens(self):
         """Show images until one has become tokens."""
         count = len(self.tokens)
-        self.until(
-            lambda: len(self.tokens) > count, 'tokens', poke=lambda: self.show(picture(0))
-        )
+        self.until(lambda: len(self.tokens) > count, 'tokens', poke=lambda: self.show(picture(0)))
 
     def settle(self, messages=None):
         """Show images until the latents of the running epoch are whole."""
@@ -274,9 +278,7 @@ class Robot:
         said = '\n'.join(process.output for process in self.processes)
         raise AssertionError(f'no whole latents:\n{said}')
 
-    def diagnostics(
-        self, name='tokenizer', condition=lambda values: True, poke=None, every=0.3
-    ):
+    def diagnostics(self, name='tokenizer', condition=lambda values: True, poke=None, every=0.3):
         """Figures of a node as text, the next that meet a condition; with level and message."""
         full_name = f'{self.namespace}/{name}'
         del self._diagnostics[:]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from adaptok_ros.packet import Packet, pack_mask
-from adaptok_ros.selection import SelectionConfig, Selector
+from adaptok_ros.sending.selection import SelectionConfig, Selector
 
 TOKENIZER = 'test@0123456789ab'
 FLOAT16_LIMIT = 65504.0
@@ -97,9 +97,7 @@ class Stream:
 
     def record(self, frames):
         """Send all frames; every packet with the reference after it."""
-        return [
-            Sent(self.send(latents), self.selector.reference.tobytes()) for latents in frames
-        ]
+        return [Sent(self.send(latents), self.selector.reference.tobytes()) for latents in frames]
 
 
 def record(seed, count, shape=(3, 5, 2), kind='mixed', epoch=1, sequence=0, **config):
@@ -130,5 +128,8 @@ def state_of(receiver):
 def grid_of(receiver):
     """What a receiver shows, to compare."""
     return (
-        receiver.held.tobytes(), receiver.kept.tobytes(), receiver.age.tobytes(), receiver.status
-    )  # fmt: skip
+        receiver.held.tobytes(),
+        receiver.kept.tobytes(),
+        receiver.age.tobytes(),
+        receiver.status,
+    )

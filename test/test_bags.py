@@ -11,7 +11,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from streams import record
 
-from adaptok_ros.bags import (
+from adaptok_ros.bags.bag import (
     BAG_VERSION,
     SPARSE_TOKENS,
     STORAGES,
@@ -22,11 +22,11 @@ from adaptok_ros.bags import (
     write_packets,
 )
 from adaptok_ros.cli import main
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.lit.restorer import Restorer
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.receiver import Status
+from adaptok_ros.receiving.restorer import Restorer
 
 TOPIC = '/front/tokenizer/tokens'
 PAYLOADS = tuple(Payload)
@@ -106,9 +106,9 @@ def test_replay_from_the_middle_is_whole_at_the_next_keyframe(tmp_path, storage)
     whole = replay(packets, mode='hold')
     for start in (11, 15, 19):
         entered = replay(packets[start:], mode='hold')
-        assert {latents.status for latents in entered[:20 - start]} == {Status.INCOMPLETE}
-        assert {latents.status for latents in entered[20 - start:]} == {Status.OK}
-        assert_equal(entered[20 - start:], whole[20:])
+        assert {latents.status for latents in entered[: 20 - start]} == {Status.INCOMPLETE}
+        assert {latents.status for latents in entered[20 - start :]} == {Status.OK}
+        assert_equal(entered[20 - start :], whole[20:])
 
 
 @both_storages
@@ -124,7 +124,7 @@ def test_replay_from_the_middle_is_whole_after_a_refresh_period(tmp_path, storag
             arrived = latents.age < 255
             assert latents.status is (Status.OK if arrived.all() else Status.INCOMPLETE)
             assert np.array_equal(latents.values[arrived], full.values[arrived])
-        assert_equal(entered[period - 1:], whole[start + period - 1:])
+        assert_equal(entered[period - 1 :], whole[start + period - 1 :])
 
 
 def write_topics(path, topics):
@@ -183,10 +183,16 @@ def not_bags(folder):
     write_packets(folder / 'lost', packets_of(), TOPIC, 'mcap')
     next((folder / 'lost').glob('*.mcap')).unlink()
     return {
-        'missing': 'not a bag', 'empty': 'not a bag', 'text': 'not a bag',
-        'text.mcap': 'not a bag', 'garbage': 'not a bag', 'said': 'no topic of type',
-        'cut-mcap': 'not a bag', 'cut-sqlite3': 'not a bag', 'lost': 'not a bag',
-    }  # fmt: skip
+        'missing': 'not a bag',
+        'empty': 'not a bag',
+        'text': 'not a bag',
+        'text.mcap': 'not a bag',
+        'garbage': 'not a bag',
+        'said': 'no topic of type',
+        'cut-mcap': 'not a bag',
+        'cut-sqlite3': 'not a bag',
+        'lost': 'not a bag',
+    }
 
 
 def test_what_is_not_a_bag_is_said_in_one_error(tmp_path, capsys):
@@ -207,7 +213,7 @@ def test_a_damaged_bag_ends_in_one_error(tmp_path):
         (path,) = (tmp_path / storage).glob(f'{storage}*')
         data = bytearray(path.read_bytes())
         middle = len(data) // 2
-        data[middle:middle + 2000] = bytes(2000)
+        data[middle : middle + 2000] = bytes(2000)
         path.write_bytes(data)
         try:
             count = len(list(read_packets(tmp_path / storage)))
@@ -240,8 +246,11 @@ def test_adaptok_bag_prints_a_summary(tmp_path, storage):
     write_packets(tmp_path / 'bag', packets, TOPIC, storage)
     result = subprocess.run(
         [sys.executable, '-m', 'adaptok_ros', 'bag', str(tmp_path / 'bag')],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert not result.stderr
     rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert rows['tokenizer'] == 'test@0123456789ab, tau 0.1'

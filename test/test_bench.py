@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from adaptok_ros.lit.gating import Restoration
-from adaptok_ros.models import find_model
-from adaptok_ros.scene import Scene
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import find_model
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.tokenizers.gating.changes import Gating
 
 BENCH = Path(__file__).resolve().parent.parent / 'bench'
 sys.path.insert(0, str(BENCH))
@@ -32,11 +32,22 @@ import ways
 from clips import scene_images
 
 TINY = measuring.Effort(
-    frames=3, sizes=((160, 120),), cameras=(2,), seconds=1.0, tries=2, clips=1, wire_clips=1,
-    grids=((6, 8),), kept_shares=(0.5,), scene=(160, 120),
-    growth_sizes=((160, 120), (320, 240)), camera_sizes=((160, 120),), growth_cameras=2,
-    changed_rows=(0.1, 0.5), windows=(2, 3),
-)  # fmt: skip
+    frames=3,
+    sizes=((160, 120),),
+    cameras=(2,),
+    seconds=1.0,
+    tries=2,
+    clips=1,
+    wire_clips=1,
+    grids=((6, 8),),
+    kept_shares=(0.5,),
+    scene=(160, 120),
+    growth_sizes=((160, 120), (320, 240)),
+    camera_sizes=((160, 120),),
+    growth_cameras=2,
+    changed_rows=(0.1, 0.5),
+    windows=(2, 3),
+)
 
 LONGER = dataclasses.replace(TINY, frames=2 * bench_half.STEP)
 

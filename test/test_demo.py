@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.bags import read_packets
+from adaptok_ros.bags.bag import read_packets
 from adaptok_ros.cli.demo import LOG, SCENE_SIZE, SHEET_COLUMNS
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import DEFAULT_TOKENIZER
-from adaptok_ros.receiver import Status
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.receiver import Status
 
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 
@@ -27,9 +27,14 @@ def start(folder, *arguments, **options):
     """Start the demo elsewhere than in the sources, for Python would import these."""
     helpers.isolate()
     return subprocess.Popen(
-        [sys.executable, '-m', 'adaptok_ros', 'demo', *arguments], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=accept_interrupts, **options,
-    )  # fmt: skip
+        [sys.executable, '-m', 'adaptok_ros', 'demo', *arguments],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=accept_interrupts,
+        **options,
+    )
 
 
 def accept_interrupts():
@@ -81,7 +86,7 @@ def test_rendered_scene(tmp_path, monkeypatch):
 
 def test_video(tmp_path):
     height, width = 120, 168
-    video = tmp_path / "it's a: \"clip\".avi"
+    video = tmp_path / 'it\'s a: "clip".avi'
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*'MJPG'), 10, (width, height))
     assert writer.isOpened()
     for index in range(20):

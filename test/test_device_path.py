@@ -10,13 +10,14 @@ import torch._inductor.config as inductor
 
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.torch import TorchEngine, load_module
-from adaptok_ros.kernels.device_path import AreaResize, DevicePath
-from adaptok_ros.models import find_model
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
-from adaptok_ros.scene import Scene
-from adaptok_ros.selection import Reference, SelectionConfig, Selector
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer, TokenizerDescription
+from adaptok_ros.sending.device_path import AreaResize, DevicePath
+from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = find_model('adaptok-tiny')
 DEVICES = [
@@ -64,7 +65,9 @@ def test_path_selects_what_the_selector_selects(device, size, payload, reference
         np.testing.assert_array_equal(found.data, expected.data)
         np.testing.assert_array_equal(found.scale, expected.scale)
         assert (found.kept, found.deferred, found.payload) == (
-            expected.kept, expected.deferred, expected.payload
+            expected.kept,
+            expected.deferred,
+            expected.payload,
         )
 
 
@@ -93,9 +96,7 @@ def test_configuration_may_change_between_frames(device, configuration):
             path.config = selector.config = SelectionConfig(**configuration)
         path.stage(image)
         found = path.select()
-        expected = selector.step(
-            path.latents.cpu().numpy().reshape(-1, description.channels)
-        )
+        expected = selector.step(path.latents.cpu().numpy().reshape(-1, description.channels))
         np.testing.assert_array_equal(found.data, expected.data)
 
 
@@ -130,12 +131,12 @@ def test_resize_averages_areas_as_opencv_does(device, before, after):
     AreaResize(before, after, device)(torch.from_numpy(image), padded)
     found = padded.cpu().numpy()
     expected = cv2.resize(image, after[::-1], interpolation=cv2.INTER_AREA)
-    difference = np.abs(found[:after[0], :after[1]].astype(int) - expected)
+    difference = np.abs(found[: after[0], : after[1]].astype(int) - expected)
     # Halves may go either way: one in four quarters is one.
     assert difference.max() <= 1 and (difference > 0).mean() < 0.15
-    last = found[[after[0] - 1] * 3, :after[1]]
-    np.testing.assert_array_equal(found[after[0]:, :after[1]], last)
-    np.testing.assert_array_equal(found[:, after[1]:], found[:, [after[1] - 1] * 5])
+    last = found[[after[0] - 1] * 3, : after[1]]
+    np.testing.assert_array_equal(found[after[0] :, : after[1]], last)
+    np.testing.assert_array_equal(found[:, after[1] :], found[:, [after[1] - 1] * 5])
 
 
 @pytest.mark.parametrize('device', DEVICES)

@@ -27,7 +27,7 @@ from adaptok_ros.engines.build import NICENESS, build_engine
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError
 from adaptok_ros.engines.profiles import profile
-from adaptok_ros.models import SHIPPED, ModelError, sha256
+from adaptok_ros.models.folders import SHIPPED, ModelError, sha256
 
 TINY = SHIPPED / 'adaptok-tiny'
 CAPABILITY = '8.6'
@@ -107,9 +107,11 @@ def test_profile_of_a_tokenizer_of_one_size(tmp_path):
     assert profile(GraphRequest(model, 'encoder')) == {'image': ((1, 224, 224, 3),) * 3}
     assert profile(GraphRequest(model, 'decoder')) == {'latents': ((1, 28, 28, 16),) * 3}
     assert profile(GraphRequest(model, 'lit')) == {
-        'held': ((1, 4, 32, 32, 16),) * 3, 'kept': ((1, 4, 32, 32),) * 3,
-        'age': ((1, 4, 32, 32),) * 3, 'tau': ((1,),) * 3,
-    }  # fmt: skip
+        'held': ((1, 4, 32, 32, 16),) * 3,
+        'kept': ((1, 4, 32, 32),) * 3,
+        'age': ((1, 4, 32, 32),) * 3,
+        'tau': ((1,),) * 3,
+    }
 
 
 @pytest.mark.parametrize('fields', [{'batch': 0}, {'image_size': (0, 640)}])
@@ -180,11 +182,13 @@ FLAGS = {
     # Network flags, builder flags and preview features in NVIDIA/TensorRT,
     # python/src/infer/pyCore.cpp, by tag.
     'v8.6.1': (
-        ['EXPLICIT_BATCH', 'EXPLICIT_PRECISION'], ['FP16', 'TF32'],
+        ['EXPLICIT_BATCH', 'EXPLICIT_PRECISION'],
+        ['FP16', 'TF32'],
         ['FASTER_DYNAMIC_SHAPES_0805', 'PROFILE_SHARING_0806'],
     ),
     'v10.3.0': (
-        ['EXPLICIT_BATCH', 'STRONGLY_TYPED'], ['FP16', 'TF32'],
+        ['EXPLICIT_BATCH', 'STRONGLY_TYPED'],
+        ['FP16', 'TF32'],
         ['PROFILE_SHARING_0806', 'ALIASED_PLUGIN_IO_10_03'],
     ),
     'v11.1': (['STRONGLY_TYPED'], ['TF32'], ['ALIASED_PLUGIN_IO_10_03']),
@@ -304,10 +308,12 @@ def test_closing_after_an_error_of_the_device(engine, monkeypatch):
 
 @pytest.mark.parametrize(
     ('name', 'cure'),
-    [('image', r'input_height .*: adaptok engine build TOKENIZER --image-size HxW$'),
-     ('latents', r'images of 64x64 to 1920x1088 pixels: set input_height .* in between$'),
-     ('held', r'images of 64x64 to 1920x1088 pixels: set input_height .* in between$')],
-)  # fmt: skip
+    [
+        ('image', r'input_height .*: adaptok engine build TOKENIZER --image-size HxW$'),
+        ('latents', r'images of 64x64 to 1920x1088 pixels: set input_height .* in between$'),
+        ('held', r'images of 64x64 to 1920x1088 pixels: set input_height .* in between$'),
+    ],
+)
 def test_cure_of_a_size_that_does_not_fit(name, cure, engine):
     def limits(name, index):
         return ((1, 8, 8, 16), (1, 60, 80, 16), (1, 136, 240, 16))
@@ -412,9 +418,11 @@ def test_cancelled_before_it_began(specify, folder):
 
 @pytest.mark.parametrize(
     ('number', 'message'),
-    [(signal.SIGSEGV, 'SIGSEGV: TensorRT or the driver crashed'),
-     (signal.SIGKILL, 'SIGKILL, mostly for want of memory')],
-)  # fmt: skip
+    [
+        (signal.SIGSEGV, 'SIGSEGV: TensorRT or the driver crashed'),
+        (signal.SIGKILL, 'SIGKILL, mostly for want of memory'),
+    ],
+)
 def test_crash_is_an_error(number, message, specify, folder):
     specification, graph = specify('lit')
     sent, niceness = [], []
@@ -470,9 +478,12 @@ def start(specification, graph):
     """A process that builds, and prints the phases."""
     order = {'specification': dataclasses.asdict(specification), 'onnx': str(graph)}
     process = subprocess.Popen(
-        [sys.executable, '-c', PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, '-c', PARENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     process.stdin.write(json.dumps(order))
     process.stdin.close()
     return process
@@ -536,9 +547,19 @@ def test_what_cannot_be_built_is_an_error(fields, message, specify, folder):
 
 def build(*arguments):
     return main(
-        ['engine', 'build', 'adaptok-tiny', '--part', 'encoder', '--backend', 'tensorrt_rtx',
-         '--compute-capability', CAPABILITY, *arguments]
-    )  # fmt: skip
+        [
+            'engine',
+            'build',
+            'adaptok-tiny',
+            '--part',
+            'encoder',
+            '--backend',
+            'tensorrt_rtx',
+            '--compute-capability',
+            CAPABILITY,
+            *arguments,
+        ]
+    )
 
 
 def test_command_line(specify, folder, capsys):
@@ -566,10 +587,24 @@ def test_command_line(specify, folder, capsys):
 
 
 def test_command_line_takes_a_size_for_the_encoder_alone(specify, capsys):
-    assert main(
-        ['engine', 'build', 'adaptok-tiny', '--part', 'lit', '--backend', 'tensorrt_rtx',
-         '--compute-capability', CAPABILITY, '--image-size', '480x640']
-    ) == 1  # fmt: skip
+    assert (
+        main(
+            [
+                'engine',
+                'build',
+                'adaptok-tiny',
+                '--part',
+                'lit',
+                '--backend',
+                'tensorrt_rtx',
+                '--compute-capability',
+                CAPABILITY,
+                '--image-size',
+                '480x640',
+            ]
+        )
+        == 1
+    )
     assert 'allowed: with the encoder' in capsys.readouterr().err
 
 
@@ -585,10 +620,23 @@ def test_command_line_of_another_version(specify, capsys):
 
 def test_interrupted_command_leaves_nothing(specify, folder):
     process = subprocess.Popen(
-        [sys.executable, '-m', 'adaptok_ros', 'engine', 'build', 'adaptok-tiny', '--part', 'lit',
-         '--backend', 'tensorrt_rtx', '--compute-capability', CAPABILITY],
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-m',
+            'adaptok_ros',
+            'engine',
+            'build',
+            'adaptok-tiny',
+            '--part',
+            'lit',
+            '--backend',
+            'tensorrt_rtx',
+            '--compute-capability',
+            CAPABILITY,
+        ],
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+    )
     with process:
         wait_until(lambda: folder.is_dir() and list(folder.glob('*.lock')))
         time.sleep(0.5)
@@ -606,7 +654,7 @@ def backend(request):
     """A backend that can run here."""
     torch = pytest.importorskip('torch')
     if missing_driver() or not torch.cuda.is_available():
-        pytest.skip(f"needs a CUDA device: {missing_driver() or 'torch is built without CUDA'}")
+        pytest.skip(f'needs a CUDA device: {missing_driver() or "torch is built without CUDA"}')
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f'{request.param} is not installed')
     return request.param
@@ -633,7 +681,7 @@ def on_cpu(image):
 def test_engine_agrees_with_onnx_runtime(backend):
     import torch
 
-    from adaptok_ros.training.export import HALF_TOLERANCE
+    from adaptok_ros.networks.export import HALF_TOLERANCE
 
     engine = create_engine(GraphRequest(TINY, 'encoder', backend), build_here)
     assert (engine.backend, engine.device) == (backend, 'cuda:0')
@@ -713,7 +761,7 @@ def test_what_does_not_fit_is_refused(backend):
     for name, buffer, message in (
         ('image', torch.zeros(shape, dtype=kind), 'on cpu'),
         ('image', torch.zeros(shape, device='cuda:0'), 'float32'),
-        ('image', storage[16:16 - 64].view(shape), 'multiples of 256'),
+        ('image', storage[16 : 16 - 64].view(shape), 'multiples of 256'),
         ('picture', torch.zeros(shape, dtype=kind, device='cuda:0'), 'allowed'),
     ):
         with pytest.raises(EngineError, match=message):

@@ -31,11 +31,17 @@ SPECIFICATION = Specification(
     flags=('STRONGLY_TYPED',),
 )
 OTHERS = {
-    'model': 'other@000000000000', 'part': 'lit', 'onnx_sha256': 'b7' * 32,
-    'backend': 'tensorrt_rtx', 'backend_version': '10.13.3', 'gpu': 'NVIDIA Thor',
-    'compute_capability': '11.0', 'precision': 'float32',
-    'profile': {'image': ((1, 64, 64, 3),) * 3}, 'flags': ('EXPLICIT_BATCH', 'FP16'),
-}  # fmt: skip
+    'model': 'other@000000000000',
+    'part': 'lit',
+    'onnx_sha256': 'b7' * 32,
+    'backend': 'tensorrt_rtx',
+    'backend_version': '10.13.3',
+    'gpu': 'NVIDIA Thor',
+    'compute_capability': '11.0',
+    'precision': 'float32',
+    'profile': {'image': ((1, 64, 64, 3),) * 3},
+    'flags': ('EXPLICIT_BATCH', 'FP16'),
+}
 """Another value of every field."""
 
 
@@ -171,10 +177,11 @@ def test_folder_that_others_can_write_is_refused(mode, level, stored, folder):
     path = folder if level == 'engines' else folder.parent
     path.chmod(mode)
     for call in (
-        lambda: cache.load(SPECIFICATION), cache.entries,
+        lambda: cache.load(SPECIFICATION),
+        cache.entries,
         lambda: cache.store(SPECIFICATION, PLAN, 1.0),
         lambda: cache.read_timings('tensorrt', '10.3.0', '8.7'),
-    ):  # fmt: skip
+    ):
         with pytest.raises(EngineError, match=f'others may write.*{mode:o}.*chmod 700 {path}'):
             call()
     path.chmod(0o700)
@@ -289,11 +296,7 @@ def test_waiting_can_be_given_up(folder):
     def give_up():
         raise TimeoutError
 
-    with (
-        cache.lock('0' * 64, give_up),
-        pytest.raises(TimeoutError),
-        cache.lock('0' * 64, give_up),
-    ):
+    with cache.lock('0' * 64, give_up), pytest.raises(TimeoutError), cache.lock('0' * 64, give_up):
         pass
     assert not list(folder.iterdir())
 

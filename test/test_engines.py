@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-import adaptok_ros.lit.restorer as restorer_module
+import adaptok_ros.receiving.restorer as restorer_module
 from adaptok_ros.engines import (
     BuildCancelledError,
     EngineError,
@@ -19,13 +19,13 @@ from adaptok_ros.engines import (
 )
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.shared import acquire_engine, release_engine
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import find_model
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.nodes.loading import Loading
-from adaptok_ros.scene import Scene
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = 'adaptok-tiny'
 needs_torch = pytest.mark.skipif(
@@ -173,7 +173,7 @@ def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
         'sys.modules.update(dict.fromkeys(("torch", "tensorrt", "tensorrt_rtx", "triton")))\n'
         'import adaptok_ros.engines as engines\n'
         'engines.missing_driver = lambda: ""\n'
-        'from adaptok_ros.models import find_model\n'
+        'from adaptok_ros.models.folders import find_model\n'
         'request = engines.GraphRequest(find_model("adaptok-tiny"), "encoder")\n'
         'engine = engines.create_engine(request)\n'
         'print(engine.backend, engine.device, *engine.notes, sep="\\n")'
@@ -184,7 +184,10 @@ def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
     backend, device, *notes = done.stdout.splitlines()
     assert (backend, device) == ('onnxruntime', 'cpu')
     assert [note.partition(':')[0] for note in notes] == [
-        'tensorrt on cuda', 'tensorrt_rtx on cuda', 'onnxruntime on cuda', 'torch on cuda'
+        'tensorrt on cuda',
+        'tensorrt_rtx on cuda',
+        'onnxruntime on cuda',
+        'torch on cuda',
     ]
 
 

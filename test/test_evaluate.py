@@ -12,14 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.bags import SPARSE_TOKENS, typestore
+from adaptok_ros.bags.bag import SPARSE_TOKENS, typestore
 from adaptok_ros.cli import main
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.allocation import BLOCK_FRAMES, _divide, compare_allocation
 from adaptok_ros.evaluation.clip import ClipEvaluator
-from adaptok_ros.evaluation.clips import Clip, Preparation
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at, nearest
-from adaptok_ros.evaluation.datasets import find_clips
 from adaptok_ros.evaluation.noise import add_noise, noise_gain, static_scene
 from adaptok_ros.evaluation.output import check_output
 from adaptok_ros.evaluation.perceptual import I3D, frechet_distance, why_no_fvd, why_no_lpips
@@ -29,13 +27,15 @@ from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
 from adaptok_ros.evaluation.summary import geometric_mean, mean, summarize
+from adaptok_ros.footage.catalog import find_clips
+from adaptok_ros.footage.preparation import Clip, Preparation
+from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.messages import token_fields
-from adaptok_ros.models import DEFAULT_TOKENIZER, ModelError
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError
 from adaptok_ros.packet import Payload
-from adaptok_ros.scene import Scene
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 FOOTAGE = ROOT.parent / 'shared' / 'data'
@@ -119,8 +119,9 @@ def test_ms_ssim_is_that_of_pytorch_msssim():
     msssim = pytest.importorskip('pytorch_msssim')
     image = scene_frames(1, (256, 192))[0]
     for other in (image, noisy(image, 12.0), scene_frames(9, (256, 192))[8]):
-        tensors = [torch.from_numpy(i.astype(np.float32)).permute(2, 0, 1)[None]
-                   for i in (image, other)]  # fmt: skip
+        tensors = [
+            torch.from_numpy(i.astype(np.float32)).permute(2, 0, 1)[None] for i in (image, other)
+        ]
         expected = float(msssim.ms_ssim(*tensors, data_range=255.0))
         assert Original(image).ms_ssim(other) == pytest.approx(expected, abs=2e-5)
 
@@ -129,6 +130,7 @@ def test_similarities_have_the_properties_of_the_papers():
     image = scene_frames(1, (192, MS_SSIM_SMALLEST_SIDE))[0]
     other = noisy(image, 8.0)
     for metric in ('ssim', 'ms_ssim'):
+
         def value(a, b, metric=metric):
             return getattr(Original(a), metric)(b)
 
@@ -190,7 +192,7 @@ def test_bytes_are_those_of_the_serialized_message(payload, size):
     sender = Sender(Tokenizer(DEFAULT_TOKENIZER, threads=1), SelectionConfig(payload=payload))
     types = typestore().types
     for index, frame in enumerate(scene_frames(3, size)):
-        packet = sender.send(frame, index, 'camera'[:3 + index])
+        packet = sender.send(frame, index, 'camera'[: 3 + index])
         stamp = types['builtin_interfaces/msg/Time'](sec=0, nanosec=index)
         header = types['std_msgs/msg/Header'](stamp=stamp, frame_id=packet.frame_id)
         message = types[SPARSE_TOKENS](header=header, **token_fields(packet))
@@ -230,8 +232,10 @@ def test_tokenbench_layout(tmp_path):
     (tmp_path / '.hidden' / 'four.mp4').touch()
     (tmp_path / 'notes.txt').touch()
     assert names(find_clips(tmp_path)) == [
-        ('bdd/one.avi', 'bdd'), ('bridge/deep/two.avi', 'bridge'), ('egoexo/three', 'egoexo'),
-    ]  # fmt: skip
+        ('bdd/one.avi', 'bdd'),
+        ('bridge/deep/two.avi', 'bridge'),
+        ('egoexo/three', 'egoexo'),
+    ]
 
 
 def test_a_folder_of_frames_is_one_clip(tmp_path):
@@ -244,8 +248,7 @@ def test_manifest_layout(tmp_path):
     write_frames(tmp_path / 'clips' / 'b', scene_frames(2))
     manifest = tmp_path / 'MANIFEST.csv'
     manifest.write_text(
-        'name,use,kind\na,evaluate,fixed\nb,evaluate,drive\nc,train,drive\n'
-        'd,evaluate,image set\n'
+        'name,use,kind\na,evaluate,fixed\nb,evaluate,drive\nc,train,drive\nd,evaluate,image set\n'
     )
     dataset = find_clips(tmp_path)
     assert names(dataset) == [('a', 'fixed'), ('b', 'drive')]
@@ -282,6 +285,7 @@ def test_real_footage_is_found_and_read():
 
 def test_preparation_scales_and_cuts(tmp_path):
     folder = write_frames(tmp_path / 'a', scene_frames(5, (128, 64)))
+
     def shapes(**options):
         return [frame.shape for frame in Clip(folder, Preparation(**options)).frames()]
 
@@ -295,25 +299,31 @@ def test_preparation_scales_and_cuts(tmp_path):
     assert np.array_equal(Preparation(size=64).apply(image), image[:, 32:96])
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'frames': 1}, '--frames is 1; allowed'),
-    ({'longest_side': 4}, '--longest-side is 4; allowed'),
-    ({'size': 100_000}, '--size is 100000; allowed'),
-    ({'size': 64, 'longest_side': 64}, 'allowed: one'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'frames': 1}, '--frames is 1; allowed'),
+        ({'longest_side': 4}, '--longest-side is 4; allowed'),
+        ({'size': 100_000}, '--size is 100000; allowed'),
+        ({'size': 64, 'longest_side': 64}, 'allowed: one'),
+    ],
+)
 def test_bad_preparation_is_named(options, message):
     with pytest.raises(EvaluationError, match=message):
         Preparation(**options)
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'taus': ()}, '--tau names no threshold'),
-    ({'taus': (-1.0,)}, 'tau is -1.0; allowed'),
-    ({'taus': (0.1, 0.1)}, 'every value once'),
-    ({'refresh_period': -1}, 'refresh_period is -1; allowed'),
-    ({'static_frames': 1}, '--static-frames is 1; allowed'),
-    ({'compare': ('mp3',)}, "--compare is 'mp3'; allowed: previous, codecs, allocation"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'taus': ()}, '--tau names no threshold'),
+        ({'taus': (-1.0,)}, 'tau is -1.0; allowed'),
+        ({'taus': (0.1, 0.1)}, 'every value once'),
+        ({'refresh_period': -1}, 'refresh_period is -1; allowed'),
+        ({'static_frames': 1}, '--static-frames is 1; allowed'),
+        ({'compare': ('mp3',)}, "--compare is 'mp3'; allowed: previous, codecs, allocation"),
+    ],
+)
 def test_bad_settings_are_named(options, message):
     with pytest.raises(EvaluationError, match=message):
         Settings(DEFAULT_TOKENIZER, **options)
@@ -342,8 +352,9 @@ def test_clips_that_cannot_be_used_are_named(tmp_path):
 def test_figures_are_those_of_the_real_stream(evaluated, clip):
     tokenizer = Tokenizer(DEFAULT_TOKENIZER, threads=1)
     sender = Sender(tokenizer, SelectionConfig(tau=0.1, refresh_period=0))
-    packets = [sender.send(frame, i * 33_333_333, 'camera')
-               for i, frame in enumerate(clip.frames())]  # fmt: skip
+    packets = [
+        sender.send(frame, i * 33_333_333, 'camera') for i, frame in enumerate(clip.frames())
+    ]
     row = evaluated.figures['tau']['0.1']
     shares = [packet.kept / packet.positions for packet in packets]
     assert shares[0] == 1.0 and 0.0 < np.mean(shares[1:]) < 1.0
@@ -504,10 +515,18 @@ def test_tokens_are_divided_without_loss(weights):
 
 def test_summary_is_the_mean_over_clips():
     def entry(kept, ratio):
-        return {'kind': 'a', 'tau': {'0.1': {
-            'kept': kept, 'kept_after_keyframe': kept / 10, 'lit_over_hold': ratio,
-            'hold': {'psnr': 10 * kept, 'ms_ssim': None},
-        }}, 'noise': {'2': kept}}  # fmt: skip
+        return {
+            'kind': 'a',
+            'tau': {
+                '0.1': {
+                    'kept': kept,
+                    'kept_after_keyframe': kept / 10,
+                    'lit_over_hold': ratio,
+                    'hold': {'psnr': 10 * kept, 'ms_ssim': None},
+                }
+            },
+            'noise': {'2': kept},
+        }
 
     summary = summarize([entry(1.0, 0.5), entry(3.0, 2.0), entry(5.0, None)])
     row = summary['tau']['0.1']
@@ -531,8 +550,12 @@ def run(tmp_path, *arguments):
     environment = {**os.environ, 'TORCH_HOME': str(tmp_path / 'torch')}
     return subprocess.run(
         [sys.executable, '-m', 'adaptok_ros', 'evaluate', *map(str, arguments)],
-        cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
 
 
 def test_command_writes_everything(tmp_path):
@@ -543,9 +566,20 @@ def test_command_writes_everything(tmp_path):
     (data / 'b' / 'bad.mp4').write_bytes(b'no video')
     output = tmp_path / 'results'
     done = run(
-        tmp_path, '--data', data, '--output', output, '--tau', '0.1,0.3', '--frames', 6,
-        '--static-frames', 3, '--compare', 'previous,codecs,allocation',
-    )  # fmt: skip
+        tmp_path,
+        '--data',
+        data,
+        '--output',
+        output,
+        '--tau',
+        '0.1,0.3',
+        '--frames',
+        6,
+        '--static-frames',
+        3,
+        '--compare',
+        'previous,codecs,allocation',
+    )
     assert done.returncode == 0, done.stderr
     assert 'skipped b/bad.mp4' in done.stdout + done.stderr
     assert '2 clips, 1 skipped' in done.stdout
@@ -574,8 +608,9 @@ def test_command_writes_everything(tmp_path):
         assert f'({name})' in page
         assert cv2.imread(str(output / name)) is not None
     assert sorted(path.name for path in (output / 'kept').iterdir()) == [
-        'a_one.avi.jpg', 'b_two.jpg'
-    ]  # fmt: skip
+        'a_one.avi.jpg',
+        'b_two.jpg',
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'results']
 
 
@@ -588,11 +623,14 @@ def test_command_fails_if_no_clip_can_be_used(tmp_path, capsys):
     assert not output.exists()
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (('--data', 'absent', '--output', 'o'), '--data is absent; allowed: an existing folder'),
-    (('--data', '.', '--output', 'o', '--tokenizer', 'none'), 'none: neither a shipped model'),
-    (('--data', '.', '--output', '.'), '--output is .; allowed: a new or an empty folder'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('--data', 'absent', '--output', 'o'), '--data is absent; allowed: an existing folder'),
+        (('--data', '.', '--output', 'o', '--tokenizer', 'none'), 'none: neither a shipped model'),
+        (('--data', '.', '--output', '.'), '--output is .; allowed: a new or an empty folder'),
+    ],
+)
 def test_command_names_what_is_wrong(tmp_path, monkeypatch, capsys, arguments, message):
     write_frames(tmp_path / 'walk', scene_frames(2))
     monkeypatch.chdir(tmp_path)

@@ -10,11 +10,9 @@ torch = pytest.importorskip('torch', reason='torch is missing: graphs are export
 onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported with it')
 
 from adaptok_ros.cli import main
-from adaptok_ros.lit.model import LatentInpaintingTransformer
-from adaptok_ros.models import SHIPPED, read_description, sha256
-from adaptok_ros.tokenizers.tiny import TinyAutoencoder
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
-from adaptok_ros.training.export import (
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import SHIPPED, read_description, sha256
+from adaptok_ros.networks.export import (
     ExportError,
     check_types,
     export_lit,
@@ -22,6 +20,8 @@ from adaptok_ros.training.export import (
     largest_delta,
     run_graph,
 )
+from adaptok_ros.networks.lit import LatentInpaintingTransformer
+from adaptok_ros.networks.tiny import TinyAutoencoder
 
 BOTH = ['encoder.onnx', 'encoder.float16.onnx', 'decoder.onnx', 'decoder.float16.onnx']
 LIT = ['lit.onnx', 'lit.float16.onnx']
@@ -31,9 +31,13 @@ def small(scale=1.0):
     """An untrained tokenizer whose weights are ``scale`` times what they were."""
     torch.manual_seed(0)
     model = TinyAutoencoder(
-        channels=4, encoder_width=8, encoder_hidden=8, encoder_blocks=1, decoder_width=8,
+        channels=4,
+        encoder_width=8,
+        encoder_hidden=8,
+        encoder_blocks=1,
+        decoder_width=8,
         decoder_blocks=1,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         model.encoder[1].weight.mul_(scale)
     return model
@@ -128,18 +132,20 @@ def test_lit_in_half_keeps_what_surrounds_the_network():
     half = model.in_half()
     assert model.head.weight.dtype is torch.float32
     assert half.embed.weight.dtype is half.when.dtype is torch.float32
-    kinds = {p.dtype for name, p in half.named_parameters() if name.split('.')[0] not in (
-        'embed', 'when'
-    )}  # fmt: skip
+    kinds = {
+        p.dtype
+        for name, p in half.named_parameters()
+        if name.split('.')[0] not in ('embed', 'when')
+    }
     assert kinds == {torch.float16}
 
 
 def test_graphs_are_written_anew_from_weights(tmp_path, capsys):
     folder = tmp_path / 'model'
     shutil.copytree(SHIPPED / 'adaptok-tiny', folder)
-    before = {name: json.loads((folder / name).read_text()) for name in (
-        'tokenizer.json', 'lit.json'
-    )}  # fmt: skip
+    before = {
+        name: json.loads((folder / name).read_text()) for name in ('tokenizer.json', 'lit.json')
+    }
     for path in folder.glob('*.float16.onnx'):
         path.unlink()
     for name, fields in before.items():
@@ -166,12 +172,18 @@ def test_a_folder_without_graphs_is_not_exported(tmp_path, capsys):
     (tmp_path / 'tokenizer.safetensors').write_bytes(b'')
     (tmp_path / 'config.json').write_text('{}')
     fields = {
-        'name': 'wan', 'family': 'wan', 'stride': 8, 'channels': 1, 'mean': [0], 'std': [1],
-        'receptive_field': 0, 'temporal_stride': 4,
+        'name': 'wan',
+        'family': 'wan',
+        'stride': 8,
+        'channels': 1,
+        'mean': [0],
+        'std': [1],
+        'receptive_field': 0,
+        'temporal_stride': 4,
         'files': {
             name: sha256(tmp_path / name) for name in ('tokenizer.safetensors', 'config.json')
         },
-    }  # fmt: skip
+    }
     (tmp_path / 'tokenizer.json').write_text(json.dumps(fields))
     assert main(['export', str(tmp_path)]) == 1
     assert 'family wan runs in torch and has no graphs' in capsys.readouterr().err

@@ -27,23 +27,29 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from adaptok_ros import calibration
-from adaptok_ros.calibration import ChannelStatistics, calibrate, find_clips, sample_images
+from adaptok_ros.calibration.calibrate import (
+    ChannelStatistics,
+    calibrate,
+    find_clips,
+    sample_images,
+)
 from adaptok_ros.engines import EngineError
-from adaptok_ros.models import ModelError, find_model
-from adaptok_ros.receiver import Receiver, Status
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer, causal, sources
-from adaptok_ros.tokenizers.families import (
+from adaptok_ros.footage.video import VideoError
+from adaptok_ros.models.folders import ModelError, find_model
+from adaptok_ros.networks.device import choose_device
+from adaptok_ros.networks.export import ExportError
+from adaptok_ros.networks.families import (
     AutoencoderTinyModel,
     TaesdModel,
     load_family,
     measure_receptive_field,
 )
-from adaptok_ros.tokenizers.taesd import Taesd
-from adaptok_ros.tokenizers.torch_runtime import choose_device
-from adaptok_ros.training.export import ExportError
-from adaptok_ros.video import VideoError
+from adaptok_ros.networks.taesd import Taesd
+from adaptok_ros.receiving.receiver import Receiver, Status
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers import causal, sources
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 TAEF2 = SHARED / 'weights'
@@ -86,10 +92,8 @@ CAUSAL = {
         diffusers.AutoencoderKLCosmos,
         {**COSMOS, 'patch_size': 4, 'temporal_compression_ratio': 8},
     ),
-    'cosmos-rearrange': (
-        diffusers.AutoencoderKLCosmos, {**COSMOS, 'patch_type': 'rearrange'}
-    ),
-}  # fmt: skip
+    'cosmos-rearrange': (diffusers.AutoencoderKLCosmos, {**COSMOS, 'patch_type': 'rearrange'}),
+}
 
 
 def moving_pictures(count, height=64, width=96, seed=0):
@@ -101,7 +105,7 @@ def moving_pictures(count, height=64, width=96, seed=0):
     for number in range(count):
         image = ground.copy()
         left = 5 * number % (width - 16)
-        image[20:36, left:left + 16] = (255, 30 * number % 256, 0)
+        image[20:36, left : left + 16] = (255, 30 * number % 256, 0)
         images.append(image)
     return images
 
@@ -163,9 +167,11 @@ class Library:
             return kind(**config)
         if name == 'autoencoder-tiny':
             return diffusers.AutoencoderTiny(
-                encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
-                num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1),
-            )  # fmt: skip
+                encoder_block_out_channels=(8, 8, 8, 8),
+                decoder_block_out_channels=(8, 8, 8, 8),
+                num_encoder_blocks=(1, 1, 1, 1),
+                num_decoder_blocks=(1, 1, 1, 1),
+            )
         if name == 'dinov2':
             return transformers.Dinov2Model(transformers.Dinov2Config(**VIT))
         if name == 'dinov2-registers':
@@ -207,7 +213,9 @@ def test_autoencoder_tiny_equals_the_library(library):
     tokenizer = Tokenizer(str(library.calibrated('autoencoder-tiny')), threads=1)
     description = tokenizer.description
     assert (description.family, description.stride, description.channels) == (
-        'autoencoder-tiny', 8, 4
+        'autoencoder-tiny',
+        8,
+        4,
     )
     assert description.can_decode and description.image_size is None
     image = moving_pictures(1)[0]
@@ -234,16 +242,14 @@ def test_patch_features_equal_the_library(library, name):
         'dinov2': ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)),
         'dinov2-registers': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     }.get(name, ((0.5,) * 3, (0.5,) * 3))
-    pixels = ((torch.from_numpy(image).double() / 255 - torch.tensor(mean)) / torch.tensor(std))
+    pixels = (torch.from_numpy(image).double() / 255 - torch.tensor(mean)) / torch.tensor(std)
     pixels = pixels.float().permute(2, 0, 1)[None]
     vision = model.vision_model if name == 'siglip-with-text' else model
     options = {'interpolate_pos_encoding': True} if name.startswith('siglip') else {}
     with torch.no_grad():
         tokens = vision(pixel_values=pixels, **options).last_hidden_state[0]
-    grid = tokens[-4 * 6:].reshape(4, 6, 16).permute(2, 0, 1)
-    np.testing.assert_allclose(
-        tokenizer.encode(image), normalised(grid, description), atol=2e-3
-    )
+    grid = tokens[-4 * 6 :].reshape(4, 6, 16).permute(2, 0, 1)
+    np.testing.assert_allclose(tokenizer.encode(image), normalised(grid, description), atol=2e-3)
     with pytest.raises(ModelError, match=r'64x56 pixels; allowed by .*84x56'):
         tokenizer.encode(image[:, :64])
     tokenizer.close()
@@ -297,7 +303,7 @@ def test_stream_equals_the_whole_clip(library, name):
     images = moving_pictures(2 + 3 * stride)
     stream = tokenizer.stream()
     for start in (0, 1):
-        clip = images[start:start + 1 + (3 - start) * stride]
+        clip = images[start : start + 1 + (3 - start) * stride]
         whole = library_latents(library, name, clip)
         buffer, found = np.empty_like(clip[0]), []
         for image in clip:
@@ -356,7 +362,7 @@ def test_attention_of_a_long_cosmos_stream_looks_back_a_bounded_way(library, mon
     sizes, found, state = [], [], None
     with torch.no_grad():
         for end in range(1, 34, 4):
-            group = pixels[:, :, max(0, end - 4):end]
+            group = pixels[:, :, max(0, end - 4) : end]
             latents, state = frozen.model.step(group, state)
             found.append(latents[0])
             sizes.append(sum(tensor.numel() for tensor in state.cache.values()))
@@ -452,7 +458,9 @@ def test_torchscript(torchscript, data, tmp_path):
     output = tmp_path / 'out'
     description = calibrate(str(torchscript / 'encoder.jit'), [data], output, frames=4)
     assert (description.family, description.stride, description.channels) == (
-        'cosmos-torchscript', 8, 6
+        'cosmos-torchscript',
+        8,
+        6,
     )
     tokenizer = Tokenizer(str(output), threads=1)
     image = moving_pictures(1)[0]
@@ -519,9 +527,7 @@ def test_own_tokenizer_is_measured_again(data, tmp_path):
     assert not (tmp_path / 'a' / 'lit.json').exists()
 
 
-@pytest.mark.skipif(
-    not list(TAEF2.glob('*.safetensors')), reason=f'no TAEF2 weights in {TAEF2}'
-)
+@pytest.mark.skipif(not list(TAEF2.glob('*.safetensors')), reason=f'no TAEF2 weights in {TAEF2}')
 def test_real_taef2_reconstructs_a_photograph(tmp_path):
     photos = sorted(SHARED.glob('images/*/*.jpg'))[:2]
     output = tmp_path / 'taef2'
@@ -560,13 +566,20 @@ def test_taesd_layout(data, tmp_path, pool):
         calibrate(str(source), [data], tmp_path / 'none', frames=2)
 
 
-@pytest.mark.parametrize('make', [
-    lambda: TaesdModel(Taesd(4, 8, False)),
-    lambda: AutoencoderTinyModel(diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 2),
-        decoder_block_out_channels=(8, 8), num_decoder_blocks=(1, 1),
-    )),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: TaesdModel(Taesd(4, 8, False)),
+        lambda: AutoencoderTinyModel(
+            diffusers.AutoencoderTiny(
+                encoder_block_out_channels=(8, 8),
+                num_encoder_blocks=(1, 2),
+                decoder_block_out_channels=(8, 8),
+                num_decoder_blocks=(1, 1),
+            )
+        ),
+    ],
+)
 def test_receptive_field_holds_what_a_latent_depends_on(make):
     torch.manual_seed(0)
     model = make().double()
@@ -648,10 +661,25 @@ def test_calibrated_folder_can_be_calibrated_again(library, data, tmp_path, name
 def test_command_from_source_to_latents(data, tmp_path):
     output = tmp_path / 'tiny-decoder'
     done = subprocess.run(
-        [sys.executable, '-m', 'adaptok_ros', 'calibrate', 'adaptok-tiny', '--data', str(data),
-         '--output', str(output), '--frames', '4', '--image-size', '48x64'],
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-m',
+            'adaptok_ros',
+            'calibrate',
+            'adaptok-tiny',
+            '--data',
+            str(data),
+            '--output',
+            str(output),
+            '--frames',
+            '4',
+            '--image-size',
+            '48x64',
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode == 0, done.stderr
     tokenizer = Tokenizer(str(output), threads=1)
     assert tokenizer.description.id in done.stdout
@@ -662,9 +690,10 @@ def test_command_from_source_to_latents(data, tmp_path):
         calibrate('adaptok-tiny', [data], output)
 
 
-@pytest.mark.parametrize(('module', 'name'), [
-    ('diffusers', 'wan'), ('diffusers', 'autoencoder-tiny'), ('transformers', 'dinov2'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('module', 'name'),
+    [('diffusers', 'wan'), ('diffusers', 'autoencoder-tiny'), ('transformers', 'dinov2')],
+)
 def test_missing_library_is_one_clear_error(library, data, tmp_path, monkeypatch, module, name):
     source = str(library.source(name))
     monkeypatch.setitem(sys.modules, module, None)
@@ -678,10 +707,21 @@ def test_command_without_torch_is_one_line(tmp_path):
         'from adaptok_ros.cli import main\nsys.exit(main(sys.argv[1:]))'
     )
     done = subprocess.run(
-        [sys.executable, '-c', code, 'calibrate', 'x', '--data', 'y', '--output',
-         str(tmp_path / 'out')],
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
+        [
+            sys.executable,
+            '-c',
+            code,
+            'calibrate',
+            'x',
+            '--data',
+            'y',
+            '--output',
+            str(tmp_path / 'out'),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "needs torch: pip install 'adaptok_ros[tokenizers]'" in line
@@ -691,7 +731,7 @@ def test_command_without_torch_is_one_line(tmp_path):
 def test_core_needs_no_torch():
     code = (
         'import sys\nsys.modules.update(torch=None, diffusers=None, transformers=None)\n'
-        'import adaptok_ros.cli, adaptok_ros.sender\n'
+        'import adaptok_ros.cli, adaptok_ros.sending.sender\n'
         "adaptok_ros.tokenizers.Tokenizer('adaptok-tiny').load_encoder()"
     )
     subprocess.run([sys.executable, '-c', code], check=True, timeout=100)
@@ -746,35 +786,69 @@ def pickle_weights(suffix):
 
 
 BAD_SOURCES = {
-    'a weight missing': ('autoencoder-tiny', edit_weights(
-        lambda w: w.pop('encoder.layers.0.weight')), r'1 missing \(encoder\.layers\.0\.weight'),
-    'a weight too many': ('wan', edit_weights(
-        lambda w: w.update(more=torch.zeros(1))), r'1 unexpected \(more'),
-    'a weight of another shape': ('cosmos', edit_weights(
-        lambda w: w.update({'quant_conv.bias': torch.zeros(7)})), r'quant_conv\.bias is \(7,\)'),
-    'a feature missing': ('dinov2', edit_weights(
-        lambda w: w.pop('layernorm.weight')), 'another architecture: 1 missing'),
-    'a feature of another shape': ('siglip', edit_weights(
-        lambda w: w.update({next(k for k in w if k.endswith('post_layernorm.bias')):
-                            torch.zeros(3)})), 'another shape'),
+    'a weight missing': (
+        'autoencoder-tiny',
+        edit_weights(lambda w: w.pop('encoder.layers.0.weight')),
+        r'1 missing \(encoder\.layers\.0\.weight',
+    ),
+    'a weight too many': (
+        'wan',
+        edit_weights(lambda w: w.update(more=torch.zeros(1))),
+        r'1 unexpected \(more',
+    ),
+    'a weight of another shape': (
+        'cosmos',
+        edit_weights(lambda w: w.update({'quant_conv.bias': torch.zeros(7)})),
+        r'quant_conv\.bias is \(7,\)',
+    ),
+    'a feature missing': (
+        'dinov2',
+        edit_weights(lambda w: w.pop('layernorm.weight')),
+        'another architecture: 1 missing',
+    ),
+    'a feature of another shape': (
+        'siglip',
+        edit_weights(
+            lambda w: w.update(
+                {next(k for k in w if k.endswith('post_layernorm.bias')): torch.zeros(3)}
+            )
+        ),
+        'another shape',
+    ),
     'truncated weights': ('autoencoder-tiny', truncate, 'not a whole safetensors file'),
     'truncated features': ('siglip', truncate, 'not a whole safetensors file'),
-    'no weights': ('wan', lambda folder: next(folder.glob('*.safetensors')).unlink(),
-                   'no weights; looked for'),
+    'no weights': (
+        'wan',
+        lambda folder: next(folder.glob('*.safetensors')).unlink(),
+        'no weights; looked for',
+    ),
     'pickled weights': ('wan', pickle_weights('.bin'), r'weights are \.bin.*allowed: \.safeten'),
     'pickled features': ('dinov2', pickle_weights('.pt'), r'weights are \.pt'),
     'a checkpoint': ('cosmos', pickle_weights('.ckpt'), r'weights are \.ckpt'),
-    'a config of nothing known': ('wan', edit_config(_class_name='AutoencoderKLMochi'),
-                                  "_class_name is 'AutoencoderKLMochi'.*AutoencoderKLWan"),
+    'a config of nothing known': (
+        'wan',
+        edit_config(_class_name='AutoencoderKLMochi'),
+        "_class_name is 'AutoencoderKLMochi'.*AutoencoderKLWan",
+    ),
     'a config of no model': ('wan', edit_config(temperal_downsample=7), 'not a configuration'),
     'another temporal stride': (
-        'wan', edit_config(temperal_downsample=[True, True, True]), 'architecture|two true'),
+        'wan',
+        edit_config(temperal_downsample=[True, True, True]),
+        'architecture|two true',
+    ),
     'a config that is no JSON': (
-        'wan', lambda folder: (folder / 'config.json').write_text('{'), 'not a JSON file'),
+        'wan',
+        lambda folder: (folder / 'config.json').write_text('{'),
+        'not a JSON file',
+    ),
     'a bad preprocessor': (
-        'dinov2', lambda folder: (folder / 'preprocessor_config.json').write_text(
-            '{"image_std": [1, 1, 0]}'), 'image_std'),
-}  # fmt: skip
+        'dinov2',
+        lambda folder: (folder / 'preprocessor_config.json').write_text(
+            '{"image_std": [1, 1, 0]}'
+        ),
+        'image_std',
+    ),
+}
 
 
 @pytest.mark.parametrize('case', BAD_SOURCES)
@@ -822,13 +896,16 @@ def test_values_that_do_not_fit(library, data, tmp_path):
         (ModelError, 'no image and no video', {'data': [tmp_path / 'no-such']}),
         (VideoError, r'1\.png', {'data': [tmp_path / 'broken']}),
         (VideoError, r'broken\.mp4', {'data': [tmp_path / 'broken.mp4']}),
-        (ModelError, 'image size is 60x64; allowed: multiples of the stride 8',
-         {'image_size': (60, 64)}),
+        (
+            ModelError,
+            'image size is 60x64; allowed: multiples of the stride 8',
+            {'image_size': (60, 64)},
+        ),
         (ModelError, 'frames is 0; allowed', {'frames': 0}),
         (ModelError, "device is 'tpu'; allowed: auto, cpu, cuda", {'device': 'tpu'}),
         (ModelError, "name is 'a@b'; allowed", {'name': 'a@b'}),
         (ModelError, 'folder that does not exist', {'output': tmp_path / 'no' / 'out'}),
-    ]  # fmt: skip
+    ]
     for kind, message, change in cases:
         with pytest.raises(kind, match=message):
             calibrate(**{'source': source, 'data': [data], 'output': output, **change})
@@ -849,9 +926,7 @@ def test_nothing_half_written_stays(library, data, tmp_path, monkeypatch, error)
 
     monkeypatch.setattr(calibration, 'write_description', fail)
     with pytest.raises(ModelError, match=f'cannot be written: {error}'):
-        calibrate(
-            str(library.source('autoencoder-tiny')), [data], tmp_path / 'out', frames=2
-        )
+        calibrate(str(library.source('autoencoder-tiny')), [data], tmp_path / 'out', frames=2)
     assert os.listdir(tmp_path) == []
 
 
@@ -909,9 +984,10 @@ class TransportError(Exception):
     """As the HTTP libraries behind the hub raise: none of Python's own."""
 
 
-@pytest.mark.parametrize('error', [
-    TransportError('no route'), ValueError('bad id'), RuntimeError('gated'), OSError('404'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'error',
+    [TransportError('no route'), ValueError('bad id'), RuntimeError('gated'), OSError('404')],
+)
 def test_hub_that_cannot_provide(data, tmp_path, monkeypatch, error):
     import huggingface_hub
 

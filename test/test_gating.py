@@ -9,22 +9,14 @@ import pytest
 
 from adaptok_ros.cli import main
 from adaptok_ros.engines import EngineError
-from adaptok_ros.models import shipped_models
-from adaptok_ros.scene import Scene
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import (
-    CHUNK,
-    LIFETIME,
-    LONGEST_PAUSE,
-    PATIENCE,
-    ActiveEncoder,
-    ChangeDetector,
-    Economy,
-    Gating,
-    measure_noise,
-)
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import shipped_models
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.gating.active import CHUNK, ActiveEncoder
+from adaptok_ros.tokenizers.gating.changes import ChangeDetector, Gating, measure_noise
+from adaptok_ros.tokenizers.gating.economy import LIFETIME, LONGEST_PAUSE, PATIENCE, Economy
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 ROUNDING = 1e-4
 """Of a value in units of its channel's spread: the bound stated in docs/stream.md."""
@@ -40,7 +32,7 @@ def tokenizer(request):
 @pytest.fixture(autouse=True)
 def processor_time(monkeypatch):
     """What pays must not hang on what else this machine does."""
-    monkeypatch.setattr('adaptok_ros.tokenizers.gating.perf_counter', time.process_time)
+    monkeypatch.setattr('adaptok_ros.tokenizers.gating.gated.perf_counter', time.process_time)
 
 
 def noisy(image, sigma, random):
@@ -58,16 +50,17 @@ def settle(stream, image):
 def test_exact_gating_gives_the_latents_of_the_dense_encoder(tokenizer, size):
     random = np.random.default_rng(0)
     image = cv2.resize(
-        random.integers(0, 256, (8, 8, 3)).astype(np.uint8), size[::-1],
+        random.integers(0, 256, (8, 8, 3)).astype(np.uint8),
+        size[::-1],
         interpolation=cv2.INTER_LINEAR,
-    )  # fmt: skip
+    )
     stream = tokenizer.stream(Gating.EXACT)
     shares = []
     for _ in range(30):
         for _ in range(random.integers(0, 3)):
             y, x = (int(random.integers(0, side)) for side in size)
             height, width, step = (int(value) for value in random.integers(1, 30, 3))
-            image[y:y + height, x:x + width] += np.uint8(step)
+            image[y : y + height, x : x + width] += np.uint8(step)
         latents = stream.encode(image)
         np.testing.assert_allclose(latents, tokenizer.encode(image), atol=ROUNDING, rtol=0)
         shares.append(stream.encoded_share)
@@ -139,7 +132,7 @@ def test_what_hardly_reaches_its_neighbours_waits_there_and_adds_up(tokenizer):
         settle(stream, image)
     shares = []
     for _ in range(30):
-        image[2 * stride:3 * stride, 3 * stride:4 * stride] += 4
+        image[2 * stride : 3 * stride, 3 * stride : 4 * stride] += 4
         shares.append([])
         for stream in (exact, noise):
             latents = stream.encode(image)
@@ -322,9 +315,9 @@ def test_the_sender_sends_the_same_with_and_without():
     masks = []
     for index in range(6):
         image = scene.clean(20 + index)
-        masks.append([
-            sender.send(image, index, 'camera').mask.copy() for sender in (plain, gated)
-        ])  # fmt: skip
+        masks.append(
+            [sender.send(image, index, 'camera').mask.copy() for sender in (plain, gated)]
+        )
     # A delta that rounding alone puts on the other side of tau is possible, and no more.
     differing = sum(int(np.unpackbits(a ^ b).sum()) for a, b in masks)
     assert differing <= 1
@@ -351,7 +344,7 @@ def test_noise_is_measured_though_something_moves(sigma):
     images = []
     for index in range(8):
         image = np.full((96, 128, 3), 120, np.uint8)
-        image[10:40, 10 * index:10 * index + 30] = 250
+        image[10:40, 10 * index : 10 * index + 30] = 250
         images.append(noisy(image, sigma, random))
     assert measure_noise(images) == pytest.approx(sigma, rel=0.08)
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from adaptok_ros.models import SHIPPED, read_description, shipped_models
-from adaptok_ros.scene import Scene
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import SHIPPED, read_description, shipped_models
 
 HALF = '.float16'
 SMALL, VGA, LARGE = (240, 320), (480, 640), (736, 1280)
@@ -97,14 +97,13 @@ def test_lit_in_half_passes_on_what_was_sent(model, value):
     """Also where values, as only a broken model has them, would not fit into float16."""
     rng = np.random.default_rng(0)
     inputs = {
-        name: np.zeros(shape, np.float32)
-        for name, shape in shapes(model, 'lit', SMALL, 1).items()
+        name: np.zeros(shape, np.float32) for name, shape in shapes(model, 'lit', SMALL, 1).items()
     }
     inputs['tau'][:] = 0.1
     inputs['age'][:] = rng.integers(0, 256, inputs['age'].shape)
     inputs['kept'][:] = rng.random(inputs['kept'].shape) < 0.1
     grid = latents(model)
-    held = inputs['held'][:, :, :grid.shape[1], :grid.shape[2]]
+    held = inputs['held'][:, :, : grid.shape[1], : grid.shape[2]]
     held[:] = grid[:, None] + rng.normal(0, 0.1, held.shape)
     held[:, :, ::9, ::9] += value
     expected, found = compare(model, 'lit', inputs)
@@ -164,10 +163,8 @@ def test_shipped_graph_builds(tensorrt, model, name, batch, profile):
     products = Counter(
         layer.get_output(0).dtype.name
         for layer in layers
-        if layer.type in (
-            tensorrt.LayerType.CONVOLUTION, tensorrt.LayerType.MATRIX_MULTIPLY
-        )
-    )  # fmt: skip
+        if layer.type in (tensorrt.LayerType.CONVOLUTION, tensorrt.LayerType.MATRIX_MULTIPLY)
+    )
     if name == part:
         assert set(products) == {'FLOAT'}
     else:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptok_ros.images import (
+from adaptok_ros.arrays import LARGEST_SIDE
+from adaptok_ros.sending.images import (
     ENCODINGS,
-    LARGEST_SIDE,
     ImageConverter,
     ImageError,
     decode_compressed,
@@ -356,8 +356,7 @@ def test_a_file_compressed_as_rgb_has_red_and_blue_swapped(format):
 
 
 @pytest.mark.parametrize(
-    ('channels', 'dtype'),
-    [(c, t) for c in (1, 3, 4) for t in (np.uint8, np.uint16)],
+    ('channels', 'dtype'), [(c, t) for c in (1, 3, 4) for t in (np.uint8, np.uint16)]
 )
 def test_png_grey_colour_alpha_8_and_16_bits(channels, dtype):
     picture = noise(9, 7, channels)

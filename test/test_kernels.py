@@ -18,9 +18,9 @@ torch = pytest.importorskip('torch', reason='torch is not installed')
 
 from streams import FLOAT16_LIMIT, KINDS, latent_frames, spoil
 
-from adaptok_ros.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
 from adaptok_ros.packet import Payload
-from adaptok_ros.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
+from adaptok_ros.sending.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
+from adaptok_ros.sending.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
 
 CUDA = torch.cuda.is_available()
 TRITON = importlib.util.find_spec('triton') is not None
@@ -36,6 +36,8 @@ else:
     HERE = [('cpu', 'torch'), *(ON_CUDA if CUDA else [])]
 backends = pytest.mark.parametrize('backend', HERE, ids='-'.join)
 cuda_backends = pytest.mark.parametrize('backend', ON_CUDA, ids='-'.join)
+
+
 class Pair:
     """A selector in numpy and one on a device that get the same frames."""
 
@@ -77,7 +79,7 @@ def small_chunks(monkeypatch):
 
     def set_values(count):
         if TRITON:
-            from adaptok_ros.kernels import triton_step
+            from adaptok_ros.sending.kernels import triton_step
 
             monkeypatch.setattr(triton_step, 'CHUNK_VALUES', count)
 
@@ -175,8 +177,15 @@ def test_halves_round_to_even(backend):
             assert data.view(np.int8).reshape(8, 2)[:, 0].tolist() == [127, 0, 2, 2, 0, -2, 0, 0]
         else:
             assert data.view(np.float16).reshape(8, 2)[:, 1].tolist() == [
-                2048, 2052, -2048, 0, 2**-23, 2**-24, 0, FLOAT16_LIMIT
-            ]  # fmt: skip
+                2048,
+                2052,
+                -2048,
+                0,
+                2**-23,
+                2**-24,
+                0,
+                FLOAT16_LIMIT,
+            ]
 
 
 @backends
@@ -258,7 +267,7 @@ def test_torch_serves_where_triton_does_not_and_says_why():
 def test_a_backend_that_gives_other_bytes_is_not_used(backend, monkeypatch):
     if backend[1] != 'triton':
         pytest.skip('neither TRITON_INTERPRET=1 nor a CUDA device with triton')
-    from adaptok_ros.kernels import triton_step
+    from adaptok_ros.sending.kernels import triton_step
 
     right = triton_step.step
 
@@ -301,8 +310,17 @@ def test_delta_is_added_up_as_stated(channels):
 def test_interpreted_triton():
     """The tests above, in a process where Triton is interpreted."""
     environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__,
-               '-k', 'cpu-triton']  # fmt: skip
+    command = [
+        sys.executable,
+        '-m',
+        'pytest',
+        '-q',
+        '-p',
+        'no:cacheprovider',
+        __file__,
+        '-k',
+        'cpu-triton',
+    ]
     done = subprocess.run(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -328,7 +346,7 @@ def test_compiles_for(payload, capability, tmp_path, monkeypatch):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from adaptok_ros.kernels import triton_step
+    from adaptok_ros.sending.kernels import triton_step
 
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     kernel = triton_step.fused_step
@@ -383,10 +401,7 @@ def test_no_race_shows_in_a_thousand_launches(payload, reference, ceiling):
 @pytest.mark.parametrize('payload', list(Payload))
 def test_captured_in_a_graph_with_what_comes_before(payload, backend):
     config = SelectionConfig(0.1, 700, 20, 150, payload)
-    selector, expected = (
-        DeviceSelector(4800, 16, config, *backend),
-        Selector(4800, 16, config),
-    )
+    selector, expected = (DeviceSelector(4800, 16, config, *backend), Selector(4800, 16, config))
     source, latents = torch.zeros(2, 4800, 16, device='cuda')
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode='thread_local'):

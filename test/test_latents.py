@@ -14,13 +14,13 @@ from streams import Stream, latent_frames, record, sent_mask
 
 from adaptok_ros.engines import EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.latents import LatentStream
 from adaptok_ros.lit import restorer as restorer_module
-from adaptok_ros.lit.restorer import Restorer
-from adaptok_ros.models import ModelError, find_model, read_description
+from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.packet import PacketError, Payload, check
-from adaptok_ros.receiver import AGE_LIMIT, Receiver, Status
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver, Status
+from adaptok_ros.receiving.restorer import Restorer
+from adaptok_ros.sending.selection import SelectionConfig
 
 MODEL = 'adaptok-tiny'
 DESCRIPTION = read_description(find_model(MODEL), 'lit.json')
@@ -67,7 +67,7 @@ def brute_force_projection(residual, radius):
 def project(residual, radius, dtype='float64'):
     import torch
 
-    from adaptok_ros.lit.model import project_to_ball
+    from adaptok_ros.networks.lit import project_to_ball
 
     residual = torch.tensor(np.asarray(residual), dtype=getattr(torch, dtype))
     radius = torch.tensor(np.asarray(radius), dtype=getattr(torch, dtype))
@@ -93,7 +93,7 @@ def test_projection_is_never_further_from_any_point_of_the_ball(residual, radius
     points = generator.laplace(size=(50, residual.size))
     points *= radius * generator.random((50, 1)) / np.abs(points).mean(axis=1, keepdims=True)
     corners = radius * residual.size * np.concatenate([np.eye(residual.size)] * 2)
-    corners[residual.size:] *= -1
+    corners[residual.size :] *= -1
     points = np.concatenate([points, corners, np.zeros((1, residual.size))])
     found = project(residual, [radius])
     before = np.linalg.norm(residual - points, axis=1)
@@ -118,7 +118,7 @@ def test_projection_in_float32_stays_in_the_ball_and_leaves_its_points_alone(see
 @pytest.mark.parametrize('size', range(1, 13))
 def test_network_sorts_zeros_and_ones(size):
     """And so all numbers: Knuth, The Art of Computer Programming, 5.3.4, theorem Z."""
-    from adaptok_ros.lit.model import sorting_network
+    from adaptok_ros.networks.lit import sorting_network
 
     values = np.arange(2**size)[:, None] >> np.arange(size) & 1
     for first, second in sorting_network(size):
@@ -142,23 +142,23 @@ def test_projection_takes_one_radius_for_each_vector():
 def test_windows_wrap_around_and_lead_back(shift):
     import torch
 
-    from adaptok_ros.lit.model import WINDOW as SIDE
-    from adaptok_ros.lit.model import window_order
+    from adaptok_ros.networks.lit import WINDOW as SIDE
+    from adaptok_ros.networks.lit import window_order
 
     order, back = window_order(2, 2 * SIDE, 3 * SIDE, shift, torch.device('cpu'))
     np.testing.assert_array_equal(order[back], np.arange(2 * 6 * SIDE**2))
     grid = np.arange(2 * 6 * SIDE**2).reshape(2, 2 * SIDE, 3 * SIDE)
     grid = np.roll(grid, (-shift, -shift), (1, 2))
     windows = order.numpy().reshape(2, 2, 3, SIDE, SIDE)
-    np.testing.assert_array_equal(windows[1, 1, 2], grid[1, SIDE:, 2 * SIDE:])
-    np.testing.assert_array_equal(windows[0, 0, 1], grid[0, :SIDE, SIDE:2 * SIDE])
+    np.testing.assert_array_equal(windows[1, 1, 2], grid[1, SIDE:, 2 * SIDE :])
+    np.testing.assert_array_equal(windows[0, 0, 1], grid[0, :SIDE, SIDE : 2 * SIDE])
 
 
 def wild_lit():
     """A LIT of random weights that always wants to leave the ball."""
     import torch
 
-    from adaptok_ros.lit.model import LatentInpaintingTransformer
+    from adaptok_ros.networks.lit import LatentInpaintingTransformer
 
     torch.manual_seed(0)
     model = LatentInpaintingTransformer(CHANNELS, frames=3, width=16, heads=2, layers=1)
@@ -168,7 +168,7 @@ def wild_lit():
 
 @pytest.fixture(scope='session')
 def wild_model(tmp_path_factory):
-    from adaptok_ros.training.export import export_lit
+    from adaptok_ros.networks.export import export_lit
 
     folder = tmp_path_factory.mktemp('wild')
     for file in find_model(MODEL).iterdir():
@@ -279,7 +279,7 @@ def test_restored_grids_of_every_size(restorer, shape):
     for packet in lit_packets(recorded):
         receiver.apply(packet)
         restorer.observe(receiver)
-        values = restorer.restore()[:shape[0], :shape[1]]
+        values = restorer.restore()[: shape[0], : shape[1]]
         assert values.shape == (*shape, CHANNELS)
         assert_restored(values, receiver.held, receiver.kept, packet.tau)
 

@@ -15,18 +15,14 @@ helpers = pytest.importorskip('ros_helpers')
 import rclpy  # noqa: E402
 from ament_index_python.packages import get_package_share_directory  # noqa: E402
 from launch.actions import IncludeLaunchDescription, RegisterEventHandler  # noqa: E402
-from launch.event_handlers import (  # noqa: E402
-    OnProcessExit,
-    OnProcessIO,
-    OnProcessStart,
-)
+from launch.event_handlers import OnProcessExit, OnProcessIO, OnProcessStart  # noqa: E402
 from launch.launch_description_sources import PythonLaunchDescriptionSource  # noqa: E402
 from ros_helpers import Robot, find  # noqa: E402
 
 from adaptok_ros.msg import DenseLatents  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
-from adaptok_ros.selection import DEFAULT_TAU  # noqa: E402
+from adaptok_ros.sending.selection import DEFAULT_TAU  # noqa: E402
 from launch import LaunchDescription  # noqa: E402
 
 PROFILE = PROFILE_VARIABLES[:2]
@@ -54,16 +50,18 @@ class Launched:
         self.exits = {}
         self.output = ''
         share = Path(get_package_share_directory('adaptok_ros'))
-        self.description = LaunchDescription([
-            RegisterEventHandler(OnProcessStart(on_start=self._on_start)),
-            RegisterEventHandler(OnProcessIO(on_stdout=self._on_io, on_stderr=self._on_io)),
-            RegisterEventHandler(OnProcessExit(on_exit=self._on_exit)),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(share / 'launch' / 'adaptok.launch.py')),
-                launch_arguments=arguments.items(),
-            ),
-            launch_pytest.actions.ReadyToTest(),
-        ])
+        self.description = LaunchDescription(
+            [
+                RegisterEventHandler(OnProcessStart(on_start=self._on_start)),
+                RegisterEventHandler(OnProcessIO(on_stdout=self._on_io, on_stderr=self._on_io)),
+                RegisterEventHandler(OnProcessExit(on_exit=self._on_exit)),
+                IncludeLaunchDescription(
+                    PythonLaunchDescriptionSource(str(share / 'launch' / 'adaptok.launch.py')),
+                    launch_arguments=arguments.items(),
+                ),
+                launch_pytest.actions.ReadyToTest(),
+            ]
+        )
 
     def _on_start(self, event, _):
         entries = Path(f'/proc/{event.pid}/environ').read_bytes().split(b'\0')
@@ -142,9 +140,15 @@ def params_file(tmp_path):
 
 def launch_two_cameras(params_file, one_process):
     launched = Launched(
-        cameras='front, wrist', params_file=str(params_file), tau='0.5', mode='hold',
-        demo='true', rate='5', image='raw', one_process=one_process,
-    )  # fmt: skip
+        cameras='front, wrist',
+        params_file=str(params_file),
+        tau='0.5',
+        mode='hold',
+        demo='true',
+        rate='5',
+        image='raw',
+        one_process=one_process,
+    )
     return launched.description, launched
 
 
@@ -206,8 +210,11 @@ def ros2(*arguments, expect):
     while True:
         result = subprocess.run(
             ['ros2', *arguments, '--no-daemon', '--spin-time', '3'],
-            capture_output=True, text=True, timeout=helpers.DEADLINE, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=helpers.DEADLINE,
+            check=False,
+        )
         output = result.stdout + result.stderr
         if expect in output:
             return output

@@ -21,8 +21,10 @@ from test_latents import (
 )
 
 from adaptok_ros.engines import EngineError
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.lit.gating import (
+from adaptok_ros.models.folders import find_model
+from adaptok_ros.packet import Payload
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.restoration import (
     ACTIVITY_BOUND,
     LARGEST_BOX,
     LONGEST_REUSE,
@@ -30,10 +32,8 @@ from adaptok_ros.lit.gating import (
     Restoration,
     RestorationGate,
 )
-from adaptok_ros.lit.restorer import Restorer
-from adaptok_ros.models import find_model
-from adaptok_ros.packet import Payload
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.receiving.restorer import Restorer
+from adaptok_ros.sending.selection import SelectionConfig
 
 SHAPE = (4 * WINDOW, 5 * WINDOW)
 NOTHING = np.empty(0, np.intp)
@@ -139,7 +139,7 @@ def model(request, tmp_path_factory):
     """The shipped one, and one that always wants to leave the ball."""
     if request.param == 'shipped':
         return MODEL
-    from adaptok_ros.training.export import export_lit
+    from adaptok_ros.networks.export import export_lit
 
     folder = tmp_path_factory.mktemp('wild')
     for file in find_model(MODEL).iterdir():
@@ -291,6 +291,4 @@ def test_another_engine_begins_with_all_of_the_grid(opened):
         gated.latents()
     gated.restorer.fall_back(EngineError('as if it had failed'))
     assert gated.restorer.engine.backend == 'torch'
-    np.testing.assert_allclose(
-        gated.latents().values, dense.latents().values, atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(gated.latents().values, dense.latents().values, atol=1e-4, rtol=0)

@@ -16,14 +16,14 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.images import to_rgb
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask
-from adaptok_ros.receiver import Status
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.receiver import Status
+from adaptok_ros.sending.images import to_rgb
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 
@@ -140,7 +140,7 @@ def test_held_latents_stay_within_the_bound(system, tokenizer):
         # Small changes everywhere and a large one somewhere.
         image += generator.normal(scale=2.0, size=image.shape)
         row, column = generator.integers(0, 40, 2)
-        image[row:row + 8, column:column + 8] = 255 * generator.random(3)
+        image[row : row + 8, column : column + 8] = 255 * generator.random(3)
         shown = np.clip(image, 0, 255).astype(np.uint8)
         tokens = system.exchange(shown)
         assert tokens.deferred == 0
@@ -234,21 +234,24 @@ def test_periods_change_while_running(system):
     assert max(mask.sum() for mask in masks) <= POSITIONS // 4 + 1
 
 
-@pytest.mark.parametrize('node, values, reason', [
-    ('tokenizer', {'tau': -0.1}, 'range'),
-    ('tokenizer', {'tau': 1000.0}, 'range'),
-    ('tokenizer', {'tau': float('nan')}, 'tau'),
-    ('tokenizer', {'tau': 'much'}, 'type'),
-    ('tokenizer', {'max_tokens': -1}, 'range'),
-    ('tokenizer', {'refresh_period': 10_000_000}, 'range'),
-    ('tokenizer', {'payload': 'int9'}, "'int9'; allowed: float32, float16, int8"),
-    ('tokenizer', {'payload': 'int8'}, 'configured'),
-    ('tokenizer', {'input_width': 64}, 'configured'),
-    ('tokenizer', {'tokenizer': '/tmp'}, 'configured'),
-    ('lit', {'mode': 'guess'}, "'guess'; allowed: lit, hold"),
-    ('lit', {'mode': 'hold'}, 'configured'),
-    ('lit', {'no_such_parameter': 1}, 'undeclared'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'node, values, reason',
+    [
+        ('tokenizer', {'tau': -0.1}, 'range'),
+        ('tokenizer', {'tau': 1000.0}, 'range'),
+        ('tokenizer', {'tau': float('nan')}, 'tau'),
+        ('tokenizer', {'tau': 'much'}, 'type'),
+        ('tokenizer', {'max_tokens': -1}, 'range'),
+        ('tokenizer', {'refresh_period': 10_000_000}, 'range'),
+        ('tokenizer', {'payload': 'int9'}, "'int9'; allowed: float32, float16, int8"),
+        ('tokenizer', {'payload': 'int8'}, 'configured'),
+        ('tokenizer', {'input_width': 64}, 'configured'),
+        ('tokenizer', {'tokenizer': '/tmp'}, 'configured'),
+        ('lit', {'mode': 'guess'}, "'guess'; allowed: lit, hold"),
+        ('lit', {'mode': 'hold'}, 'configured'),
+        ('lit', {'no_such_parameter': 1}, 'undeclared'),
+    ],
+)
 def test_parameters_are_refused_with_a_reason(system, node, values, reason):
     assert reason in system.set(node, **values)
     assert system.exchange(picture(0)).tau == np.float32(0.2)
@@ -333,10 +336,18 @@ def test_bad_images_are_counted_and_said_but_harm_nothing(system):
     assert system.latents_of(tokens).status == DenseLatents.STATUS_OK
 
 
-@pytest.mark.parametrize('encoding, shape', [
-    ('bgr8', (48, 64, 3)), ('bgra8', (48, 64, 4)), ('mono8', (48, 64)), ('mono16', (48, 64)),
-    ('yuv422_yuy2', (48, 64, 2)), ('bayer_grbg8', (48, 64)), ('nv12', (72, 64)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'encoding, shape',
+    [
+        ('bgr8', (48, 64, 3)),
+        ('bgra8', (48, 64, 4)),
+        ('mono8', (48, 64)),
+        ('mono16', (48, 64)),
+        ('yuv422_yuy2', (48, 64, 2)),
+        ('bayer_grbg8', (48, 64)),
+        ('nv12', (72, 64)),
+    ],
+)
 def test_encodings_reach_the_tokenizer(system, tokenizer, encoding, shape):
     kind = np.uint16 if encoding == 'mono16' else np.uint8
     pixels = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape).astype(kind)
@@ -380,9 +391,18 @@ def test_diagnostics_hold_the_figures(system):
         system.exchange(picture(seed))
     values = system.diagnostics(condition=lambda v: float(v['images in (Hz)']) > 0)
     for figure in (
-        'images in (Hz)', 'packets out (Hz)', 'kept (% of positions, median)',
-        'packet size (kB, median)', 'latency p50 (ms)', 'latency p95 (ms)', 'latency p99 (ms)',
-        'images received', 'images replaced by newer ones', 'ceiling hits', 'errors', 'tau',
+        'images in (Hz)',
+        'packets out (Hz)',
+        'kept (% of positions, median)',
+        'packet size (kB, median)',
+        'latency p50 (ms)',
+        'latency p95 (ms)',
+        'latency p99 (ms)',
+        'images received',
+        'images replaced by newer ones',
+        'ceiling hits',
+        'errors',
+        'tau',
     ):
         assert np.isfinite(float(values[figure])), figure
     assert (values['backend'], values['device']) == ('onnxruntime', 'cpu')
@@ -390,9 +410,17 @@ def test_diagnostics_hold_the_figures(system):
 
     values = system.diagnostics('lit', lambda v: float(v['latents out (Hz)']) > 0)
     for figure in (
-        'packets in (Hz)', 'latents out (Hz)', 'latency p50 (ms)', 'latency p95 (ms)',
-        'latency p99 (ms)', 'frames not restored (newer ones waited)', 'gaps', 'packets lost',
-        'packets rejected', 'keyframes requested', 'errors',
+        'packets in (Hz)',
+        'latents out (Hz)',
+        'latency p50 (ms)',
+        'latency p95 (ms)',
+        'latency p99 (ms)',
+        'frames not restored (newer ones waited)',
+        'gaps',
+        'packets lost',
+        'packets rejected',
+        'keyframes requested',
+        'errors',
     ):
         assert np.isfinite(float(values[figure])), figure
     assert (values['backend'], values['device']) == ('onnxruntime', 'cpu')
@@ -410,8 +438,9 @@ def test_slow_cameras_are_noticed(system):
 
     values = system.diagnostics(
         condition=lambda v: float(v['camera_info in (Hz)']) > 2 * float(v['images in (Hz)']) > 0,
-        poke=announce, every=0.04,
-    )  # fmt: skip
+        poke=announce,
+        every=0.04,
+    )
     assert values['level'] == b'\1' and 'drops images' in values['message']
     system.node.destroy_publisher(infos)
     # The rates are those of the last seconds: other tests begin without this one's.
@@ -422,8 +451,9 @@ def test_example_policy(system):
     process = system.start(EXAMPLES / 'policy_node.py', 'policy', {'latents': 'lit/latents'})
     system.until(
         lambda: 'observation (6, 8, 16)' in process.output,
-        'an observation', poke=lambda: system.exchange(picture(0)),
-    )  # fmt: skip
+        'an observation',
+        poke=lambda: system.exchange(picture(0)),
+    )
     process.stop()
 
 
@@ -720,8 +750,9 @@ def test_lost_packets_are_noticed_and_the_loop_heals_itself(robot):
     assert robot.latents_of(tokens).status == DenseLatents.STATUS_STALE
     keyframe = robot.until(
         lambda: robot.tokens[-1].keyframe and robot.tokens[-1],
-        'a keyframe', poke=lambda: robot.exchange(picture(3)),
-    )  # fmt: skip
+        'a keyframe',
+        poke=lambda: robot.exchange(picture(3)),
+    )
     latents = robot.latents_of(keyframe)
     assert latents.status == DenseLatents.STATUS_OK
     values = robot.diagnostics('lit', lambda v: v['gaps'] == '1')
@@ -768,9 +799,11 @@ def test_inactive_nodes_are_silent(robot):
         count = len(robot.tokens)
         end = time.monotonic() + seconds
         robot.until(
-            lambda: time.monotonic() > end, 'the time to pass',
-            poke=lambda: robot.show(picture(1)), every=0.05,
-        )  # fmt: skip
+            lambda: time.monotonic() > end,
+            'the time to pass',
+            poke=lambda: robot.show(picture(1)),
+            every=0.05,
+        )
         values = robot.diagnostics()
         assert values['message'] == 'inactive' and values['level'] == b'\0'
         assert len(robot.tokens) == count
@@ -837,9 +870,7 @@ def broken_models(folder):
 def test_a_node_survives_broken_models_and_can_be_mended(robot, tmp_path):
     models = list(broken_models(tmp_path))
     nodes = {
-        'tokenizer': robot.start(
-            'tokenizer_node', tokenizer=models[0][0], backend='onnxruntime'
-        ),
+        'tokenizer': robot.start('tokenizer_node', tokenizer=models[0][0], backend='onnxruntime'),
         'lit': robot.start_lit(tokenizer=models[0][0], backend='onnxruntime'),
     }
     for node, process in nodes.items():
@@ -947,7 +978,7 @@ def test_two_cameras_do_not_mix(ros, tmp_path, together):
                 assert (tokens.image_height, tokens.image_width) == sizes[name]
                 assert robot.latents_of(tokens).header.frame_id == name
         for name, robot in robots.items():
-            new = robot.tokens[counts[name][0]:] + robot.latents[counts[name][1]:]
+            new = robot.tokens[counts[name][0] :] + robot.latents[counts[name][1] :]
             assert {message.header.frame_id for message in new} == {name}
         assert front.request_keyframe().success
         assert not wrist.exchange(picture(2, *sizes['wrist'])).keyframe
@@ -982,12 +1013,19 @@ def test_compressed_images(robot, tokenizer):
 def test_topics_qos_and_size_are_the_users(robot):
     image = f'{robot.namespace}/front/color/raw'
     tokens = f'{robot.namespace}/tokenizer/tokens'
-    robot.start('tokenizer_node', remaps={'image': 'front/color/raw'}, **{
-        'input_height': 32, 'input_width': 40, 'payload': 'int8', 'reference': 'previous',
-        f'qos_overrides.{image}.subscription.reliability': 'reliable',
-        f'qos_overrides.{image}.subscription.depth': 3,
-        f'qos_overrides.{tokens}.publisher.durability': 'transient_local',
-    })  # fmt: skip
+    robot.start(
+        'tokenizer_node',
+        remaps={'image': 'front/color/raw'},
+        **{
+            'input_height': 32,
+            'input_width': 40,
+            'payload': 'int8',
+            'reference': 'previous',
+            f'qos_overrides.{image}.subscription.reliability': 'reliable',
+            f'qos_overrides.{image}.subscription.depth': 3,
+            f'qos_overrides.{tokens}.publisher.durability': 'transient_local',
+        },
+    )
     robot.cameras['raw'] = robot.node.create_publisher(Image, image, 1)
     packet = robot.exchange(picture(0, 96, 128), topic='raw')
     assert (packet.image_height, packet.image_width) == (32, 40)
@@ -1022,8 +1060,9 @@ def test_simulated_time(robot):
     clock = f'{robot.namespace}/clock'
     parameters = {'remaps': {'/clock': clock}, 'use_sim_time': True}
     robot.start('tokenizer_node', **parameters)
-    robot.start('lit_node', 'lit', {'tokens': 'tokenizer/tokens', '/clock': clock},
-                use_sim_time=True)  # fmt: skip
+    robot.start(
+        'lit_node', 'lit', {'tokens': 'tokenizer/tokens', '/clock': clock}, use_sim_time=True
+    )
     clocks = robot.node.create_publisher(Clock, clock, 1)
     now = Clock()
     now.clock.sec, now.clock.nanosec = 77, 250_000_000
@@ -1037,8 +1076,11 @@ def test_simulated_time(robot):
     robot.stamp = 77_000_000_000 - helpers.FRAME
     for stamp in range(10):
         tokens = robot.exchange(picture(stamp), stamp=77_000_000_000)
-    robot.until(lambda: robot.latents, 'latents',
-                poke=lambda: robot.exchange(picture(0), stamp=77_000_000_000))  # fmt: skip
+    robot.until(
+        lambda: robot.latents,
+        'latents',
+        poke=lambda: robot.exchange(picture(0), stamp=77_000_000_000),
+    )
     for node in ('tokenizer', 'lit'):
         values = robot.diagnostics(node, lambda v: np.isfinite(float(v['latency p50 (ms)'])))
         assert values['latency p50 (ms)'] == values['latency p99 (ms)'] == '250.00'
@@ -1101,17 +1143,21 @@ def test_images_too_large_for_the_middleware_are_noticed(robot, monkeypatch):
     assert 'shared-memory segment' not in process.output
     robot.until(
         lambda: 'shared-memory segment' in process.output,
-        'the warning', poke=lambda: robot.show(picture(0, 480, 640)),
-    )  # fmt: skip
+        'the warning',
+        poke=lambda: robot.show(picture(0, 480, 640)),
+    )
     robot.exchange(picture(1, 480, 640))
     assert process.output.count('shared-memory segment') == 1
     assert 'config/fastdds.xml' in process.output
 
 
-@pytest.mark.parametrize('parameters, said', [
-    ({'source': '/no/such/video.mp4'}, 'no such file, folder or device'),
-    ({'width': 8, 'height': 8}, 'width is 8; allowed: 16 to 4096'),
-])
+@pytest.mark.parametrize(
+    'parameters, said',
+    [
+        ({'source': '/no/such/video.mp4'}, 'no such file, folder or device'),
+        ({'width': 8, 'height': 8}, 'width is 8; allowed: 16 to 4096'),
+    ],
+)
 def test_a_camera_without_images_says_so_once(robot, parameters, said):
     process = robot.start('camera_node', **parameters)
     robot.until(lambda: said in process.output, said)
@@ -1121,13 +1167,13 @@ def test_a_camera_without_images_says_so_once(robot, parameters, said):
 def test_nodes_stop_on_either_signal(robot):
     processes = [
         robot.start(executable, autostart=False)
-        if executable != 'camera_node' else robot.start(executable, width=64, height=48)
+        if executable != 'camera_node'
+        else robot.start(executable, width=64, height=48)
         for executable in NODES
-    ]  # fmt: skip
+    ]
     for name in ('tokenizer', 'lit', 'camera'):
         robot.until(
-            lambda n=name: (n, robot.namespace) in robot.node.get_node_names_and_namespaces(),
-            name,
+            lambda n=name: (n, robot.namespace) in robot.node.get_node_names_and_namespaces(), name
         )
     robot.spin(0.5)
     for process in processes:
@@ -1147,8 +1193,12 @@ WRONG_STARTS = [
 def run_node(executable, *arguments, folder):
     return subprocess.run(
         [sys.executable, '-m', f'adaptok_ros.nodes.{executable}', *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=2 * helpers.DEADLINE, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=2 * helpers.DEADLINE,
+        check=False,
+    )
 
 
 def test_wrong_starts_end_with_one_line(tmp_path):
@@ -1177,6 +1227,7 @@ def test_help_lists_every_parameter(executable, tmp_path):
     result = run_node(executable, '--help', folder=tmp_path)
     assert result.returncode == 0 and not result.stderr
     for parameter in NODES[executable]:
-        assert re.search(rf'^  {parameter.name} \(default .*; allowed: .*\)$', result.stdout,
-                         re.MULTILINE)  # fmt: skip
+        assert re.search(
+            rf'^  {parameter.name} \(default .*; allowed: .*\)$', result.stdout, re.MULTILINE
+        )
         assert parameter.description in result.stdout

@@ -21,13 +21,13 @@ from adaptok_ros.packet import (
     pack_mask,
     unpack_mask,
 )
-from adaptok_ros.receiver import Receiver, Status
+from adaptok_ros.receiving.receiver import Receiver, Status
 
 PAYLOADS = list(Payload)
 FLOAT16_LIMIT = 65504.0
-VALUES = st.lists(
-    st.floats(-100, 100, width=32), min_size=0, max_size=24
-).map(lambda values: np.array(values, np.float32)[:len(values) // 3 * 3].reshape(-1, 3))
+VALUES = st.lists(st.floats(-100, 100, width=32), min_size=0, max_size=24).map(
+    lambda values: np.array(values, np.float32)[: len(values) // 3 * 3].reshape(-1, 3)
+)
 
 
 def bytes_of(*values):
@@ -136,8 +136,9 @@ def test_no_tokens_are_no_bytes(payload):
     data, scale = encode_values(np.empty((0, 4), np.float32), payload)
     assert data.size == 0
     assert decode_values(data, scale, payload, 4).shape == (0, 4)
-    check(hand_made(kept=0, channels=4, mask=bytes_of(0, 0), payload=payload, data=data,
-                    scale=scale))  # fmt: skip
+    check(
+        hand_made(kept=0, channels=4, mask=bytes_of(0, 0), payload=payload, data=data, scale=scale)
+    )
 
 
 def test_encoded_bytes_do_not_follow_the_array_they_came_from():
@@ -161,7 +162,8 @@ UNFIT = {
     'no channels': ({'channels': 0}, 'channels'),
     'a huge grid': ({'grid_height': 65535, 'grid_width': 65535}, 'grid_height'),
     'one value too many': (
-        {'grid_height': 1, 'grid_width': MAX_VALUES // 2 + 1, 'channels': 2}, 'grid_width'
+        {'grid_height': 1, 'grid_width': MAX_VALUES // 2 + 1, 'channels': 2},
+        'grid_width',
     ),
     'no image rows': ({'image_height': 0}, 'image_height'),
     'no image columns': ({'image_width': 0}, 'image_width'),
@@ -200,10 +202,8 @@ UNFIT = {
     'other image rows within an epoch': ({'image_height': 21}, 'image_height'),
     'other image columns within an epoch': ({'image_width': 25}, 'image_width'),
     'another grid within an epoch': ({'grid_height': 1, 'grid_width': 9}, 'grid_height'),
-    'other channels within an epoch': (
-        {'channels': 1, 'data': bytes_of(*range(6))}, 'channels'
-    ),
-}  # fmt: skip
+    'other channels within an epoch': ({'channels': 1, 'data': bytes_of(*range(6))}, 'channels'),
+}
 
 
 @pytest.mark.parametrize('case', UNFIT)
@@ -320,9 +320,7 @@ def test_any_packet_is_either_refused_or_leaves_a_finite_grid(packets):
         assert np.isfinite(receiver.held).all()
         if applied:
             assert receiver.last is packet
-            assert receiver.held.shape == (
-                packet.grid_height, packet.grid_width, packet.channels
-            )  # fmt: skip
+            assert receiver.held.shape == (packet.grid_height, packet.grid_width, packet.channels)
             assert int(receiver.kept.sum()) == packet.kept
             np.testing.assert_array_equal(receiver.age == 0, receiver.kept)
 
@@ -359,14 +357,20 @@ def memory_of(packet):
     'changes',
     [
         {'grid_height': 65535, 'grid_width': 65535, 'channels': 65535},
-        {'grid_height': 65535, 'grid_width': 65535, 'channels': 1, 'keyframe': True,
-         'kept': 65535**2, 'mask': bytes_of()},
+        {
+            'grid_height': 65535,
+            'grid_width': 65535,
+            'channels': 1,
+            'keyframe': True,
+            'kept': 65535**2,
+            'mask': bytes_of(),
+        },
         {**LARGE, 'channels': 17, 'kept': 0},
         {**LARGE, 'channels': 16, 'kept': 65535 * 64, 'keyframe': True, 'mask': bytes_of()},
         {**LARGE, 'channels': 16},
         {'grid_height': 1, 'grid_width': 1, 'channels': 65535, **int8_fields(1)},
     ],
-)  # fmt: skip
+)
 def test_refused_packet_costs_no_memory(changes):
     peak, receiver = memory_of(hand_made(**changes))
     assert receiver.last is None

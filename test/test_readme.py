@@ -33,7 +33,7 @@ def test_parameter_files_name_real_parameters():
     names = {node: {p.name for p in table} for node, table in NODES.items()}
     for file in ('adaptok.yaml', 'jetson.yaml', 'cameras.yaml'):
         for node, content in yaml.safe_load((ROOT / 'config' / file).read_text()).items():
-            kind = f"{node.rsplit('/', 1)[1]}_node"
+            kind = f'{node.rsplit("/", 1)[1]}_node'
             assert set(content['ros__parameters']) <= names[kind], f'{file}: {node}'
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from streams import Sent, Stream, grid_of, latent_frames, record, sent_mask, state_of
 
 from adaptok_ros.packet import Payload
-from adaptok_ros.receiver import AGE_LIMIT, Receiver, Status
-from adaptok_ros.selection import SelectionConfig
+from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver, Status
+from adaptok_ros.sending.selection import SelectionConfig
 
 SEEDS = st.integers(0, 2**32 - 1)
 PAYLOADS = st.sampled_from(list(Payload))
@@ -97,8 +97,9 @@ def test_age_counts_the_frames_that_were_lost():
 
 CHANNEL = st.lists(
     st.sampled_from(['pass'] * 6 + ['drop', 'twice', 'swap', 'later', 'again']),
-    min_size=30, max_size=30,
-)  # fmt: skip
+    min_size=30,
+    max_size=30,
+)
 
 
 def through(channel, packets):
@@ -167,7 +168,7 @@ def test_a_gap_is_stale_until_every_position_was_renewed(seed, before, lost, per
         receiver.apply(sent.packet)
     assert receiver.status is Status.OK
     renewed = np.zeros(POSITIONS, bool)
-    for sent in recorded[before + lost:]:
+    for sent in recorded[before + lost :]:
         receiver.apply(sent.packet)
         renewed |= sent_mask(sent.packet)
         assert receiver.status is (Status.OK if renewed.all() else Status.STALE)
@@ -269,7 +270,7 @@ def play(receiver, recorded, references):
 @settings(deadline=None, max_examples=150)
 @given(recordings(40), st.integers(0, 20), st.integers(1, 20), st.integers(2, 4))
 def test_looped_recording_gives_the_same_grids_again(recorded, start, length, rounds):
-    loop = recorded[start:start + length]
+    loop = recorded[start : start + length]
     references = by_number(recorded)
     receiver = Receiver()
     first = play(receiver, loop, references)
@@ -337,13 +338,17 @@ OTHER_SHAPES = [SHAPE, (5, 3, 2), (3, 5, 4), (1, 1, 1), (15, 1, 2)]
 
 @settings(deadline=None, max_examples=100)
 @given(
-    recordings(15), SEEDS, st.sampled_from(OTHER_SHAPES), st.integers(1, 15), st.integers(0, 6),
-    CEILINGS, PERIODS, CHANNEL,
-)  # fmt: skip
+    recordings(15),
+    SEEDS,
+    st.sampled_from(OTHER_SHAPES),
+    st.integers(1, 15),
+    st.integers(0, 6),
+    CEILINGS,
+    PERIODS,
+    CHANNEL,
+)
 def test_new_epoch(recorded, seed, shape, before, lost, ceiling, period, channel):
-    second = record(
-        seed, 15, shape, epoch=2, tau=0.2, max_tokens=ceiling, refresh_period=period
-    )
+    second = record(seed, 15, shape, epoch=2, tau=0.2, max_tokens=ceiling, refresh_period=period)
     references = by_number(recorded, second)
     receiver = Receiver()
     play(receiver, recorded[:before], references)
@@ -356,9 +361,7 @@ def test_new_epoch(recorded, seed, shape, before, lost, ceiling, period, channel
 @settings(deadline=None, max_examples=60)
 @given(recordings(15), recordings(15), st.lists(st.booleans(), min_size=30, max_size=30))
 def test_two_publishers_on_one_topic_are_never_mixed_unnoticed(first, second, turns):
-    second = [
-        Sent(dataclasses.replace(sent.packet, epoch=2), sent.reference) for sent in second
-    ]
+    second = [Sent(dataclasses.replace(sent.packet, epoch=2), sent.reference) for sent in second]
     references = by_number(first, second)
     queues = [list(first), list(second)]
     receiver = Receiver()
@@ -415,9 +418,7 @@ def test_a_refused_packet_counts_as_lost(recorded, bad):
         else:
             state = state_of(receiver)
             with pytest.raises(ValueError, match='data'):
-                receiver.apply(
-                    dataclasses.replace(sent.packet, data=np.zeros(1 << 10, np.uint8))
-                )
+                receiver.apply(dataclasses.replace(sent.packet, data=np.zeros(1 << 10, np.uint8)))
             assert state_of(receiver) == state
         assert grid_of(receiver) == grid_of(without)
     assert receiver.counters.rejected == 1

@@ -4,7 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.scene import CYCLE, FRAME_RATE, NOISE_LIMIT, SIZE_MAX, SIZE_MIN, Scene
+from adaptok_ros.footage.scene.scene import (
+    CYCLE,
+    FRAME_RATE,
+    NOISE_LIMIT,
+    SIZE_MAX,
+    SIZE_MIN,
+    Scene,
+)
 
 RESTING, RESTING_MOVED, DIMMED = 10, 134, 162
 """Frames at rest: before the first errand, after it, and then with the lamp dimmed."""

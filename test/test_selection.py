@@ -11,18 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import (
-    FLOAT16_LIMIT,
-    KINDS,
-    Stream,
-    latent_frames,
-    sent_mask,
-    spoil,
-)
+from streams import FLOAT16_LIMIT, KINDS, Stream, latent_frames, sent_mask, spoil
 
 from adaptok_ros.packet import Payload
-from adaptok_ros.receiver import Receiver, Status
-from adaptok_ros.selection import (
+from adaptok_ros.receiving.receiver import Receiver, Status
+from adaptok_ros.sending.selection import (
     PERIOD_LIMIT,
     TAU_LIMIT,
     TOKEN_LIMIT,
@@ -101,9 +94,10 @@ class Loop:
         assert surely_over.sum() <= packet.deferred <= maybe_over.sum()
 
         reference = self.stream.selector.reference
-        assert reference[self.arrived].tobytes() == held.reshape(reference.shape)[
-            self.arrived
-        ].tobytes()
+        assert (
+            reference[self.arrived].tobytes()
+            == held.reshape(reference.shape)[self.arrived].tobytes()
+        )
 
         assert packet.keyframe == bool(sent.all())
         assert packet.kept == sent.sum()
@@ -231,7 +225,7 @@ def test_refresh_renews_every_position_within_its_period(seed, shape, period, st
     positions = shape[0] * shape[1]
     loop = Loop(shape, still_config(tau=TAU_LIMIT, refresh_period=period))
     packets = [loop.send(z) for z in latent_frames(seed, 1 + start + period, shape, 'constant')]
-    window = np.array([sent_mask(packet) for packet in packets[1 + start:]])
+    window = np.array([sent_mask(packet) for packet in packets[1 + start :]])
     assert window.any(axis=0).all()
     assert window.sum(axis=1).max() <= math.ceil(positions / period), 'a spike'
 

@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import latent_frames, sent_mask
 
+from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
 from adaptok_ros.engines import BACKENDS, EngineError, GraphRequest, create_engine
 from adaptok_ros.engines.runner import Runner
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models
 from adaptok_ros.packet import Payload, check
-from adaptok_ros.receiver import Receiver, Status
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import LARGEST_SIDE, SMALLEST_SIDE, Sender
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.receiver import Receiver, Status
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = DEFAULT_TOKENIZER
 STRIDE = 8
@@ -118,11 +119,11 @@ def test_latents_depend_only_on_the_pixels_near_them(tokenizer):
     before = tokenizer.encode(image)[row, column].copy()
     top, left = row * STRIDE - reach, column * STRIDE - reach
     outside = 255 - image
-    outside[top:top + field, left:left + field] = image[top:top + field, left:left + field]
+    outside[top : top + field, left : left + field] = image[top : top + field, left : left + field]
     assert (outside != image).mean() > 0.5
     np.testing.assert_allclose(tokenizer.encode(outside)[row, column], before, atol=1e-5)
     inside = image.copy()
-    patch = np.s_[row * STRIDE:(row + 1) * STRIDE, column * STRIDE:(column + 1) * STRIDE]
+    patch = np.s_[row * STRIDE : (row + 1) * STRIDE, column * STRIDE : (column + 1) * STRIDE]
     inside[patch] = 255 - inside[patch]
     assert np.abs(tokenizer.encode(inside)[row, column] - before).max() > 1e-3
 
@@ -143,7 +144,7 @@ def test_encoder_is_the_torch_model_of_its_weights(tokenizer, size):
     import torch
     from safetensors.torch import load_file
 
-    from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+    from adaptok_ros.networks.tiny import TinyAutoencoder
 
     model = TinyAutoencoder().eval()
     model.load_state_dict(load_file(find_model(MODEL) / 'tokenizer.safetensors'))
@@ -162,7 +163,7 @@ def test_decoder_is_the_torch_model_of_its_weights(tokenizer):
     import torch
     from safetensors.torch import load_file
 
-    from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+    from adaptok_ros.networks.tiny import TinyAutoencoder
 
     model = TinyAutoencoder().eval()
     model.load_state_dict(load_file(find_model(MODEL) / 'tokenizer.safetensors'))
@@ -337,7 +338,7 @@ def test_file_that_is_no_model(tmp_path, content):
 def test_half_a_model_is_no_model(tmp_path):
     whole = (find_model(MODEL) / 'encoder.onnx').read_bytes()
     path = tmp_path / 'encoder.onnx'
-    path.write_bytes(whole[:len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(EngineError, match=str(path)):
         create_engine(GraphRequest(tmp_path, 'encoder', 'onnxruntime'))
 
@@ -375,7 +376,7 @@ def moving_pictures(count, height=64, width=80):
     images = []
     for number in range(count):
         image = picture(height, width)
-        image[20:36, 8 * number:8 * number + 16] = (255, 0, 40)
+        image[20:36, 8 * number : 8 * number + 16] = (255, 0, 40)
         images.append(image)
     return images
 
@@ -545,9 +546,7 @@ def test_resizing_takes_any_layout(tokenizer, view):
     assert found.data.tobytes() == expected.data.tobytes()
 
 
-@pytest.mark.parametrize(
-    'sides', [(32, 0), (0, 32), (7, 32), (32, 8193), (-32, 32), (-8, -8)]
-)
+@pytest.mark.parametrize('sides', [(32, 0), (0, 32), (7, 32), (32, 8193), (-32, 32), (-8, -8)])
 def test_input_sizes_that_cannot_be(tokenizer, sides):
     with pytest.raises(ValueError, match=r'input_(height|width).*allowed'):
         Sender(tokenizer, SelectionConfig(), *sides)

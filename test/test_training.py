@@ -14,15 +14,15 @@ torch = pytest.importorskip('torch', reason='torch is missing: the training code
 
 from adaptok_ros.cli import main
 from adaptok_ros.cli.train import read_config
-from adaptok_ros.lit.model import MULTIPLE, LatentInpaintingTransformer
-from adaptok_ros.lit.restorer import Restorer
-from adaptok_ros.models import ModelError, find_model
-from adaptok_ros.scene import Scene
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.footage.video import VideoError
+from adaptok_ros.models.folders import ModelError, find_model
+from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
+from adaptok_ros.receiving.restorer import Restorer
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 from adaptok_ros.training import lit
 from adaptok_ros.training.data import find_footage
 from adaptok_ros.training.loop import LoopConfig, Processes, fit
-from adaptok_ros.video import VideoError
 
 TOKENIZER_16 = """
 steps: 6
@@ -72,10 +72,21 @@ def data(tmp_path_factory):
 def train(what, data, model, tmp_path, text, *more):
     config = tmp_path / 'config.yaml'
     config.write_text(text)
-    return main([
-        'train', what, '--data', str(data), '--model', str(model), '--config', str(config),
-        '--device', 'cpu', *more,
-    ])
+    return main(
+        [
+            'train',
+            what,
+            '--data',
+            str(data),
+            '--model',
+            str(model),
+            '--config',
+            str(config),
+            '--device',
+            'cpu',
+            *more,
+        ]
+    )
 
 
 @pytest.fixture(scope='module')
@@ -108,9 +119,19 @@ def test_the_card_says_what_it_was_trained_on_and_how(trained):
 
 def test_nothing_is_left_beside_the_model(trained):
     assert {path.name for path in trained.iterdir()} == {
-        'README.md', 'decoder.float16.onnx', 'decoder.onnx', 'encoder.float16.onnx',
-        'encoder.onnx', 'lit.checkpoint', 'lit.float16.onnx', 'lit.json', 'lit.onnx',
-        'lit.safetensors', 'tokenizer.checkpoint', 'tokenizer.json', 'tokenizer.safetensors',
+        'README.md',
+        'decoder.float16.onnx',
+        'decoder.onnx',
+        'encoder.float16.onnx',
+        'encoder.onnx',
+        'lit.checkpoint',
+        'lit.float16.onnx',
+        'lit.json',
+        'lit.onnx',
+        'lit.safetensors',
+        'tokenizer.checkpoint',
+        'tokenizer.json',
+        'tokenizer.safetensors',
     }
 
 
@@ -167,9 +188,26 @@ def test_two_processes_train_one_model(data, tmp_path):
     config = tmp_path / 'config.yaml'
     config.write_text(TOKENIZER_16)
     command = [
-        sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-        '-m', 'adaptok_ros', 'train', 'tokenizer', '--data', str(data), '--device', 'cpu',
-        '--model', str(tmp_path / 'model'), '--config', str(config), '--name', 'double',
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        '2',
+        '-m',
+        'adaptok_ros',
+        'train',
+        'tokenizer',
+        '--data',
+        str(data),
+        '--device',
+        'cpu',
+        '--model',
+        str(tmp_path / 'model'),
+        '--config',
+        str(config),
+        '--name',
+        'double',
     ]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONSAFEPATH': '1'}
     result = subprocess.run(

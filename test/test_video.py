@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.video import IMAGE_SUFFIXES, VideoError, frame_rate, read_frames
+from adaptok_ros.footage.video import IMAGE_SUFFIXES, VideoError, frame_rate, read_frames
 
 WIDTH, HEIGHT, COUNT = 96, 64, 7
 
@@ -25,9 +25,7 @@ def write_image(path, image):
 
 
 def write_video(path, codec, rate=25.0):
-    writer = cv2.VideoWriter(
-        str(path), cv2.VideoWriter_fourcc(*codec), rate, (WIDTH, HEIGHT)
-    )
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, (WIDTH, HEIGHT))
     if not writer.isOpened():
         pytest.skip(f'this OpenCV cannot write {codec} into {path.suffix}')
     for index in range(COUNT):

@@ -6,21 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from adaptok_ros.bags import BagError
 from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
-from adaptok_ros.engines import EngineError
-from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.models import ModelError
-from adaptok_ros.packet import PacketError
-from adaptok_ros.video import VideoError
+from adaptok_ros.errors import AdaptokError
 
 COMMANDS = {
-    'demo': demo, 'bag': bag, 'calibrate': calibrate, 'engine': engine, 'evaluate': evaluate,
-    'export': export, 'noise': noise, 'train': train,
-}  # fmt: skip
-EXPECTED = (
-    BagError, EngineError, EvaluationError, ModelError, PacketError, VideoError, FileNotFoundError
-)  # fmt: skip
+    'demo': demo,
+    'bag': bag,
+    'calibrate': calibrate,
+    'engine': engine,
+    'evaluate': evaluate,
+    'export': export,
+    'noise': noise,
+    'train': train,
+}
+EXPECTED = (AdaptokError, FileNotFoundError)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptok_ros.bags import read_packets
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.bags.bag import read_packets
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.packet import PacketError
-from adaptok_ros.receiver import Status
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.receiving.receiver import Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
     rate = f'{(len(stamps) - 1) / span:.1f} Hz' if span > 0 else 'one instant'
     counters = stream.receiver.counters
     print(f'tokenizer   {last.tokenizer}, tau {last.tau:g}')
-    print(f'grid        {last.grid_height} x {last.grid_width} x {last.channels}, images '
-          f'{last.image_width}x{last.image_height}')
+    print(
+        f'grid        {last.grid_height} x {last.grid_width} x {last.channels}, images '
+        f'{last.image_width}x{last.image_height}'
+    )
     print(f'packets     {len(stamps)} over {span:.1f} s, {rate}')
     print(f'kept        mean {np.mean(kept):.2f} %, median {np.median(kept):.2f} %')
     print(f'packet      mean {np.mean(sizes):.2f} kB, largest {np.max(sizes):.2f} kB')
-    print(f'stream      {counters.gaps} gaps ({counters.lost} packets), {counters.restarts} '
-          f'restarts, {counters.late} late, {counters.rejected} rejected')
+    print(
+        f'stream      {counters.gaps} gaps ({counters.lost} packets), {counters.restarts} '
+        f'restarts, {counters.late} late, {counters.rejected} rejected'
+    )
     whole = 'never' if whole_at is None else f'from packet {whole_at} on'
     print(f'whole       {whole}; at the end {stream.receiver.status.name}')
     return 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from adaptok_ros.models import ModelError
-from adaptok_ros.tokenizers.tokenizer import FAMILIES
+from adaptok_ros.models.description import FAMILIES
+from adaptok_ros.models.folders import ModelError
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -20,22 +20,28 @@ def image_size(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok calibrate``."""
     parser.add_argument(
-        'source', help='local folder, the .jit of a TorchScript encoder, a shipped name, or a '
-        'Hugging Face id: owner/name or owner/name/subfolder; weights as safetensors'
-    )  # fmt: skip
+        'source',
+        help='local folder, the .jit of a TorchScript encoder, a shipped name, or a '
+        'Hugging Face id: owner/name or owner/name/subfolder; weights as safetensors',
+    )
     parser.add_argument(
-        '--data', type=Path, nargs='+', required=True,
+        '--data',
+        type=Path,
+        nargs='+',
+        required=True,
         help='images and videos like those the robot will see: files or folders of them',
-    )  # fmt: skip
+    )
     parser.add_argument('--output', type=Path, required=True, help='model folder to make')
     parser.add_argument(
         '--family', choices=FAMILIES, default='', help='default: from the files of the source'
     )
     parser.add_argument('--name', default='', help='name in packets; default: of the folder')
     parser.add_argument(
-        '--image-size', type=image_size, metavar='HxW',
+        '--image-size',
+        type=image_size,
+        metavar='HxW',
         help='DINOv2, SigLIP: fixed input size; others: what the data is resized to for this',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--frames', type=int, default=256, help='images to measure (default %(default)s)'
     )
@@ -47,21 +53,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate, and say what was written."""
     try:
-        from adaptok_ros.calibration import calibrate
+        from adaptok_ros.calibration.calibrate import calibrate
     except ImportError as error:
         raise ModelError(
             f"calibration needs {error.name}: pip install 'adaptok_ros[tokenizers]'"
         ) from error
     description = calibrate(
-        arguments.source, arguments.data, arguments.output, arguments.family, arguments.name,
-        arguments.image_size, arguments.frames, arguments.device,
-    )  # fmt: skip
+        arguments.source,
+        arguments.data,
+        arguments.output,
+        arguments.family,
+        arguments.name,
+        arguments.image_size,
+        arguments.frames,
+        arguments.device,
+    )
     std = description.std
     field = description.receptive_field
     print(f'tokenizer   {description.id}, family {description.family}')
     images = description.temporal_stride
-    print(f'grid        stride {description.stride}, {description.channels} channels, one per '
-          f'{"image" if images == 1 else f"{images} images after the first"}')
+    print(
+        f'grid        stride {description.stride}, {description.channels} channels, one per '
+        f'{"image" if images == 1 else f"{images} images after the first"}'
+    )
     if description.image_size:
         print(f'image size  {description.image_size[1]}x{description.image_size[0]}')
     print(f'std         {min(std):.4g} to {max(std):.4g}')

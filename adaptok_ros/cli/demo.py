@@ -17,16 +17,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from adaptok_ros.bags import TokenBagWriter, read_packets
-from adaptok_ros.latents import LatentStream
+from adaptok_ros.bags.bag import TokenBagWriter, read_packets
+from adaptok_ros.footage.video import VideoError, frame_rate, read_frames
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
-from adaptok_ros.metrics import Percentiles, Rate
-from adaptok_ros.models import DEFAULT_TOKENIZER
-from adaptok_ros.overlay import draw_kept
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.packet import Packet, unpack_mask
-from adaptok_ros.selection import DEFAULT_TAU
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.video import VideoError, frame_rate, read_frames
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.overlay import draw_kept
+from adaptok_ros.sending.selection import DEFAULT_TAU
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 NAMESPACE = '/demo'
 LOG = 'nodes.log'
@@ -47,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--tau', type=float, default=DEFAULT_TAU, help='threshold (default %(default)s)'
     )
     parser.add_argument(
-        '--full-size', action='store_true',
+        '--full-size',
+        action='store_true',
         help=f'do not scale the images down to {LONGEST_SIDE} pixels',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--output', type=Path, default=Path('demo'), help='folder for pictures and the bag'
     )

@@ -20,7 +20,7 @@ from adaptok_ros.engines.build import Progress, build_engine
 from adaptok_ros.engines.cache import Entry, Specification
 from adaptok_ros.engines.cuda import Gpu, first_gpu, missing_driver
 from adaptok_ros.engines.errors import EngineMissingError
-from adaptok_ros.models import find_model
+from adaptok_ros.models.folders import find_model
 
 BACKENDS = ('tensorrt', 'tensorrt_rtx')
 
@@ -33,14 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument('--part', choices=PARTS, help='default: all that the folder holds')
     build.add_argument('--backend', choices=BACKENDS, help='default: the one that is installed')
     build.add_argument(
-        '--image-size', type=image_size, metavar='HxW',
+        '--image-size',
+        type=image_size,
+        metavar='HxW',
         help='encoder: for images of this size alone, as a tokenizer node with input_height and '
         'input_width set asks for; default: any size. Decoder and LIT always take any size',
-    )  # fmt: skip
+    )
     build.add_argument(
-        '--compute-capability', default='', metavar='X.Y',
+        '--compute-capability',
+        default='',
+        metavar='X.Y',
         help='tensorrt_rtx: of the GPU to build for, such as 8.9; default: of the one in here',
-    )  # fmt: skip
+    )
     _action(actions, 'list', 'show the engines that are there, and whether they fit this machine')
     inspect = _action(actions, 'inspect', 'show what an engine is, and verify it')
     inspect.add_argument('key', help='its key, or how it begins')
@@ -73,7 +77,7 @@ def _build(arguments: argparse.Namespace) -> int:
     parts = [arguments.part] if arguments.part else _parts(folder)
     if arguments.image_size and 'encoder' not in parts:
         raise EngineError(
-            f"--image-size is given, the part is {', '.join(parts)}; allowed: with the encoder; "
+            f'--image-size is given, the part is {", ".join(parts)}; allowed: with the encoder; '
             'decoder and LIT always take any size'
         )
     for part in parts:
@@ -117,7 +121,7 @@ def _installed(ahead: bool) -> str:
 def _parts(folder: Path) -> list[str]:
     parts = [part for part in PARTS if (folder / f'{part}.onnx').is_file()]
     if not parts:
-        raise EngineError(f"{folder}: none of {', '.join(f'{part}.onnx' for part in PARTS)}")
+        raise EngineError(f'{folder}: none of {", ".join(f"{part}.onnx" for part in PARTS)}')
     return parts
 
 

@@ -6,12 +6,12 @@ import argparse
 import shlex
 from pathlib import Path
 
-from adaptok_ros.evaluation.clips import Preparation
-from adaptok_ros.evaluation.datasets import DEFAULT_SPLIT, find_clips
 from adaptok_ros.evaluation.output import check_output, write_results
 from adaptok_ros.evaluation.run import evaluate
 from adaptok_ros.evaluation.settings import COMPARISONS, DEFAULT_TAUS, Settings
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.footage.catalog import DEFAULT_SPLIT, find_clips
+from adaptok_ros.footage.preparation import Preparation
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -43,43 +43,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--output', type=Path, required=True, help='folder for the results, new or empty'
     )
     parser.add_argument(
-        '--tokenizer', default=DEFAULT_TOKENIZER, metavar='NAME',
+        '--tokenizer',
+        default=DEFAULT_TOKENIZER,
+        metavar='NAME',
         help='shipped name or model folder (default: %(default)s)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--tau', type=_numbers, default=DEFAULT_TAUS, metavar='TAU,...',
-        help=f"thresholds of the sweep (default: {','.join(f'{t:g}' for t in DEFAULT_TAUS)})",
-    )  # fmt: skip
+        '--tau',
+        type=_numbers,
+        default=DEFAULT_TAUS,
+        metavar='TAU,...',
+        help=f'thresholds of the sweep (default: {",".join(f"{t:g}" for t in DEFAULT_TAUS)})',
+    )
     parser.add_argument(
-        '--frames', type=int, default=0, metavar='N',
+        '--frames',
+        type=int,
+        default=0,
+        metavar='N',
         help='the first N frames of every clip (default: all)',
-    )  # fmt: skip
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        '--longest-side', type=int, default=0, metavar='N',
+        '--longest-side',
+        type=int,
+        default=0,
+        metavar='N',
         help='scale down to at most N pixels a side (default: native)',
-    )  # fmt: skip
+    )
     size.add_argument(
-        '--size', type=int, default=0, metavar='N',
+        '--size',
+        type=int,
+        default=0,
+        metavar='N',
         help='scale the shorter side to N pixels and cut the centre square',
-    )  # fmt: skip
+    )
     parser.add_argument(
         '--split', default='', help=f'of DAVIS, such as train (default: {DEFAULT_SPLIT})'
     )
     parser.add_argument(
-        '--refresh-period', type=int, default=0, metavar='N',
+        '--refresh-period',
+        type=int,
+        default=0,
+        metavar='N',
         help='renew every position within N frames (default: 0, no refresh)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--static-frames', type=int, default=0, metavar='N',
+        '--static-frames',
+        type=int,
+        default=0,
+        metavar='N',
         help='also send N frames of a still scene with sensor noise (default: 0, leave out)',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        '--compare', type=_names, default=(), metavar='WHAT,...',
-        help=f"at the tau nearest to the default, any of {', '.join(COMPARISONS)}: reference "
-             'previous against the closed loop; JPEG and H.264 at equal bytes; the mechanisms '
-             'of ElasticTok and InfoTok at equal tokens',
-    )  # fmt: skip
+        '--compare',
+        type=_names,
+        default=(),
+        metavar='WHAT,...',
+        help=f'at the tau nearest to the default, any of {", ".join(COMPARISONS)}: reference '
+        'previous against the closed loop; JPEG and H.264 at equal bytes; the mechanisms '
+        'of ElasticTok and InfoTok at equal tokens',
+    )
 
 
 def _command(arguments: argparse.Namespace) -> str:
@@ -91,7 +114,7 @@ def _command(arguments: argparse.Namespace) -> str:
         words += ['--tau', ','.join(f'{tau:g}' for tau in arguments.tau)]
     for name in ('frames', 'longest_side', 'size', 'split', 'refresh_period', 'static_frames'):
         if getattr(arguments, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+            words += [f'--{name.replace("_", "-")}', str(getattr(arguments, name))]
     if arguments.compare:
         words += ['--compare', ','.join(arguments.compare)]
     return shlex.join(words)
@@ -113,14 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
     write_results(record, pictures, arguments.output)
     for line in record['left_out']:
         print(line)
-    print(f"{len(record['clips'])} clips, {len(record['skipped'])} skipped")
+    print(f'{len(record["clips"])} clips, {len(record["skipped"])} skipped')
     for tau, row in record['overall']['tau'].items():
         quality = ', '.join(
-            f"{mode} {row[mode]['psnr']:.2f} dB" for mode in ('hold', 'lit') if row.get(mode)
+            f'{mode} {row[mode]["psnr"]:.2f} dB' for mode in ('hold', 'lit') if row.get(mode)
         )
         print(
-            f"tau {tau:<5} kept {100 * row['kept_after_keyframe']:5.1f} %  "
-            f"{row['bits_per_pixel']:.3f} bits/pixel  {quality}"
+            f'tau {tau:<5} kept {100 * row["kept_after_keyframe"]:5.1f} %  '
+            f'{row["bits_per_pixel"]:.3f} bits/pixel  {quality}'
         )
     print(f'results     {arguments.output / "results.md"}')
     return 0

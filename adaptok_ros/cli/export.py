@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export, and say what was written."""
     try:
-        from adaptok_ros.training.export import ExportError, export_again
+        from adaptok_ros.networks.export import ExportError, export_again
     except ImportError as error:
-        raise ModelError(
-            f"export needs {error.name}: pip install 'adaptok_ros[train]'"
-        ) from error
+        raise ModelError(f"export needs {error.name}: pip install 'adaptok_ros[train]'") from error
     try:
         print('written:', ', '.join(export_again(arguments.model)))
     except (ExportError, OSError) as error:

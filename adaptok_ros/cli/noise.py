@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-from adaptok_ros.tokenizers.gating import measure_noise
-from adaptok_ros.video import VideoError, read_frames
+from adaptok_ros.footage.video import VideoError, read_frames
+from adaptok_ros.tokenizers.gating.changes import measure_noise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

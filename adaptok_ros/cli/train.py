@@ -12,14 +12,16 @@ from typing import Any
 
 import yaml
 
-from adaptok_ros.models import ModelError
+from adaptok_ros.models.folders import ModelError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok train``."""
     parser.add_argument('what', choices=('tokenizer', 'lit'))
     parser.add_argument(
-        '--data', type=Path, required=True,
+        '--data',
+        type=Path,
+        required=True,
         help='folder of videos and photos, or with MANIFEST.csv, clips/ and images/',
     )
     parser.add_argument(
@@ -51,16 +53,14 @@ def read_config(path: Path | None, kind: Any) -> Any:
     if not isinstance(values, dict) or set(values) - set(names):
         unknown = sorted(set(values) - set(names)) if isinstance(values, dict) else [values]
         raise ModelError(
-            f"{path}: unknown {', '.join(map(str, unknown))}; allowed: {', '.join(sorted(names))}"
+            f'{path}: unknown {", ".join(map(str, unknown))}; allowed: {", ".join(sorted(names))}'
         )
     for name, value in values.items():
         default = names[name].default
         if isinstance(default, float) and type(value) is int:
             values[name] = float(value)
         elif type(value) is not type(default):
-            raise ModelError(
-                f'{path}: {name} is {value!r}; allowed: {type(default).__name__}'
-            )
+            raise ModelError(f'{path}: {name} is {value!r}; allowed: {type(default).__name__}')
     return kind(**values)
 
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         import torch
     except ImportError as error:
         raise ModelError("training needs torch: pip install 'adaptok_ros[train]'") from error
-    from adaptok_ros.tokenizers import Tokenizer
+    from adaptok_ros.tokenizers.tokenizer import Tokenizer
     from adaptok_ros.training import card, export, lit, tokenizer
     from adaptok_ros.training.data import find_footage
     from adaptok_ros.training.loop import Processes
@@ -96,8 +96,14 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             description = frozen.description
             transformer, progress = lit.train(
-                footage, frozen.encode, description.channels, description.stride, config,
-                processes, checkpoint, arguments.resume,
+                footage,
+                frozen.encode,
+                description.channels,
+                description.stride,
+                config,
+                processes,
+                checkpoint,
+                arguments.resume,
             )
         if not processes.first:
             return 0

@@ -14,15 +14,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
-from adaptok_ros.models import read_description
+from adaptok_ros.models.folders import read_description
 
 if TYPE_CHECKING:
     from adaptok_ros.engines.cache import Specification
 
 __all__ = [
-    'BACKENDS', 'PARTS', 'Binding', 'Buffer', 'BuildCancelledError', 'Builder', 'Engine',
-    'EngineError', 'GraphRequest', 'Shape', 'create_engine',
-]  # fmt: skip
+    'BACKENDS',
+    'PARTS',
+    'Binding',
+    'Buffer',
+    'BuildCancelledError',
+    'Builder',
+    'Engine',
+    'EngineError',
+    'GraphRequest',
+    'Shape',
+    'create_engine',
+]
 
 BACKENDS = ('auto', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch')
 """Values of the ``backend`` parameters."""
@@ -143,7 +152,7 @@ def create_engine(request: GraphRequest, build: Builder | None = None) -> Engine
     :raises BuildCancelledError: ``build`` was stopped
     """
     if request.backend not in BACKENDS:
-        raise EngineError(f"backend is {request.backend!r}; allowed: {', '.join(BACKENDS)}")
+        raise EngineError(f'backend is {request.backend!r}; allowed: {", ".join(BACKENDS)}')
     reason = 'it is asked for on the CPU' if request.on_cpu else missing_driver()
     notes = [f'CUDA: {reason}'] if reason else []
     for backend, device in _PREFERENCE:
@@ -162,13 +171,17 @@ def create_engine(request: GraphRequest, build: Builder | None = None) -> Engine
             continue
         engine.notes = tuple(notes)
         return engine
-    raise EngineError(f"{request.graph()} cannot be run: {'; '.join(notes)}")
+    raise EngineError(f'{request.graph()} cannot be run: {"; ".join(notes)}')
 
 
 _PREFERENCE = (
-    ('tensorrt', 'cuda'), ('tensorrt_rtx', 'cuda'), ('onnxruntime', 'cuda'), ('torch', 'cuda'),
-    ('onnxruntime', 'cpu'), ('torch', 'cpu'),
-)  # fmt: skip
+    ('tensorrt', 'cuda'),
+    ('tensorrt_rtx', 'cuda'),
+    ('onnxruntime', 'cuda'),
+    ('torch', 'cuda'),
+    ('onnxruntime', 'cpu'),
+    ('torch', 'cpu'),
+)
 
 
 def _open(request: GraphRequest, device: str, build: Builder | None) -> Engine:

@@ -142,10 +142,14 @@ def _run_child(
         try:
             child = subprocess.Popen(
                 [sys.executable, '-m', __name__, str(os.getpid()), str(writing)],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(writing,),
-                env={**os.environ, 'PYTHONPATH': path}, cwd='/',
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(writing,),
+                env={**os.environ, 'PYTHONPATH': path},
+                cwd='/',
                 start_new_session=True,  # Ctrl-C is ours to handle
-            )  # fmt: skip
+            )
         finally:
             os.close(writing)
         assert child.stdin is not None

@@ -74,7 +74,7 @@ class Specification:
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or set(fields) != names:
-            raise ValueError(f"not the fields {', '.join(sorted(names))}")
+            raise ValueError(f'not the fields {", ".join(sorted(names))}')
         try:
             profile = {
                 str(name): tuple(tuple(int(side) for side in shape) for shape in limits)
@@ -213,9 +213,7 @@ class _Folder:
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
-            os.replace(
-                partial, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor
-            )
+            os.replace(partial, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         except BaseException:
             self.remove(partial)
             raise
@@ -249,9 +247,10 @@ def _folder() -> Iterator[_Folder]:
                 stack.callback(os.close, descriptor)
                 target = part.resolve()
                 _check_owner(
-                    target, os.fstat(descriptor),
+                    target,
+                    os.fstat(descriptor),
                     f'chmod 700 {target}, then `adaptok engine clean --all`',
-                )  # fmt: skip
+                )
             assert descriptor is not None
             yield _Folder(path, descriptor)
         except OSError as error:
@@ -388,9 +387,7 @@ def verify(key: str) -> Manifest:
         return _load(folder, key, None)[0]
 
 
-def _load(
-    folder: _Folder, key: str, wanted: Specification | None
-) -> tuple[Manifest, bytes]:
+def _load(folder: _Folder, key: str, wanted: Specification | None) -> tuple[Manifest, bytes]:
     manifest = _manifest(folder, key)
     path = folder.path / (key + PLAN)
     difference = manifest.specification.difference(wanted) if wanted else ''

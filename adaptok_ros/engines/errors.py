@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from adaptok_ros.errors import AdaptokError
 
-class EngineError(RuntimeError):
+
+class EngineError(AdaptokError, RuntimeError):
     """A backend that cannot be used here, a file that is not a model, or no memory left."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaptok_ros.engines import EngineError, GraphRequest, Shape
-from adaptok_ros.models import ModelError, read_description
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import ModelError, read_description
 
 SMALLEST, USUAL, LARGEST = (64, 64), (480, 640), (1088, 1920)
 """Height and width of images: what an engine for any size takes at least, is tuned for, and takes
@@ -57,6 +57,4 @@ def _shapes(
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f'{request.folder}/lit.json: bad or missing field: {error}') from error
     window = (batch, frames, *(-(-side // multiple) * multiple for side in (rows, columns)))
-    return {
-        'held': (*window, tokenizer.channels), 'kept': window, 'age': window, 'tau': (batch,),
-    }  # fmt: skip
+    return {'held': (*window, tokenizer.channels), 'kept': window, 'age': window, 'tau': (batch,)}

@@ -62,7 +62,7 @@ def leave_engine(engine: Engine, error: EngineError) -> str:
 
     :returns: what is not to be chosen again, as ``GraphRequest.rejected`` has it
     """
-    name = f"{engine.backend} on {engine.device.partition(':')[0]}"
+    name = f'{engine.backend} on {engine.device.partition(":")[0]}'
     # The frames that the error went through hold memory of the device.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     release_engine(engine)

@@ -26,8 +26,8 @@ from adaptok_ros.engines.cache import Specification
 from adaptok_ros.engines.cuda import device_errors, exclusive, first_gpu, need_torch
 from adaptok_ros.engines.errors import EngineMissingError
 from adaptok_ros.engines.profiles import LARGEST, SMALLEST, profile
-from adaptok_ros.models import sha256
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +81,7 @@ def compute_capabilities(module: ModuleType) -> tuple[str, ...]:
     return tuple(f'{number[:-1]}.{number[-1]}' for number in numbers)
 
 
-def specify(
-    request: GraphRequest, compute_capability: str = ''
-) -> tuple[Specification, Path]:
+def specify(request: GraphRequest, compute_capability: str = '') -> tuple[Specification, Path]:
     """The engine for a graph, and the ONNX file to build it from.
 
     TensorRT chooses kernels by timing them, so its engines belong to the GPU they were built on.
@@ -106,7 +104,7 @@ def specify(
     if ahead and compute_capability not in ahead:
         raise EngineError(
             f'compute capability is {compute_capability}; allowed by {request.backend} '
-            f"{module.__version__}: {', '.join(ahead)}; use backend tensorrt"
+            f'{module.__version__}: {", ".join(ahead)}; use backend tensorrt'
         )
     graph = request.graph(half=True)
     if not graph.is_file():
@@ -186,7 +184,7 @@ def _relatives(specification: Specification) -> str:
         and entry.manifest.specification.onnx_sha256 == specification.onnx_sha256
         and entry.manifest.specification.backend == specification.backend
     }
-    return f" (there is one whose {'; one whose '.join(sorted(found))})" if found else ''
+    return f' (there is one whose {"; one whose ".join(sorted(found))})' if found else ''
 
 
 # Building, in a process of its own: adaptok_ros.engines.build.
@@ -225,9 +223,7 @@ def compile_plan(specification: Specification, graph: Path, report: Report) -> b
     report('reading the graph', None)
     if not parser.parse(data):
         errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
-        raise EngineError(
-            f'{graph}: {specification.backend} cannot read it: {"; ".join(errors)}'
-        )
+        raise EngineError(f'{graph}: {specification.backend} cannot read it: {"; ".join(errors)}')
     config = builder.create_builder_config()
     _configure(module, config, specification)
     limits = builder.create_optimization_profile()
@@ -281,9 +277,11 @@ def _keep_timings(timings: Any, specification: Specification) -> None:
     # They only save time: the plan, which is finished, is not given up for them.
     with contextlib.suppress(EngineError):
         cache.write_timings(
-            specification.backend, specification.backend_version,
-            specification.compute_capability, bytes(timings.serialize()),
-        )  # fmt: skip
+            specification.backend,
+            specification.backend_version,
+            specification.compute_capability,
+            bytes(timings.serialize()),
+        )
 
 
 @functools.cache
@@ -536,14 +534,18 @@ class TensorRTBinding:
             if self._context.active_optimization_profile < 0:
                 # TensorRT 8.6 gives the profile to the first context alone by itself.
                 engine.attempt(
-                    'cannot share its profile', self._context.set_optimization_profile_async,
-                    0, torch.cuda.current_stream().cuda_stream,
-                )  # fmt: skip
+                    'cannot share its profile',
+                    self._context.set_optimization_profile_async,
+                    0,
+                    torch.cuda.current_stream().cuda_stream,
+                )
             for name, shape in shapes.items():
                 engine.attempt(
                     f'does not take {name} of shape {tuple(shape)}',
-                    self._context.set_input_shape, name, tuple(shape),
-                )  # fmt: skip
+                    self._context.set_input_shape,
+                    name,
+                    tuple(shape),
+                )
                 buffer = torch.zeros(tuple(shape), dtype=engine.dtype(name), device=DEVICE)
                 self.inputs[name] = buffer
                 self._place(name, buffer)
@@ -598,9 +600,8 @@ class TensorRTBinding:
                 '(what torch allocates, not a part of it)'
             )
         self._engine.attempt(
-            f'does not take an address for {name}',
-            self._context.set_tensor_address, name, address,
-        )  # fmt: skip
+            f'does not take an address for {name}', self._context.set_tensor_address, name, address
+        )
 
     def run(self) -> None:
         """See :meth:`adaptok_ros.engines.Binding.run`."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
 from adaptok_ros.engines.cuda import device_errors, exclusive
-from adaptok_ros.lit.weights import load_lit
-from adaptok_ros.models import ModelError
-from adaptok_ros.tokenizers.families import load_family
-from adaptok_ros.tokenizers.graphs import DecoderGraph, EncoderGraph
-from adaptok_ros.tokenizers.tokenizer import TokenizerDescription
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import ModelError
+from adaptok_ros.networks.families import load_family
+from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
+from adaptok_ros.networks.lit import load_lit
 
 INPUTS = {
     'encoder': {'image': torch.uint8},
@@ -27,7 +27,7 @@ OUTPUTS = {'encoder': 'latents', 'decoder': 'image', 'lit': 'latents'}
 def load_module(request: GraphRequest, half: bool) -> nn.Module:
     """The graph of a model folder as a module, on the CPU.
 
-    :param half: the model in float16, as :mod:`adaptok_ros.tokenizers.graphs` has it
+    :param half: the model in float16, as :mod:`adaptok_ros.networks.graphs` has it
     :raises ModelError: the folder does not hold it, or a library is missing
     """
     if request.part == 'lit':

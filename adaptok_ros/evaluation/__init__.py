@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from adaptok_ros.errors import AdaptokError
 
-class EvaluationError(ValueError):
+
+class EvaluationError(AdaptokError, ValueError):
     """Data, an option or a package that an evaluation cannot use; says what would do."""

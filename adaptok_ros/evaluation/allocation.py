@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.evaluation.clips import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
-from adaptok_ros.receiver import Receiver
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.footage.preparation import Clip, Image
+from adaptok_ros.receiving.receiver import Receiver
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 BLOCK_FRAMES = 4
 """Frames that share one decision in ElasticTok."""
@@ -71,7 +71,7 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
     held_bisection = held_probe = receiver.held.copy()
     tokens, searched = 0, 0
     for block in range(blocks):
-        images = frames[1 + block * BLOCK_FRAMES:1 + (block + 1) * BLOCK_FRAMES]
+        images = frames[1 + block * BLOCK_FRAMES : 1 + (block + 1) * BLOCK_FRAMES]
         kept = 0
         errors = []
         for offset, image in enumerate(images):
@@ -115,7 +115,9 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
                 'psnr': psnr(float(np.mean(mechanism.errors))),
             }
             for name, mechanism in (
-                ('ours', threshold), ('elastictok', bisection), ('infotok', probe)
+                ('ours', threshold),
+                ('elastictok', bisection),
+                ('infotok', probe),
             )
         },
     }
@@ -140,11 +142,7 @@ def _bisect(
 
 
 def _send(
-    tokenizer: Tokenizer,
-    images: list[Image],
-    held: Grid,
-    shares: list[int],
-    totals: _Mechanism,
+    tokenizer: Tokenizer, images: list[Image], held: Grid, shares: list[int], totals: _Mechanism
 ) -> Grid:
     """Note the distortion of a block with so many tokens a frame; what is held after it."""
     grids = _allocate(tokenizer, images, held, shares)

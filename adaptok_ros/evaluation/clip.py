@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 
 from adaptok_ros.evaluation.allocation import compare_allocation
-from adaptok_ros.evaluation.clips import Clip, Image
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
 from adaptok_ros.evaluation.noise import noise_gain, static_scene
 from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpips
@@ -18,9 +17,10 @@ from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import Grid, SharedEncoder, Stream, lit_id
-from adaptok_ros.overlay import draw_kept
-from adaptok_ros.selection import Reference
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.footage.preparation import Clip, Image
+from adaptok_ros.sending.overlay import draw_kept
+from adaptok_ros.sending.selection import Reference
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 PICTURES = 3
 """Frames of a clip that are shown."""
@@ -165,9 +165,15 @@ class _Sweep:
         stride = self._encoder.description.stride
         rows = [image, draw_kept(image, keep, stride, *self._shape)]
         cv2.putText(
-            rows[1], f'{100 * keep.mean():.1f} % sent', (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6,
-            (255, 255, 255), 2, cv2.LINE_AA,
-        )  # fmt: skip
+            rows[1],
+            f'{100 * keep.mean():.1f} % sent',
+            (8, 22),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.6,
+            (255, 255, 255),
+            2,
+            cv2.LINE_AA,
+        )
         if self._can_decode:
             rows.append(self._encoder.decode(latents, *self._shape).copy())
         self._columns.append(np.vstack(rows))

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.evaluation.clips import Clip, Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
+from adaptok_ros.footage.preparation import Clip, Image
 
 H264_SETTINGS = 'libx264, preset medium, tune zerolatency, 4:2:0, one key frame'
 CRF_LIMIT = 51
@@ -83,11 +83,13 @@ def h264_at(clip: Clip, target: int) -> dict[str, float]:
     """The clip as H.264 at the rate factor whose bytes are nearest to target."""
     best = nearest(
         lambda setting: sum(map(len, _h264_encode(clip, CRF_LIMIT - setting))),
-        0, CRF_LIMIT, target,
-    )  # fmt: skip
+        0,
+        CRF_LIMIT,
+        target,
+    )
     units = _h264_encode(clip, CRF_LIMIT - best)
     errors = [
-        squared_error(image, decoded[:image.shape[0], :image.shape[1]])
+        squared_error(image, decoded[: image.shape[0], : image.shape[1]])
         for image, decoded in zip(clip.frames(), _h264_decode(units), strict=True)
     ]
     return {
@@ -112,9 +114,12 @@ def _h264_encode(clip: Clip, crf: int) -> list[bytes]:
             codec.pix_fmt = 'yuv420p'
             codec.time_base = Fraction(1, 30)
             codec.options = {
-                'crf': str(crf), 'preset': 'medium', 'tune': 'zerolatency', 'threads': '1',
+                'crf': str(crf),
+                'preset': 'medium',
+                'tune': 'zerolatency',
+                'threads': '1',
                 'x264-params': 'keyint=infinite:scenecut=0',
-            }  # fmt: skip
+            }
         frame = av.VideoFrame.from_ndarray(even, format='rgb24')
         packets += codec.encode(frame.reformat(format='yuv420p'))
     packets += codec.encode(None)

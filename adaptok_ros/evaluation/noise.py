@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.evaluation.streams import SharedEncoder, send
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 Image = NDArray[np.uint8]
 

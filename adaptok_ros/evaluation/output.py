@@ -9,10 +9,10 @@ from typing import Any
 import cv2
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.evaluation.clips import Image
 from adaptok_ros.evaluation.plots import draw_drift, draw_rate_distortion
 from adaptok_ros.evaluation.report import markdown
-from adaptok_ros.folders import new_folder
+from adaptok_ros.footage.preparation import Image
+from adaptok_ros.models.writing import new_folder
 
 
 def check_output(output: Path) -> None:
@@ -40,7 +40,7 @@ def write_results(record: dict[str, Any], pictures: dict[str, Image], output: Pa
                 plots.append('drift.png')
         (temporary / 'kept').mkdir()
         for name, picture in pictures.items():
-            path = temporary / 'kept' / f"{name.replace('/', '_')}.jpg"
+            path = temporary / 'kept' / f'{name.replace("/", "_")}.jpg'
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         (temporary / 'results.md').write_text(markdown(record, plots))
         text = json.dumps(_rounded(record), indent=1, allow_nan=False)

@@ -33,10 +33,13 @@ def draw_rate_distortion(record: dict[str, Any], path: Path) -> None:
             left.plot(
                 [row['bits_per_pixel'] for row in rows],
                 [row[mode]['psnr'] for row in rows],
-                color=colour, linewidth=2.2 if mean else 0.5, alpha=1.0 if mean else 0.35,
-                marker='o' if mean else None, markersize=4,
+                color=colour,
+                linewidth=2.2 if mean else 0.5,
+                alpha=1.0 if mean else 0.35,
+                marker='o' if mean else None,
+                markersize=4,
                 label=f'{LABELS[mode]}, mean of clips' if mean and rows else None,
-            )  # fmt: skip
+            )
     if overall.get('dense'):
         left.axhline(overall['dense']['psnr'], color='0.4', linestyle='--', label='all sent')
     left.set_xscale('log')
@@ -50,9 +53,13 @@ def draw_rate_distortion(record: dict[str, Any], path: Path) -> None:
         ]
         mean = clip is overall
         right.plot(
-            *zip(*points), color=COLOURS['lit'], linewidth=2.2 if mean else 0.5,
-            alpha=1.0 if mean else 0.35, marker='o' if mean else None, markersize=4,
-        )  # fmt: skip
+            *zip(*points),
+            color=COLOURS['lit'],
+            linewidth=2.2 if mean else 0.5,
+            alpha=1.0 if mean else 0.35,
+            marker='o' if mean else None,
+            markersize=4,
+        )
     right.axhline(1.0, color='0.4', linestyle='--')
     right.set_xlabel('tau')
     right.set_ylabel('latent error of LIT over hold')
@@ -78,12 +85,14 @@ def draw_drift(record: dict[str, Any], path: Path) -> None:
             ]
             if curves:
                 axes.plot(
-                    np.mean(curves, axis=0), style, color=colour,
+                    np.mean(curves, axis=0),
+                    style,
+                    color=colour,
                     label=f'reference: {reference}, {LABELS[mode]}',
-                )  # fmt: skip
+                )
     axes.set_xlabel('frame')
     axes.set_ylabel('PSNR (dB), mean of clips')
-    axes.set_title(f"tau {clips[0]['tau']:g}", fontsize=10)
+    axes.set_title(f'tau {clips[0]["tau"]:g}', fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     _save(pyplot, figure, path)

@@ -107,7 +107,7 @@ class _Moments:
 
 
 def _channel_means(x: Values) -> NDArray[np.float64]:
-    return np.array(cv2.mean(x)[:x.shape[2]])
+    return np.array(cv2.mean(x)[: x.shape[2]])
 
 
 def _uniform(x: Values) -> Values:
@@ -126,7 +126,7 @@ def _inside(x: Values, window: int) -> Values:
 
 def _halve(x: Values) -> Values:
     height, width = x.shape[0] // 2, x.shape[1] // 2
-    even = x[:2 * height, :2 * width]
+    even = x[: 2 * height, : 2 * width]
     halved: Values = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
     return halved
 

@@ -51,21 +51,21 @@ def _number(value: Cell, digits: int = 2, scale: float = 1.0) -> str:
 def _how(record: dict[str, Any]) -> str:
     machine, protocol = record['machine'], record['protocol']
     versions = ', '.join(f'{name} {value}' for name, value in machine['versions'].items())
-    split = f", split {protocol['split']}" if protocol['split'] else ''
+    split = f', split {protocol["split"]}' if protocol['split'] else ''
     refresh = protocol['refresh_period']
     lines = [
-        f"`{record['command']}`",
+        f'`{record["command"]}`',
         '',
-        f"- tokenizer {record['tokenizer']}, {record['lit'] or 'no LIT'}",
-        f"- {record['overall']['clips']} clips ({protocol['layout']}{split}), "
-        f"{len(record['skipped'])} skipped; {protocol['frames']}; frame rate "
-        f"{protocol['frame_rate']}; resolution: {protocol['resolution']}",
-        f"- payload {protocol['payload']}, keyframe: {protocol['keyframes']}, refresh "
-        f"{f'every {refresh} frames' if refresh else 'off'}, reference {protocol['reference']}",
-        f"- bytes: {protocol['bytes']}; the mask bits are charged",
-        f"- PSNR: {protocol['psnr']}",
-        f"- SSIM: {protocol['ssim']}; MS-SSIM: {protocol['ms_ssim']}",
-        f"- {machine['processor']}, cores: {machine['cores']}, {machine['system']}; {versions}",
+        f'- tokenizer {record["tokenizer"]}, {record["lit"] or "no LIT"}',
+        f'- {record["overall"]["clips"]} clips ({protocol["layout"]}{split}), '
+        f'{len(record["skipped"])} skipped; {protocol["frames"]}; frame rate '
+        f'{protocol["frame_rate"]}; resolution: {protocol["resolution"]}',
+        f'- payload {protocol["payload"]}, keyframe: {protocol["keyframes"]}, refresh '
+        f'{f"every {refresh} frames" if refresh else "off"}, reference {protocol["reference"]}',
+        f'- bytes: {protocol["bytes"]}; the mask bits are charged',
+        f'- PSNR: {protocol["psnr"]}',
+        f'- SSIM: {protocol["ssim"]}; MS-SSIM: {protocol["ms_ssim"]}',
+        f'- {machine["processor"]}, cores: {machine["cores"]}, {machine["system"]}; {versions}',
         *(f'- {line}' for line in record['left_out']),
     ]
     return '\n'.join(lines)
@@ -73,9 +73,18 @@ def _how(record: dict[str, Any]) -> str:
 
 def _sweep(taus: dict[str, Any], dense: dict[str, Any] | None) -> str:
     header = [
-        'tau', 'kept %', 'kept % after keyframe', 'kB/frame', 'bits/pixel',
-        'PSNR hold', 'PSNR LIT', 'SSIM hold', 'SSIM LIT', 'MS-SSIM hold', 'MS-SSIM LIT',
-    ]  # fmt: skip
+        'tau',
+        'kept %',
+        'kept % after keyframe',
+        'kB/frame',
+        'bits/pixel',
+        'PSNR hold',
+        'PSNR LIT',
+        'SSIM hold',
+        'SSIM LIT',
+        'MS-SSIM hold',
+        'MS-SSIM LIT',
+    ]
     with_lpips = bool(dense and 'lpips' in dense)
     header += ['LPIPS hold', 'LPIPS LIT'] if with_lpips else []
     rows = [
@@ -112,24 +121,33 @@ def _fvd(values: dict[str, float]) -> str:
 
 
 def _lit(overall: dict[str, Any]) -> str:
-    header = ['tau', 'latent MSE hold', 'latent MSE LIT', 'LIT / hold', 'worst clip',
-              'clips better with LIT']  # fmt: skip
-    text = 'At positions that were not sent:\n\n' + _table(header, [
+    header = [
+        'tau',
+        'latent MSE hold',
+        'latent MSE LIT',
+        'LIT / hold',
+        'worst clip',
+        'clips better with LIT',
+    ]
+    text = 'At positions that were not sent:\n\n' + _table(
+        header,
         [
-            tau,
-            _number(row.get('latent_mse_hold'), 5),
-            _number(row.get('latent_mse_lit'), 5),
-            _number(row.get('lit_over_hold'), 3),
-            _number(row.get('lit_over_hold_worst'), 3),
-            _number(row.get('share_of_clips_better_with_lit'), 0, 100.0) + ' %',
-        ]
-        for tau, row in overall['tau'].items()
-    ])  # fmt: skip
+            [
+                tau,
+                _number(row.get('latent_mse_hold'), 5),
+                _number(row.get('latent_mse_lit'), 5),
+                _number(row.get('lit_over_hold'), 3),
+                _number(row.get('lit_over_hold_worst'), 3),
+                _number(row.get('share_of_clips_better_with_lit'), 0, 100.0) + ' %',
+            ]
+            for tau, row in overall['tau'].items()
+        ],
+    )
     moderate = overall.get('moderate')
     if moderate:
         text += (
-            f"\n\nLIT / hold over the {moderate['pairs']} pairs of clip and tau in which 10 to "
-            f"50 % were kept: {moderate['lit_over_hold']:.3f}"
+            f'\n\nLIT / hold over the {moderate["pairs"]} pairs of clip and tau in which 10 to '
+            f'50 % were kept: {moderate["lit_over_hold"]:.3f}'
         )
     return text
 
@@ -163,7 +181,7 @@ def _clips(record: dict[str, Any]) -> str:
         [
             clip['name'],
             clip['kind'],
-            f"{clip['width']}x{clip['height']}x{clip['frames']}",
+            f'{clip["width"]}x{clip["height"]}x{clip["frames"]}',
             *_row_per_tau(clip),
         ]
         for clip in record['clips']
@@ -196,8 +214,14 @@ def _noise(record: dict[str, Any]) -> str:
 
 
 def _previous(entry: dict[str, Any]) -> str:
-    header = ['reference', 'kept %', 'kB/frame', 'PSNR hold', 'PSNR LIT',
-              'positions past the bound in the last frame %']  # fmt: skip
+    header = [
+        'reference',
+        'kept %',
+        'kB/frame',
+        'PSNR hold',
+        'PSNR LIT',
+        'positions past the bound in the last frame %',
+    ]
     rows = [
         [
             name,
@@ -208,7 +232,7 @@ def _previous(entry: dict[str, Any]) -> str:
         ]
         for name in ('held', 'previous')
     ]
-    return f"At tau {entry['tau']:g}.\n\n" + _table(header, rows)
+    return f'At tau {entry["tau"]:g}.\n\n' + _table(header, rows)
 
 
 def _codecs(record: dict[str, Any]) -> str:
@@ -231,14 +255,21 @@ def _codecs(record: dict[str, Any]) -> str:
         'a policy that gets one still has to encode the image itself. H.264: libx264, preset '
         'medium, tune zerolatency, 4:2:0, one key frame.\n\n'
     ) + _table(
-        ['clip', 'tokens kB/frame', 'tokens PSNR', 'JPEG kB/frame', 'JPEG PSNR',
-         'H.264 kB/frame', 'H.264 PSNR'],
+        [
+            'clip',
+            'tokens kB/frame',
+            'tokens PSNR',
+            'JPEG kB/frame',
+            'JPEG PSNR',
+            'H.264 kB/frame',
+            'H.264 PSNR',
+        ],
         rows,
-    )  # fmt: skip
+    )
 
 
 def _shown(clip: dict[str, Any]) -> dict[str, Any]:
-    row = clip['tau'][f"{clip['codecs']['tau']:g}"]
+    row = clip['tau'][f'{clip["codecs"]["tau"]:g}']
     return dict(row.get('lit') or row.get('hold') or {})
 
 
@@ -263,12 +294,12 @@ def _allocation(entry: dict[str, Any]) -> str:
         rows,
     )
     return (
-        f"At tau {entry['tau']:g}, in blocks of {entry['block_frames']:g} frames after the "
+        f'At tau {entry["tau"]:g}, in blocks of {entry["block_frames"]:g} frames after the '
         'keyframe, processor time of one thread until it is known which tokens to send, same '
         'tokenizer, same run, same number of tokens in every block.\n\n'
         f'{text}\n\n'
         "Reimplemented is each mechanism on this frozen tokenizer, not the papers' models. "
-        "ElasticTok (arXiv 2410.08368): bisection on the tokens a block gets until the decoded "
+        'ElasticTok (arXiv 2410.08368): bisection on the tokens a block gets until the decoded '
         'pixels meet a target error (that of our stream), every probe a full encoder and decoder '
         'pass. InfoTok (arXiv 2512.16975): one decoder pass at full rate; its squared error '
         'stands for the likelihood, and frames get tokens in proportion. Both papers train the '
@@ -279,4 +310,4 @@ def _allocation(entry: dict[str, Any]) -> str:
 
 
 def _skipped(skipped: list[dict[str, str]]) -> str:
-    return '\n'.join(f"- {clip['name']}: {clip['reason']}" for clip in skipped)
+    return '\n'.join(f'- {clip["name"]}: {clip["reason"]}' for clip in skipped)

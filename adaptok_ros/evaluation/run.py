@@ -17,17 +17,17 @@ from tqdm import tqdm
 
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.clip import ClipEvaluator, ClipResult
-from adaptok_ros.evaluation.clips import Clip, Image, expected_frames
 from adaptok_ros.evaluation.codecs import require_av
-from adaptok_ros.evaluation.datasets import ClipSource, Dataset
 from adaptok_ros.evaluation.machine import cores, describe
 from adaptok_ros.evaluation.perceptual import frechet_distance, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import FRAME_ID, lit_id
 from adaptok_ros.evaluation.summary import by_kind, summarize
-from adaptok_ros.models import find_model
+from adaptok_ros.footage.catalog import ClipSource, Dataset
+from adaptok_ros.footage.preparation import Clip, Image, expected_frames
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
-from adaptok_ros.tokenizers import TokenizerDescription
 
 FORMAT = 1
 """Version of the layout of ``results.json``."""
@@ -113,9 +113,9 @@ def _protocol(dataset: Dataset, settings: Settings) -> dict[str, Any]:
         'reference': 'held (closed loop)',
         'payload': Payload.FLOAT16.name.lower(),
         'bytes': 'whole SparseTokens messages in CDR: mask, data, and header and all other '
-                 f'fields (frame id {FRAME_ID!r})',
+        f'fields (frame id {FRAME_ID!r})',
         'kept': 'tokens sent over positions, mean of frames; with the keyframe unless it says '
-                'after keyframe',
+        'after keyframe',
         'psnr': 'one mean squared error over the whole clip, RGB, 0 to 255; then mean of clips',
         'ssim': "scikit-image's definition with its defaults, RGB, per frame; mean",
         'ms_ssim': 'Wang et al. 2003, five scales, RGB, per frame; mean',

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.evaluation.clips import Preparation
-from adaptok_ros.selection import DEFAULT_TAU, Reference, SelectionConfig
+from adaptok_ros.footage.preparation import Preparation
+from adaptok_ros.sending.selection import DEFAULT_TAU, Reference, SelectionConfig
 
 DEFAULT_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4)
 COMPARISONS = ('previous', 'codecs', 'allocation')
@@ -36,7 +36,7 @@ class Settings:
             raise EvaluationError('--tau names no threshold; allowed: one and more')
         for name in self.compare:
             if name not in COMPARISONS:
-                raise EvaluationError(f"--compare is {name!r}; allowed: {', '.join(COMPARISONS)}")
+                raise EvaluationError(f'--compare is {name!r}; allowed: {", ".join(COMPARISONS)}')
         for option, values in (('--tau', self.taus), ('--compare', self.compare)):
             if len(set(values)) < len(values):
                 raise EvaluationError(f'{option} is {values}; allowed: every value once')

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.size import serialized_bytes
-from adaptok_ros.latents import LatentStream
-from adaptok_ros.models import find_model, read_description
+from adaptok_ros.models.folders import find_model, read_description
 from adaptok_ros.packet import Packet
-from adaptok_ros.selection import SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer, TokenizerStream
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, Gating
+from adaptok_ros.receiving.latents import LatentStream
+from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.stream import TokenizerStream
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 FRAME_ID = 'camera'
 NOMINAL_PERIOD = 33_333_333
@@ -31,7 +32,7 @@ def lit_id(tokenizer: str) -> str:
     folder = find_model(tokenizer)
     if not (folder / 'lit.json').is_file():
         return ''
-    return f"lit@{read_description(folder, 'lit.json')['files']['lit.onnx'][:12]}"
+    return f'lit@{read_description(folder, "lit.json")["files"]["lit.onnx"][:12]}'
 
 
 class SharedEncoder(Tokenizer):
@@ -43,9 +44,7 @@ class SharedEncoder(Tokenizer):
     def __init__(self, name: str, threads: int = 0) -> None:
         super().__init__(name, threads=threads, on_cpu=True)
 
-    def stream(
-        self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE
-    ) -> TokenizerStream:
+    def stream(self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE) -> TokenizerStream:
         """See :meth:`Tokenizer.stream`."""
         return _SharedStream(self, gating, noise)
 

@@ -61,9 +61,7 @@ def summarize(clips: list[dict[str, Any]]) -> dict[str, Any]:
         if row.get('lit_over_hold') and MODERATE[0] <= row['kept_after_keyframe'] <= MODERATE[1]
     ]
     if moderate:
-        summary['moderate'] = {
-            'pairs': len(moderate), 'lit_over_hold': geometric_mean(moderate)
-        }
+        summary['moderate'] = {'pairs': len(moderate), 'lit_over_hold': geometric_mean(moderate)}
     if 'noise' in summary:
         summary['noise_worst'] = {
             sigma: max(clip['noise'][sigma] for clip in clips) for sigma in summary['noise']

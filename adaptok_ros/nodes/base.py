@@ -23,6 +23,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from adaptok_ros.engines import Builder
+from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.loading import Loading
 from adaptok_ros.nodes.parameters import NodeParameter, check_choice, declare, read, usage
@@ -155,9 +156,9 @@ class StreamNode(LifecycleNode, abc.ABC):
             return TransitionCallbackReturn.FAILURE
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._timer = self.create_timer(
-            DIAGNOSTICS_PERIOD, self._publish_diagnostics, clock=Clock(
-                clock_type=ClockType.STEADY_TIME
-            )
+            DIAGNOSTICS_PERIOD,
+            self._publish_diagnostics,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         self._configured = True
         return super().on_configure(state)
@@ -267,7 +268,7 @@ class StreamNode(LifecycleNode, abc.ABC):
             for name, value in changes.items():
                 check_choice(self._table[name], value)
                 if self._configured and not self._table[name].runtime:
-                    raise ValueError(
+                    raise SettingError(
                         f'{name} cannot change while the node is configured; clean it up, set '
                         'it and configure it again'
                     )
@@ -318,9 +319,13 @@ class StreamNode(LifecycleNode, abc.ABC):
     ) -> Any:
         """A subscription whose QoS can be overridden."""
         return self.create_subscription(
-            message_type, topic, callback, profile,
-            qos_overriding_options=qos.overridable(), **options,
-        )  # fmt: skip
+            message_type,
+            topic,
+            callback,
+            profile,
+            qos_overriding_options=qos.overridable(),
+            **options,
+        )
 
 
 def run(
@@ -344,9 +349,12 @@ def run_cameras(
     """
     parser = _parser(executable, description)
     parser.add_argument(
-        '--cameras', metavar='NAMESPACE,…', type=lambda text: text.split(','), default=[None],
+        '--cameras',
+        metavar='NAMESPACE,…',
+        type=lambda text: text.split(','),
+        default=[None],
         help='namespaces of several cameras, each of which gets a node in this one process',
-    )  # fmt: skip
+    )
     return _run(parser, lambda arguments: [create(name) for name in arguments.cameras], args)
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.footage.video import frame_rate, read_frames
 from adaptok_ros.messages import byte_array
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import run
 from adaptok_ros.nodes.parameters import CAMERA_NODE, declare, read
-from adaptok_ros.scene import Scene
-from adaptok_ros.video import frame_rate, read_frames
 
 SCENE_SIZE = (480, 640)
 SCENE_RATE = 30.0

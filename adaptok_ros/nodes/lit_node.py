@@ -12,23 +12,18 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
-from adaptok_ros.latents import DenseLatents, LatentStream
-from adaptok_ros.lit.gating import Restoration
-from adaptok_ros.messages import (
-    byte_array,
-    fill_latents,
-    packet_from_message,
-    set_header,
-)
-from adaptok_ros.metrics import Percentiles, Rate
+from adaptok_ros.messages import byte_array, fill_latents, packet_from_message, set_header
 from adaptok_ros.msg import DenseLatents as DenseLatentsMessage
 from adaptok_ros.msg import SparseTokens
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.nodes.parameters import LIT_NODE
 from adaptok_ros.packet import PacketError, Payload
-from adaptok_ros.receiver import Status
-from adaptok_ros.tokenizers import Tokenizer
+from adaptok_ros.receiving.latents import DenseLatents, LatentStream
+from adaptok_ros.receiving.receiver import Status
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 KEYFRAME_RETRY = 1.0
 """Seconds between two requests for a keyframe."""
@@ -53,12 +48,8 @@ class LITNode(StreamNode):
         self._share = Percentiles()
         self._skipped = self._requests = self._unready = 0
         self._requested_at = 0.0
-        self._latents = self.create_output(
-            DenseLatentsMessage, '~/latents', qos.image_output()
-        )
-        self._reconstruction = self.create_output(
-            Image, '~/reconstruction', qos.image_output()
-        )
+        self._latents = self.create_output(DenseLatentsMessage, '~/latents', qos.image_output())
+        self._reconstruction = self.create_output(Image, '~/reconstruction', qos.image_output())
         if values['keyframe_service']:
             self._client = self.create_client(Trigger, values['keyframe_service'])
 
@@ -67,7 +58,10 @@ class LITNode(StreamNode):
         # Its decoder is for looking on: not worth a build while the stream waits.
         self._tokenizer = Tokenizer(values['tokenizer'], values['backend'])
         stream = LatentStream(
-            values['tokenizer'], values['mode'], values['backend'], build=build,
+            values['tokenizer'],
+            values['mode'],
+            values['backend'],
+            build=build,
             restore=Restoration(values['restore']),
         )
         engine = stream.restorer.engine if stream.restorer else None
@@ -163,9 +157,7 @@ class LITNode(StreamNode):
         if packet is None or latents.tokenizer != description.id or not description.can_decode:
             self.fail(f'no reconstruction: {description.id} cannot decode {latents.tokenizer}')
             return
-        picture = self._tokenizer.decode(
-            latents.values, packet.image_height, packet.image_width
-        )
+        picture = self._tokenizer.decode(latents.values, packet.image_height, packet.image_width)
         height, width = picture.shape[:2]
         image = Image(height=height, width=width, encoding='rgb8', step=3 * width)
         set_header(image.header, latents.stamp, latents.frame_id)

@@ -25,9 +25,7 @@ class Loading:
     :ivar progress: what is being done, and how far it is
     """
 
-    def __init__(
-        self, load: Callable[[Builder], None], report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, load: Callable[[Builder], None], report: Callable[[str], None]) -> None:
         """Begin.
 
         :param report: told the progress every few seconds, on another thread

@@ -9,20 +9,21 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.engines import BACKENDS
-from adaptok_ros.images import LARGEST_SIDE
-from adaptok_ros.latents import MODES
-from adaptok_ros.lit.gating import Restoration
-from adaptok_ros.models import DEFAULT_TOKENIZER
+from adaptok_ros.errors import SettingError
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload
-from adaptok_ros.selection import (
+from adaptok_ros.receiving.latents import MODES
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.sending.selection import (
     DEFAULT_TAU,
     PERIOD_LIMIT,
     TAU_LIMIT,
     TOKEN_LIMIT,
     Reference,
 )
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, NOISE_LIMIT, Gating
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 TRANSPORTS = ('raw', 'compressed')
 
@@ -86,27 +87,48 @@ AUTOSTART = NodeParameter(
 
 TOKENIZER_NODE = (
     NodeParameter(
-        'tau', DEFAULT_TAU, 'threshold on the mean absolute change of a normalised latent; lower '
-        'keeps more, 0 sends everything', 0.0, TAU_LIMIT, runtime=True,
+        'tau',
+        DEFAULT_TAU,
+        'threshold on the mean absolute change of a normalised latent; lower '
+        'keeps more, 0 sends everything',
+        0.0,
+        TAU_LIMIT,
+        runtime=True,
     ),
     NodeParameter(
-        'max_tokens', 0, 'ceiling on tokens a frame, largest and longest waiting change first; '
-        '0 = none', 0, TOKEN_LIMIT, runtime=True,
+        'max_tokens',
+        0,
+        'ceiling on tokens a frame, largest and longest waiting change first; 0 = none',
+        0,
+        TOKEN_LIMIT,
+        runtime=True,
     ),
     NodeParameter(
-        'keyframe_interval', 0, 'frames from one keyframe to the next; 0 = only the first and '
-        'those asked for', 0, PERIOD_LIMIT, runtime=True,
+        'keyframe_interval',
+        0,
+        'frames from one keyframe to the next; 0 = only the first and those asked for',
+        0,
+        PERIOD_LIMIT,
+        runtime=True,
     ),
     NodeParameter(
-        'refresh_period', 150, 'frames within which every position is renewed; 0 = never',
-        0, PERIOD_LIMIT, runtime=True,
+        'refresh_period',
+        150,
+        'frames within which every position is renewed; 0 = never',
+        0,
+        PERIOD_LIMIT,
+        runtime=True,
     ),
     NodeParameter(
-        'payload', 'float16', 'encoding of token values',
+        'payload',
+        'float16',
+        'encoding of token values',
         choices=tuple(payload.name.lower() for payload in Payload),
     ),
     NodeParameter(
-        'reference', 'held', 'what a frame is compared with: what the receiver holds (bounded '
+        'reference',
+        'held',
+        'what a frame is compared with: what the receiver holds (bounded '
         'error), or the previous frame (for comparison only)',
         choices=tuple(reference.value for reference in Reference),
     ),
@@ -115,13 +137,19 @@ TOKENIZER_NODE = (
     ),
     NodeParameter('backend', 'auto', 'engine that runs the encoder', choices=BACKENDS),
     NodeParameter(
-        'gating', 'off', 'encode only what changed since it was last encoded: any difference '
+        'gating',
+        'off',
+        'encode only what changed since it was last encoded: any difference '
         "(exact), or one above the camera's noise (noise); on the CPU",
         choices=tuple(gating.value for gating in Gating),
     ),
     NodeParameter(
-        'gating_noise', DEFAULT_NOISE, "standard deviation of the camera's noise in steps of 8 "
-        'bits, for gating noise; `adaptok noise` measures it', 0.0, NOISE_LIMIT,
+        'gating_noise',
+        DEFAULT_NOISE,
+        "standard deviation of the camera's noise in steps of 8 "
+        'bits, for gating noise; `adaptok noise` measures it',
+        0.0,
+        NOISE_LIMIT,
     ),
     NodeParameter(
         'input_height', 0, 'resize images to this height first; 0 = as they come', 0, LARGEST_SIDE
@@ -130,36 +158,50 @@ TOKENIZER_NODE = (
         'input_width', 0, 'resize images to this width first; 0 = as they come', 0, LARGEST_SIDE
     ),
     NodeParameter(
-        'transport', 'raw', 'subscribe to image (raw) or to image/compressed (compressed)',
+        'transport',
+        'raw',
+        'subscribe to image (raw) or to image/compressed (compressed)',
         choices=TRANSPORTS,
     ),
     AUTOSTART,
-)  # fmt: skip
+)
 
 LIT_NODE = (
     NodeParameter(
-        'mode', 'lit', 'restore unsent positions with LIT, or hold their last values',
+        'mode',
+        'lit',
+        'restore unsent positions with LIT, or hold their last values',
         choices=MODES,
     ),
     NodeParameter(
-        'tokenizer', DEFAULT_TOKENIZER, 'name or folder of the tokenizer whose tokens to expect; '
-        'its folder also holds the LIT and the decoder'
+        'tokenizer',
+        DEFAULT_TOKENIZER,
+        'name or folder of the tokenizer whose tokens to expect; '
+        'its folder also holds the LIT and the decoder',
     ),
     NodeParameter('backend', 'auto', 'engine that runs LIT and the decoder', choices=BACKENDS),
     NodeParameter(
-        'restore', 'all', 'what LIT restores in a frame: all of the grid, or what lies around '
-        'changes (changed), on the CPU', choices=tuple(kind.value for kind in Restoration),
+        'restore',
+        'all',
+        'what LIT restores in a frame: all of the grid, or what lies around '
+        'changes (changed), on the CPU',
+        choices=tuple(kind.value for kind in Restoration),
     ),
     NodeParameter(
-        'keyframe_service', 'tokenizer/request_keyframe', 'service (std_srvs/Trigger) to ask for '
-        'a keyframe after a loss or a late start; empty = never ask'
+        'keyframe_service',
+        'tokenizer/request_keyframe',
+        'service (std_srvs/Trigger) to ask for '
+        'a keyframe after a loss or a late start; empty = never ask',
     ),
     NodeParameter(
-        'payload', 'float32', 'encoding of the published latents; float16 halves the bytes and '
-        'rounds what was not sent as float16', choices=('float32', 'float16'),
+        'payload',
+        'float32',
+        'encoding of the published latents; float16 halves the bytes and '
+        'rounds what was not sent as float16',
+        choices=('float32', 'float16'),
     ),
     AUTOSTART,
-)  # fmt: skip
+)
 
 CAMERA_NODE = (
     NodeParameter(
@@ -168,15 +210,21 @@ CAMERA_NODE = (
     NodeParameter('rate', 0.0, 'frames per second; 0 = those of the source', 0.0, 1000.0),
     NodeParameter('loop', True, 'start over at the end of a file or folder'),
     NodeParameter(
-        'height', 0, 'height to publish; 0 = that of the source (rendered scene: 480)',
-        0, LARGEST_SIDE,
+        'height',
+        0,
+        'height to publish; 0 = that of the source (rendered scene: 480)',
+        0,
+        LARGEST_SIDE,
     ),
     NodeParameter(
-        'width', 0, 'width to publish; 0 = that of the source (rendered scene: 640)',
-        0, LARGEST_SIDE,
+        'width',
+        0,
+        'width to publish; 0 = that of the source (rendered scene: 640)',
+        0,
+        LARGEST_SIDE,
     ),
     NodeParameter('frame_id', 'camera', 'frame of the images'),
-)  # fmt: skip
+)
 
 NODES = {'tokenizer_node': TOKENIZER_NODE, 'lit_node': LIT_NODE, 'camera_node': CAMERA_NODE}
 
@@ -190,7 +238,7 @@ def declare(node: Node, table: Iterable[NodeParameter]) -> None:
 def read(node: Node, table: Iterable[NodeParameter]) -> dict[str, Any]:
     """Current values by name.
 
-    :raises ValueError: a value that is none of the choices
+    :raises SettingError: a value that is none of the choices
     """
     values = {parameter.name: node.get_parameter(parameter.name).value for parameter in table}
     for parameter in table:
@@ -201,10 +249,10 @@ def read(node: Node, table: Iterable[NodeParameter]) -> dict[str, Any]:
 def check_choice(parameter: NodeParameter, value: object) -> None:
     """Verify what ROS's own descriptors cannot express.
 
-    :raises ValueError: a value that is none of the choices
+    :raises SettingError: a value that is none of the choices
     """
     if parameter.choices and value not in parameter.choices:
-        raise ValueError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
+        raise SettingError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
 
 
 def readme_table(table: Iterable[NodeParameter]) -> str:

@@ -14,20 +14,20 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from adaptok_ros.engines import Builder, EngineError
-from adaptok_ros.images import ImageConverter, ImageError, decode_compressed
 from adaptok_ros.messages import byte_array, fill_tokens, stamp_of
-from adaptok_ros.metrics import Percentiles, Rate
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
+from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.transport import fragmentation_hint
-from adaptok_ros.overlay import draw_kept
 from adaptok_ros.packet import Packet, Payload, unpack_mask
-from adaptok_ros.selection import Reference, SelectionConfig
-from adaptok_ros.sender import Sender
-from adaptok_ros.tokenizers import Tokenizer
-from adaptok_ros.tokenizers.gating import Gating
+from adaptok_ros.sending.images import ImageConverter, ImageError, decode_compressed
+from adaptok_ros.sending.overlay import draw_kept
+from adaptok_ros.sending.selection import Reference, SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 RUNTIME = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')
 SILENCE = 5.0
@@ -58,8 +58,10 @@ class TokenizerNode(StreamNode):
         self._fragmentation = ''
         self._images_in, self._camera_infos, self._packets_out = Rate(), Rate(), Rate()
         self._latency, self._encode_time, self._select_time = (
-            Percentiles(), Percentiles(), Percentiles()
-        )  # fmt: skip
+            Percentiles(),
+            Percentiles(),
+            Percentiles(),
+        )
         self._kept_share = Percentiles()
         self._encoded_share = Percentiles()
         self._bytes = Percentiles()
@@ -79,14 +81,16 @@ class TokenizerNode(StreamNode):
         """See :meth:`StreamNode.load`."""
         size = (values['input_height'], values['input_width'])
         self._tokenizer = Tokenizer(
-            values['tokenizer'], values['backend'], image_size=size if all(size) else None,
-            build=build, on_cpu=values['gating'] != Gating.OFF.value,
-        )  # fmt: skip
+            values['tokenizer'],
+            values['backend'],
+            image_size=size if all(size) else None,
+            build=build,
+            on_cpu=values['gating'] != Gating.OFF.value,
+        )
         engine = self._tokenizer.load()
         sender = Sender(
-            self._tokenizer, self._config, *size,
-            Gating(values['gating']), values['gating_noise'],
-        )  # fmt: skip
+            self._tokenizer, self._config, *size, Gating(values['gating']), values['gating_noise']
+        )
         self.get_logger().info(
             f'{self._tokenizer.description.id} on {engine.backend} ({engine.device}), '
             f'tau {self._config.tau:g}'
@@ -107,9 +111,7 @@ class TokenizerNode(StreamNode):
     def start(self) -> None:
         """See :meth:`StreamNode.start`."""
         topic = self.resolve_topic_name('image')
-        image = (
-            (CompressedImage, f'{topic}/compressed') if self._compressed else (Image, topic)
-        )
+        image = (CompressedImage, f'{topic}/compressed') if self._compressed else (Image, topic)
         self._last_image = time.monotonic()
         # Small, and sent with every image: its rate is the rate the camera announces.
         camera_info = topic.rsplit('/', 1)[0] + '/camera_info'
@@ -211,9 +213,13 @@ class TokenizerNode(StreamNode):
             if self._fragmentation:
                 self.get_logger().warning(self._fragmentation)
         return self._converter.to_rgb(
-            message.encoding, message.height, message.width, message.step,
-            bool(message.is_bigendian), data,
-        )  # fmt: skip
+            message.encoding,
+            message.height,
+            message.width,
+            message.step,
+            bool(message.is_bigendian),
+            data,
+        )
 
     def _account(self, packet: Packet, encode: float, select: float) -> None:
         assert self._sender is not None
@@ -239,22 +245,24 @@ class TokenizerNode(StreamNode):
         self._info_state = state
         description = self._sender.tokenizer.description
         rows, columns = description.grid(height, width)
-        self._info.publish(TokenizerInfo(
-            tokenizer=description.id,
-            stride=description.stride,
-            channels=description.channels,
-            mean=description.mean,
-            std=description.std,
-            receptive_field=description.receptive_field,
-            can_decode=description.can_decode,
-            backend=engine.backend,
-            device=engine.device,
-            image_height=height,
-            image_width=width,
-            grid_height=rows,
-            grid_width=columns,
-            tau=self._sender.config.tau,
-        ))
+        self._info.publish(
+            TokenizerInfo(
+                tokenizer=description.id,
+                stride=description.stride,
+                channels=description.channels,
+                mean=description.mean,
+                std=description.std,
+                receptive_field=description.receptive_field,
+                can_decode=description.can_decode,
+                backend=engine.backend,
+                device=engine.device,
+                image_height=height,
+                image_width=width,
+                grid_height=rows,
+                grid_width=columns,
+                tau=self._sender.config.tau,
+            )
+        )
 
     def _publish_overlay(
         self, message: Image | CompressedImage, image: Any, packet: Packet

@@ -1,12 +1,9 @@
-"""A frozen tokenizer as it runs: its description and its engines."""
+"""A frozen tokenizer as it runs: its engines, and the streams it encodes."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,142 +11,15 @@ from numpy.typing import NDArray
 from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
-from adaptok_ros.models import ModelError, find_model, read_description
-from adaptok_ros.tokenizers.gating import DEFAULT_NOISE, ActiveEncoder, GatedEncoder, Gating
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import ModelError, find_model
+from adaptok_ros.tokenizers.gating.active import ActiveEncoder
+from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, Gating
+from adaptok_ros.tokenizers.stream import ImageEncoder, TokenizerStream
 
 if TYPE_CHECKING:
-    from adaptok_ros.tokenizers.causal import CausalState
-    from adaptok_ros.tokenizers.torch_runtime import CausalEngine
-
-FAMILIES = {
-    'adaptok': 'encoder.onnx',
-    'taesd': 'encoder.onnx',
-    'autoencoder-tiny': 'encoder.onnx',
-    'dinov2': 'encoder.onnx',
-    'siglip': 'encoder.onnx',
-    'cosmos': 'config.json',
-    'wan': 'config.json',
-    'cosmos-torchscript': 'encoder.jit',
-}
-"""Families of tokenizers, and the file of a model folder that runs one of each."""
-
-CAUSAL_FAMILIES = ('cosmos', 'wan')
-"""Families whose latents depend on earlier images; they run in torch."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerDescription:
-    """What is known of a tokenizer without running it; read from ``tokenizer.json``.
-
-    :ivar id: ``<name>@<first 12 hex digits of the SHA-256 of its weights>``
-    :ivar stride: pixels per position along each axis
-    :ivar channels: numbers per token
-    :ivar mean: per channel, of raw latents; normalised = (raw - mean) / std
-    :ivar std: per channel, likewise
-    :ivar receptive_field: side in pixels of what a latent depends on; 0 = the whole image
-    :ivar family: one of :data:`FAMILIES`
-    :ivar temporal_stride: images per latent grid, after the first of a stream
-    :ivar image_size: the only height and width it takes; None = any
-    """
-
-    id: str
-    stride: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    receptive_field: int
-    can_decode: bool
-    family: str = 'adaptok'
-    temporal_stride: int = 1
-    image_size: tuple[int, int] | None = None
-
-    @classmethod
-    def load(cls, folder: Path) -> TokenizerDescription:
-        """Read ``folder/tokenizer.json`` and verify the files it lists.
-
-        :raises ModelError: a file or field is missing or does not fit
-        """
-        fields: dict[str, Any] = read_description(folder, 'tokenizer.json')
-        try:
-            description = cls(
-                id=f"{fields['name']}@{fields['files']['tokenizer.safetensors'][:12]}",
-                stride=int(fields['stride']),
-                channels=int(fields['channels']),
-                mean=tuple(float(v) for v in fields['mean']),
-                std=tuple(float(v) for v in fields['std']),
-                receptive_field=int(fields['receptive_field']),
-                can_decode=not {'decoder.onnx', 'decoder.jit'}.isdisjoint(fields['files']),
-                family=str(fields.get('family', 'adaptok')),
-                temporal_stride=int(fields.get('temporal_stride', 1)),
-                image_size=_image_size(fields.get('image_size')),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ModelError(f'{folder}/tokenizer.json: bad or missing field: {error}') from error
-        if description.family not in FAMILIES:
-            raise ModelError(
-                f'{folder}/tokenizer.json: family is {description.family!r}; allowed: '
-                f"{', '.join(FAMILIES)}"
-            )
-        if FAMILIES[description.family] not in fields['files']:
-            raise ModelError(
-                f'{folder}/tokenizer.json: files does not list {FAMILIES[description.family]}'
-            )
-        sizes = (description.stride, description.channels, description.temporal_stride)
-        if min(sizes) < 1 or description.receptive_field < 0:
-            raise ModelError(
-                f'{folder}/tokenizer.json: stride, channels and temporal_stride must be at least '
-                '1, receptive_field at least 0'
-            )
-        if description.image_size and (
-            min(description.image_size) < 1
-            or any(side % description.stride for side in description.image_size)
-        ):
-            raise ModelError(
-                f'{folder}/tokenizer.json: image_size is {list(description.image_size)}; '
-                f'allowed: multiples of the stride {description.stride}'
-            )
-        counts = (len(description.mean), len(description.std))
-        if counts != (description.channels, description.channels):
-            raise ModelError(
-                f'{folder}/tokenizer.json: {counts} values of mean and std for '
-                f'{description.channels} channels'
-            )
-        if not all(map(math.isfinite, description.mean)) or not all(
-            math.isfinite(s) and s > 0 for s in description.std
-        ):
-            raise ModelError(
-                f'{folder}/tokenizer.json: mean must be finite, std finite and above 0'
-            )
-        return description
-
-    @property
-    def is_causal(self) -> bool:
-        """Latents depend on earlier images, so images must be encoded by a stream."""
-        return self.family in CAUSAL_FAMILIES
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the latent grid that covers an image of that size."""
-        return -(-height // self.stride), -(-width // self.stride)
-
-    def padded(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of an image of that size once it is padded to whole positions.
-
-        :raises ModelError: not the one size that this tokenizer takes
-        """
-        if self.image_size and (height, width) != self.image_size:
-            raise ModelError(
-                f'image is {width}x{height} pixels; allowed by {self.id}: '
-                f'{self.image_size[1]}x{self.image_size[0]}'
-            )
-        rows, columns = self.grid(height, width)
-        return rows * self.stride, columns * self.stride, 3
-
-
-def _image_size(value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    height, width = value
-    return int(height), int(width)
+    from adaptok_ros.networks.causal import CausalState
+    from adaptok_ros.tokenizers.causal_runtime import CausalEngine
 
 
 class Tokenizer:
@@ -234,11 +104,16 @@ class Tokenizer:
             backend = 'torch'
         return acquire_engine(
             GraphRequest(
-                self._folder, part, backend, self._image_size, threads=self._threads,
-                on_cpu=self._on_cpu, rejected=dict(self.rejected),
+                self._folder,
+                part,
+                backend,
+                self._image_size,
+                threads=self._threads,
+                on_cpu=self._on_cpu,
+                rejected=dict(self.rejected),
             ),
             self._build,
-        )  # fmt: skip
+        )
 
     def fall_back(self, error: EngineError) -> None:
         """Leave the encoder's engine, which failed, for the next that works.
@@ -266,7 +141,7 @@ class Tokenizer:
     def _load_causal(self) -> CausalEngine:
         if self._causal is None:
             self._need_torch()
-            from adaptok_ros.tokenizers.torch_runtime import CausalEngine
+            from adaptok_ros.tokenizers.causal_runtime import CausalEngine
 
             self._causal = CausalEngine(self._folder, self.description, self._threads)
         return self._causal
@@ -283,9 +158,7 @@ class Tokenizer:
                 f"family {family} runs in torch: pip install 'adaptok_ros[tokenizers]'"
             )
 
-    def stream(
-        self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE
-    ) -> TokenizerStream:
+    def stream(self, gating: Gating = Gating.OFF, noise: float = DEFAULT_NOISE) -> TokenizerStream:
         """Begin the stream of one camera.
 
         :param noise: standard deviation of its noise in steps of 8 bits, for ``Gating.NOISE``
@@ -312,8 +185,11 @@ class Tokenizer:
             )
         return ActiveEncoder(
             self._folder / 'tokenizer.safetensors',
-            description.stride, description.mean, description.std, self._threads,
-        )  # fmt: skip
+            description.stride,
+            description.mean,
+            description.std,
+            self._threads,
+        )
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
@@ -337,9 +213,7 @@ class Tokenizer:
         """
         return self._load_causal().step(images, state)
 
-    def decode(
-        self, latents: NDArray[np.float32], height: int, width: int
-    ) -> NDArray[np.uint8]:
+    def decode(self, latents: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
         """``[H, W, C]`` normalised latents -> ``[height, width, 3]`` RGB, a view.
 
         :raises ModelError: this tokenizer cannot decode
@@ -369,105 +243,3 @@ class Tokenizer:
             self._causal.close()
         self._encoder = self._causal = self._decoder = None
         self._images = ImageEncoder(self)
-
-
-class ImageEncoder:
-    """The encoder of a tokenizer for one caller: buffers of its own, for any image size."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._runner: Runner | None = None
-        self._padded = np.empty((0, 0, 3), np.uint8)
-
-    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`Tokenizer.encode`."""
-        if self._runner is None:
-            self._runner = Runner(self._tokenizer.load_encoder())
-        latents: NDArray[np.float32] = self._runner.run({'image': self.pad(image)[None]})[
-            'latents'
-        ][0]
-        return latents
-
-    def pad(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Whole positions of ``[h, w, 3]``, contiguous; overwritten by the next call.
-
-        :raises ModelError: not the one size that this tokenizer takes
-        """
-        shape = self._tokenizer.description.padded(*image.shape[:2])
-        if image.shape == shape:
-            return np.ascontiguousarray(image)
-        if self._padded.shape != shape:
-            self._padded = np.empty(shape, np.uint8)
-        pad_into(self._padded, image)
-        return self._padded
-
-
-def pad_into(target: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
-    """Fill ``[H, W, 3]`` with a smaller image, repeating its last row and column."""
-    height, width = image.shape[:2]
-    target[:height, :width] = image
-    target[height:, :width] = image[-1:]
-    target[:, width:] = target[:, width - 1:width]
-
-
-class TokenizerStream:
-    """One camera's images in order, with whatever the tokenizer remembers of earlier ones.
-
-    Streams of one tokenizer do not disturb each other.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, gating: Gating, noise: float) -> None:
-        self._tokenizer = tokenizer
-        self._images = ImageEncoder(tokenizer)
-        self._gated: GatedEncoder | None = None
-        if gating is not Gating.OFF:
-            self._gated = GatedEncoder(
-                tokenizer.active_encoder(gating), self._images.encode,
-                tokenizer.description.stride, gating, noise,
-            )  # fmt: skip
-        self.reset()
-
-    @property
-    def encoded_share(self) -> float:
-        """Work that the last image took, as a share of the dense pass's; 1 without gating."""
-        return 1.0 if self._gated is None else self._gated.share
-
-    @property
-    def device_engine(self) -> Engine | None:
-        """The encoder where it runs on a GPU, and on each image for itself."""
-        if self._tokenizer.description.is_causal:
-            return None
-        engine = self._tokenizer.load_encoder()
-        return engine if engine.device != 'cpu' else None
-
-    def reset(self) -> None:
-        """Forget earlier images: the next one begins a clip."""
-        self._state: CausalState | None = None
-        self._pending: list[NDArray[np.uint8]] = []
-        self._size: tuple[int, int] = (0, 0)
-        if self._gated is not None:
-            self._gated.reset()
-
-    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
-        """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.
-
-        None where the image completes no grid: a causal tokenizer gives one for the first
-        image, then one for every ``temporal_stride`` images. A new size begins a new clip.
-
-        :raises ModelError: not the one size that this tokenizer takes
-        """
-        description = self._tokenizer.description
-        if self._gated is not None:
-            return self._gated.encode(self._images.pad(image))
-        if not description.is_causal:
-            return self._images.encode(image)
-        size = (image.shape[0], image.shape[1])
-        if size != self._size:
-            self.reset()
-            self._size = size
-        self._pending.append(self._images.pad(image).copy())
-        if self._state is not None and len(self._pending) < description.temporal_stride:
-            return None
-        group, self._pending = np.stack(self._pending), []
-        latents, self._state = self._tokenizer.encode_group(group, self._state)
-        return latents

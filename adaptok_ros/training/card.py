@@ -50,8 +50,8 @@ def _section(title: str, description: dict[str, Any]) -> list[str]:
     if not training:
         return lines
     lines += [
-        f"- trained: {training['steps']} steps in {training['minutes']} minutes on "
-        f"{training['hardware']}, torch {training['torch']}",
+        f'- trained: {training["steps"]} steps in {training["minutes"]} minutes on '
+        f'{training["hardware"]}, torch {training["torch"]}'
     ]
     figures = ', '.join(f'{name} {value:.4g}' for name, value in training['figures'].items())
     if figures:
@@ -61,7 +61,7 @@ def _section(title: str, description: dict[str, Any]) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for item in training['data']:
         kind = 'photos' if item['photos'] else 'video'
-        groups.setdefault((item['origin'], item['licence']), []).append(f"{item['name']} ({kind})")
+        groups.setdefault((item['origin'], item['licence']), []).append(f'{item["name"]} ({kind})')
     for (origin, licence), names in groups.items():
-        lines.append(f"| {', '.join(names)} | {origin} | {licence} |")
+        lines.append(f'| {", ".join(names)} | {origin} | {licence} |')
     return lines

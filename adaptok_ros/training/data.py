@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adaptok_ros.video import VideoError, find_sources, read_frames, shrink
+from adaptok_ros.footage.video import VideoError, find_sources, read_frames, shrink
 
 Image = NDArray[np.uint8]
 
@@ -64,13 +64,14 @@ def _listed(data: Path, use: str) -> Iterator[Footage]:
             folder = data / ('images' if photos else 'clips') / row['name']
             files = sorted(folder.iterdir())
             source = files[0] if len(files) == 1 and not photos else folder
-            yield Footage(
-                row['name'], source, photos, row['source repo'], row['footage_licence']
-            )
+            yield Footage(row['name'], source, photos, row['source repo'], row['footage_licence'])
     if use == 'train':
         for path in sorted((data / 'robot').glob('*/*.mp4')):
             yield Footage(
-                f'robot_{path.parent.name}_{path.stem}', path, False, 'robot episodes',
+                f'robot_{path.parent.name}_{path.stem}',
+                path,
+                False,
+                'robot episodes',
                 'see the folder',
             )
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adaptok_ros.evaluation.noise import add_noise
-from adaptok_ros.lit.model import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
-from adaptok_ros.models import ModelError
-from adaptok_ros.selection import SelectionConfig, Selector
+from adaptok_ros.models.folders import ModelError
+from adaptok_ros.networks.lit import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
+from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.training.data import Clip, Footage, Image, load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
@@ -93,7 +93,7 @@ def encode_clips(clips: list[Clip], encode: Encode, crop: int, stride: int) -> l
     for clip in tqdm(clips, unit='clip', mininterval=5.0):
         frames = [enlarge(frame, crop * stride + shift) for frame in clip.frames]
         result.append(encode_all(frames, encode))
-        mirrored = [frame[shift:, :frame.shape[1] - shift][:, ::-1] for frame in frames]
+        mirrored = [frame[shift:, : frame.shape[1] - shift][:, ::-1] for frame in frames]
         result.append(encode_all(mirrored, encode))
     return result
 
@@ -116,8 +116,7 @@ def wander(photo: Image, side: int, rng: np.random.Generator) -> list[Image]:
         drift = speed * when * np.array([math.cos(heading), math.sin(heading)])
         matrix[:, 2] = side / 2 - middle + drift
         view = cv2.warpAffine(
-            photo, matrix, (side, side), flags=cv2.INTER_AREA,
-            borderMode=cv2.BORDER_REFLECT_101,
+            photo, matrix, (side, side), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT_101
         )
         frames.append(add_noise(np.asarray(view, np.uint8), sigma, rng))
     return frames
@@ -129,9 +128,7 @@ def rest(photo: Image, rng: np.random.Generator) -> list[Image]:
     return [add_noise(photo, sigma, rng) for _ in range(VIEW_FRAMES)]
 
 
-def prepare(
-    footage: list[Footage], encode: Encode, stride: int, config: LITTraining
-) -> Streams:
+def prepare(footage: list[Footage], encode: Encode, stride: int, config: LITTraining) -> Streams:
     """Encode the clips, and views over and stills of the photos (frames without photos).
 
     :raises ModelError: there is no clip
@@ -189,7 +186,9 @@ def simulate(
     start = rng.integers(len(latents) - length + 1)
     top = rng.integers(latents.shape[1] - size + 1)
     left = rng.integers(latents.shape[2] - size + 1)
-    stretch = latents[start:start + length, top:top + size, left:left + size].astype(np.float32)
+    stretch = latents[start : start + length, top : top + size, left : left + size].astype(
+        np.float32
+    )
     tau = math.exp(rng.uniform(math.log(config.tau_low), math.log(config.tau_high)))
     ceiling = int(size * size * rng.uniform(0.02, 0.5)) if rng.random() < 0.1 else 0
     loss = rng.uniform(0.05, 0.3) if rng.random() < 0.1 else 0.0

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from adaptok_ros.models import ModelError
-from adaptok_ros.tokenizers.torch_runtime import choose_device
+from adaptok_ros.models.folders import ModelError
+from adaptok_ros.networks.device import choose_device
 
 PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -48,9 +48,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ModelError(
-                f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}"
-            )
+            raise ModelError(f'precision is {self.precision!r}; allowed: {", ".join(PRECISIONS)}')
         for name, lowest in (('steps', 1), ('warmup', 1), ('checkpoint_every', 1), ('workers', 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
@@ -190,7 +188,10 @@ def fit(
     kind = PRECISIONS[config.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=kind is torch.float16)
     bar = tqdm(
-        initial=progress.step, total=config.steps, unit='step', mininterval=5.0,
+        initial=progress.step,
+        total=config.steps,
+        unit='step',
+        mininterval=5.0,
         disable=not processes.first,
     )
     before, started = progress.seconds, time.monotonic()

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adaptok_ros.models import ModelError
-from adaptok_ros.tokenizers.tiny import TinyAutoencoder
+from adaptok_ros.models.folders import ModelError
+from adaptok_ros.networks.tiny import TinyAutoencoder
 from adaptok_ros.training.data import Footage, load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
@@ -93,7 +93,7 @@ def draw_batch(
         image = images[rng.integers(len(images))]
         top = rng.integers(image.shape[0] - size + 1)
         left = rng.integers(image.shape[1] - size + 1)
-        crop = image[top:top + size, left:left + size]
+        crop = image[top : top + size, left : left + size]
         batch[item] = crop[:, ::-1] if rng.random() < 0.5 else crop
     clean = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1.0
     sigma = rng.random((config.batch, 1, 1, 1), np.float32) * (config.max_noise / 127.5)

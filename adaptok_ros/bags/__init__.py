@@ -1,0 +1,1 @@
+"""Recorded streams, read and written without ROS."""

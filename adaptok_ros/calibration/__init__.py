@@ -1,0 +1,1 @@
+"""What is measured of a tokenizer or a camera before it is used."""

@@ -1,0 +1,264 @@
+"""Calibrate a frozen tokenizer: measure its latents over footage and write a model folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from adaptok_ros.footage.video import find_sources, frame_count, read_frames, shrink
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import ModelError, sha256
+from adaptok_ros.models.writing import new_folder
+from adaptok_ros.networks.device import choose_device
+from adaptok_ros.networks.export import ExportError, export_graphs, write_description
+from adaptok_ros.networks.families import FrozenModel, detect_family, load_family
+from adaptok_ros.networks.graphs import to_pixels
+from adaptok_ros.networks.sources import find_source
+
+LONGEST_SIDE = 640
+"""Footage is scaled down to this where no image size is given."""
+GRIDS_PER_CLIP = 8
+"""Consecutive latent grids that a causal tokenizer encodes of a clip."""
+
+Image = NDArray[np.uint8]
+
+
+@dataclasses.dataclass
+class ChannelStatistics:
+    """Mean and variance per channel in float64, merged batch by batch (Chan et al. 1979)."""
+
+    count: int = 0
+    mean: Any = 0.0
+    squares: Any = 0.0
+
+    def add(self, latents: NDArray[np.floating[Any]]) -> None:
+        """Take ``[..., C]`` values."""
+        values = latents.reshape(-1, latents.shape[-1]).astype(np.float64)
+        mean, total = values.mean(0), self.count + len(values)
+        difference = mean - self.mean
+        self.squares = (
+            self.squares
+            + ((values - mean) ** 2).sum(0)
+            + difference**2 * (self.count * len(values) / total)
+        )
+        self.mean = self.mean + difference * (len(values) / total)
+        self.count = total
+
+    def result(self) -> tuple[list[float], list[float]]:
+        """Mean and std per channel.
+
+        :raises ModelError: a channel is not finite or does not vary
+        """
+        std = np.sqrt(self.squares / max(self.count, 1))
+        for name, values, bad in (
+            ('mean', self.mean, ~np.isfinite(self.mean)),
+            ('std', std, ~(np.isfinite(std) & (std > 0))),
+        ):
+            if bad.any():
+                channel = int(np.flatnonzero(bad)[0])
+                raise ModelError(
+                    f'{name} of channel {channel} is {values[channel]} over {self.count} '
+                    'positions; allowed: finite, and std above 0 (a broken model, or data that '
+                    'is all alike)'
+                )
+        return self.mean.tolist(), std.tolist()
+
+
+def find_clips(data: Sequence[Path]) -> list[Path]:
+    """Videos, and folders that hold images, at or below some paths, in the order of names.
+
+    :raises ModelError: a path holds none
+    """
+    clips = []
+    for path in data:
+        found = [path] if path.is_file() else find_sources(path)
+        if not found:
+            raise ModelError(f'{path}: data holds no image and no video')
+        clips += found
+    return clips
+
+
+def sample_images(clips: Sequence[Path], count: int, consecutive: int) -> Iterator[list[Image]]:
+    """Footage spread evenly over the clips, the same at every call.
+
+    :param count: images in all, about
+    :param consecutive: images in a row to yield together, as a list; 1 = single ones
+    """
+    groups = max(1, count // consecutive)
+    chosen = [clips[i] for i in sorted({i * len(clips) // groups for i in range(groups)})]
+    share = -(-groups // len(chosen))
+    for clip in chosen:
+        if consecutive > 1:
+            images: list[Image] = []
+            for image in read_frames(clip):
+                images.append(image)
+                if len(images) == consecutive:
+                    break
+            yield images
+            continue
+        step = max(1, frame_count(clip) // share)
+        for number, image in enumerate(read_frames(clip, step)):
+            if number == share:
+                break
+            yield [image]
+
+
+def _fit(image: Image, size: tuple[int, int] | None, stride: int) -> Image:
+    """Resize to the size given, or to at most :data:`LONGEST_SIDE`; cut to whole positions."""
+    if size is None:
+        image = shrink(image, LONGEST_SIDE, stride)
+    elif size != image.shape[:2]:
+        image = np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    rows, columns = (side // stride for side in image.shape[:2])
+    return image[: rows * stride, : columns * stride]
+
+
+def measure(
+    frozen: FrozenModel,
+    clips: Sequence[Path],
+    size: tuple[int, int] | None,
+    frames: int,
+    device: str,
+) -> tuple[list[float], list[float]]:
+    """Mean and std per channel of raw latents over a sample of the footage.
+
+    :param size: height and width that images are resized to; None = as they come
+    :raises VideoError: footage does not decode
+    :raises ModelError: the latents cannot be normalised
+    """
+    temporal = frozen.temporal_stride
+    consecutive = 1 if temporal == 1 else 1 + (GRIDS_PER_CLIP - 1) * temporal
+    statistics = ChannelStatistics()
+    model = frozen.model.to(device)
+    with (
+        torch.inference_mode(),
+        tqdm(total=frames, unit='frame', desc='calibrating', disable=None) as bar,
+    ):
+        for images in sample_images(clips, frames, consecutive):
+            fitted = [_fit(image, size, frozen.stride) for image in images]
+            pixels = to_pixels(torch.from_numpy(np.stack(fitted)).to(device))
+            if temporal == 1:
+                statistics.add(model.encode(pixels).permute(0, 2, 3, 1).cpu().numpy())
+            else:
+                state, start = None, 0
+                for end in range(1, len(fitted) + 1, temporal):
+                    group = pixels[start:end].transpose(0, 1)[None]
+                    latents, state = model.step(group, state)
+                    statistics.add(latents.permute(0, 2, 3, 1).cpu().numpy())
+                    start = end
+            bar.update(len(images))
+    model.to('cpu')
+    return statistics.result()
+
+
+def calibrate(
+    source: str,
+    data: Sequence[Path],
+    output: Path,
+    family: str = '',
+    name: str = '',
+    image_size: tuple[int, int] | None = None,
+    frames: int = 256,
+    device: str = 'auto',
+) -> TokenizerDescription:
+    """Load a frozen tokenizer, measure it and write a model folder; all or nothing.
+
+    :param source: shipped name, local path or hub id
+    :param data: images, videos, or folders of them
+    :param output: folder to make; must not exist
+    :param family: one of ``FAMILIES``; empty = found from the source's files
+    :param name: of the tokenizer; empty = that of the output folder
+    :param image_size: height and width: of a ViT what its graph will take, otherwise only what
+        the footage is resized to
+    :param frames: images to measure, about
+    :raises ModelError: the model, the data or a value does not fit
+    :raises VideoError: footage does not decode
+    """
+    if os.path.lexists(output):
+        raise ModelError(f'{output}: output exists; allowed: a folder that does not')
+    if not output.absolute().parent.is_dir():
+        raise ModelError(f'{output}: output lies in a folder that does not exist')
+    if frames < 1:
+        raise ModelError(f'frames is {frames}; allowed: 1 or more')
+    name = name or output.name
+    if not name or '@' in name:
+        raise ModelError(f'name is {name!r}; allowed: text without @')
+    device = choose_device(device)
+    clips = find_clips(data)
+    suffixes = ('.jit',) if family == 'cosmos-torchscript' else ('.json', '.safetensors')
+    path = find_source(source, suffixes)
+    frozen = load_family(path, family or detect_family(path), image_size)
+    size = frozen.image_size or image_size
+    if size and any(side % frozen.stride for side in size):
+        raise ModelError(
+            f'image size is {size[0]}x{size[1]}; allowed: multiples of the stride {frozen.stride}'
+        )
+    mean, std = measure(frozen, clips, size, frames, device)
+    try:
+        with new_folder(output) as folder:
+            _write(frozen, mean, std, name, frames, folder)
+            return TokenizerDescription.load(folder)
+    except (ExportError, OSError) as error:
+        raise ModelError(f'{output}: cannot be written: {error}') from error
+
+
+def _write(
+    frozen: FrozenModel, mean: list[float], std: list[float], name: str, frames: int, folder: Path
+) -> None:
+    files = ['tokenizer.safetensors']
+    for file, path in frozen.torchscript.items():
+        shutil.copyfile(path, folder / file)
+        files.append(file)
+    # The statistics belong to what the hash in the tokenizer's id stands for: latents
+    # normalised otherwise are another tokenizer's.
+    identity = {
+        'mean': mean,
+        'std': std,
+        'image_size': frozen.image_size,
+        'torchscript': {file: sha256(folder / file) for file in frozen.torchscript},
+    }
+    save_file(
+        {key: tensor.contiguous() for key, tensor in frozen.weights.items()},
+        folder / 'tokenizer.safetensors',
+        {'calibration': json.dumps(identity)},
+    )
+    if frozen.config is not None:
+        (folder / 'config.json').write_text(
+            json.dumps(frozen.config, indent=2, default=str) + '\n'
+        )
+        files.append('config.json')
+    if not frozen.torchscript and frozen.temporal_stride == 1:
+        files += export_graphs(
+            frozen.model,
+            mean,
+            std,
+            frozen.stride,
+            folder,
+            image_size=frozen.image_size,
+            can_decode=frozen.can_decode,
+        )
+    fields: dict[str, Any] = {
+        'name': name,
+        'family': frozen.family,
+        'stride': frozen.stride,
+        'temporal_stride': frozen.temporal_stride,
+        'image_size': frozen.image_size,
+        'channels': frozen.channels,
+        'mean': mean,
+        'std': std,
+        'receptive_field': frozen.receptive_field,
+        'calibration': {'frames': frames},
+    }
+    write_description(folder, 'tokenizer.json', fields, files)

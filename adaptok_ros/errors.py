@@ -1,0 +1,15 @@
+"""Expected faults: bad input, a missing file, a setting out of range, a device without memory.
+
+Each says in one line what is wrong and what is allowed. Whatever else is raised is a bug of this
+package, and is reported as one.
+"""
+
+from __future__ import annotations
+
+
+class AdaptokError(Exception):
+    """Base of every fault that this package expects."""
+
+
+class SettingError(AdaptokError, ValueError):
+    """A setting that is out of range: names it, its value and what is allowed."""

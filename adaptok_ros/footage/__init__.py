@@ -1,0 +1,1 @@
+"""Everything that gives images for measuring, training and showing."""

@@ -1,0 +1,1 @@
+"""A rendered scene: a robot arm that moves a block, with sensor noise."""

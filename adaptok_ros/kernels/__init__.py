@@ -1,6 +1,0 @@
-"""The selection step on a device: one Triton kernel, and the same in torch.
-
-:class:`~adaptok_ros.kernels.selector.DeviceSelector` is to latents on a device what
-:class:`~adaptok_ros.selection.Selector` is to arrays. The arithmetic is stated in
-:mod:`adaptok_ros.selection`. Importing this package needs nothing; its modules need torch.
-"""

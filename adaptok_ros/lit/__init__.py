@@ -1,1 +1,0 @@
-"""The Latent Inpainting Transformer: the model, and how it runs on a stream."""

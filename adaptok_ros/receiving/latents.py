@@ -1,0 +1,124 @@
+"""For policies: packets in, the current dense latents out; no ROS, no torch needed.
+
+Push every packet in order; ask for latents whenever the policy wants them::
+
+    stream = LatentStream('adaptok-tiny')
+    stream.push(packet)
+    latents = stream.latents()
+    latents.values, latents.age, latents.status
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptok_ros.engines import Builder
+from adaptok_ros.errors import SettingError
+from adaptok_ros.packet import Packet
+from adaptok_ros.receiving.receiver import Receiver, Status
+from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.receiving.restorer import Restorer
+
+MODES = ('lit', 'hold')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseLatents:
+    """The whole grid of one frame; the fields are those of ``msg/DenseLatents.msg``.
+
+    The arrays belong to the caller. ``torch.from_numpy`` takes them without a copy.
+
+    :ivar values: ``[H, W, C]`` float32 normalised latents
+    :ivar age: ``[H, W]`` uint8 frames since sent, 0 = in this frame, saturating at 255; 255
+        also where nothing has arrived
+    :ivar stamp: time of the image in nanoseconds
+    """
+
+    stamp: int
+    frame_id: str
+    tokenizer: str
+    epoch: int
+    sequence: int
+    status: Status
+    values: NDArray[np.float32]
+    age: NDArray[np.uint8]
+
+
+class LatentStream:
+    """A receiver and, in mode ``lit``, the LIT that fills in what was not sent.
+
+    Every packet must be pushed; LIT runs only when latents are asked for, so a policy slower
+    than the camera pays for the frames it looks at.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str = '',
+        mode: str = 'lit',
+        backend: str = 'auto',
+        threads: int = 0,
+        build: Builder | None = None,
+        restore: Restoration = Restoration.ALL,
+    ) -> None:
+        """Open a stream.
+
+        :param tokenizer: shipped name or folder of the tokenizer, needed by mode ``lit``
+        :param mode: ``lit``, or ``hold`` to repeat what was last sent
+        :param build: see :func:`~adaptok_ros.engines.create_engine`
+        :param restore: which part of the grid LIT restores in a frame
+        :raises SettingError: unknown mode
+        :raises ModelError: mode ``lit`` without a LIT for that tokenizer
+        :raises EngineError: the backend cannot run it
+        """
+        if mode not in MODES:
+            raise SettingError(f'mode is {mode!r}; allowed: {", ".join(MODES)}')
+        self.mode = mode
+        self.restorer = (
+            Restorer(tokenizer, backend, threads, build, restore) if mode == 'lit' else None
+        )
+        self.receiver = (
+            Receiver(self.restorer.tokenizer, self.restorer.channels)
+            if self.restorer
+            else Receiver()
+        )
+
+    def push(self, packet: Packet) -> bool:
+        """Take one packet; False if it was late and dropped.
+
+        :raises PacketError: it does not fit; nothing is changed
+        """
+        applied = self.receiver.apply(packet)
+        if applied and self.restorer is not None:
+            self.restorer.observe(self.receiver)
+        return applied
+
+    def latents(self) -> DenseLatents:
+        """Latents after the last packet.
+
+        :raises LookupError: no packet has been taken yet
+        """
+        packet = self.receiver.last
+        if packet is None:
+            raise LookupError('no packet has been taken yet')
+        if self.restorer is not None:
+            values = self.restorer.restore()[: packet.grid_height, : packet.grid_width]
+        else:
+            values = self.receiver.held
+        return DenseLatents(
+            stamp=packet.stamp,
+            frame_id=packet.frame_id,
+            tokenizer=packet.tokenizer,
+            epoch=packet.epoch,
+            sequence=packet.sequence,
+            status=self.receiver.status,
+            values=values.copy(),
+            age=self.receiver.age.copy(),
+        )
+
+    def close(self) -> None:
+        """Free the engine."""
+        if self.restorer is not None:
+            self.restorer.close()

@@ -1,0 +1,301 @@
+"""Which positions to send: the closed loop, keyframes, rolling refresh and the ceiling.
+
+The selector differences every frame against what the receiver *holds* (conditional
+replenishment; Mounts, "A video encoding system with conditional picture-element
+replenishment", BSTJ 1969; temporal L1 threshold: arXiv 2606.06158), so that a slow change
+cannot stay below the threshold for ever. After every frame, at every position,
+
+    the token was sent, or it was deferred by the ceiling, or mean_c |z - held| < tau.
+
+Arithmetic. :class:`Selector` (numpy) and both backends of ``adaptok_ros.sending.kernels`` (torch,
+Triton) agree bit for bit because all follow this, in IEEE float32, to nearest even, with
+subnormal numbers and without fused multiply-add:
+
+- Before anything else a latent that is NaN becomes 0, and every other is clipped to +-65504.
+- delta: ``|z - ref|`` per channel, zeros appended up to a power of two, then neighbours added
+  (0+1, 2+3, ...) until one number is left, times float32(1/C). Infinite where the receiver
+  holds nothing yet. A position is over where ``delta >= float32(tau)``.
+- Priority under the ceiling: ``delta + WAITING_GAIN * waiting``; equal ones go by position.
+- int8: ``step = max(max |z| / 127, 1e-12)`` per channel over the tokens of the packet, a true
+  division; values are ``z / step`` rounded to nearest even; the receiver holds value * step.
+  The error compared with tau is ``mean_c |value * step - z|``, added up as delta is.
+- float16: rounded to nearest even.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptok_ros.errors import SettingError
+from adaptok_ros.packet import TAU_LIMIT, Payload, decode_values, encode_values
+
+WAITING_GAIN = 0.125
+"""Delta that each frame of waiting under the ceiling adds to a position's priority.
+
+A power of two: the product is exact, so that no way of adding it can round differently.
+"""
+
+LATENT_LIMIT = float(np.finfo(np.float16).max)
+"""Latents are clipped to +- this: any payload can express them."""
+
+PERIOD_LIMIT = 1_000_000
+TOKEN_LIMIT = 16_777_216
+DEFAULT_TAU = 0.1
+
+
+class Reference(enum.Enum):
+    """What a frame is differenced against."""
+
+    HELD = 'held'
+    """What the receiver holds: closed loop, bounded error."""
+    PREVIOUS = 'previous'
+    """The previous frame, for comparison with the paper: errors may accumulate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """How to select; checked on construction.
+
+    :ivar tau: threshold on ``mean_c |z - ref|``, dimensionless; 0 sends everything
+    :ivar max_tokens: ceiling on tokens a frame, 0 = none
+    :ivar keyframe_interval: frames from one keyframe to the next, 0 = only the first
+    :ivar refresh_period: frames within which every position is renewed, 0 = never
+    :raises SettingError: a value out of range
+    """
+
+    tau: float = DEFAULT_TAU
+    max_tokens: int = 0
+    keyframe_interval: int = 0
+    refresh_period: int = 150
+    payload: Payload = Payload.FLOAT16
+    reference: Reference = Reference.HELD
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tau) and 0 <= self.tau <= TAU_LIMIT):
+            raise SettingError(f'tau is {self.tau}; allowed: 0 to {TAU_LIMIT}')
+        for name, limit in (
+            ('max_tokens', TOKEN_LIMIT),
+            ('keyframe_interval', PERIOD_LIMIT),
+            ('refresh_period', PERIOD_LIMIT),
+        ):
+            value = getattr(self, name)
+            if not 0 <= value <= limit:
+                raise SettingError(f'{name} is {value}; allowed: 0 to {limit}')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """What one frame sends.
+
+    :ivar keep: ``[P]`` bool, a view that the next step overwrites
+    :ivar kept: number of tokens
+    :ivar deferred: positions over tau that the ceiling held back
+    :ivar payload: encoding used, see :meth:`Selector.step`
+    :ivar scale: ``[C]`` float32 for int8, else ``[0]``
+    :ivar data: payload bytes, token after token in position order
+    """
+
+    keep: NDArray[np.bool_]
+    kept: int
+    deferred: int
+    payload: Payload
+    scale: NDArray[np.float32]
+    data: NDArray[np.uint8]
+
+    @property
+    def keyframe(self) -> bool:
+        """Every position is sent, so the frame depends on nothing before it."""
+        return self.kept == self.keep.size
+
+
+class Schedule:
+    """When everything is due: keyframes on request and at the interval, and rolling refresh.
+
+    :ivar frame: frames so far
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        self.frame = 0
+        self._last_keyframe = 0
+        self._keyframe_requested = True
+        self._last_reference = reference
+
+    def request_keyframe(self) -> None:
+        """Make every position due with the next frame."""
+        self._keyframe_requested = True
+
+    def advance(self, config: SelectionConfig) -> tuple[bool, bool]:
+        """Begin a frame: is every position due, and must the receiver's grid be forgotten.
+
+        It must when the closed loop takes over from ``reference: previous``, which does not
+        know what the receiver holds. Position ``frame % refresh_period`` and every
+        ``refresh_period``-th after it are due as well; ``frame`` counts on afterwards.
+        """
+        forget = self._last_reference is Reference.PREVIOUS and config.reference is Reference.HELD
+        self._last_reference = config.reference
+        interval = config.keyframe_interval
+        all_due = self._keyframe_requested or bool(
+            interval and self.frame - self._last_keyframe >= interval
+        )
+        if all_due:
+            self._last_keyframe = self.frame
+            self._keyframe_requested = False
+        self.frame += 1
+        return all_due, forget
+
+
+class Selector:
+    """The sending half of the loop for one grid size.
+
+    ``reference`` is ``[P, C]`` float32: at every known position the bytes the receiver holds.
+    ``delta`` is ``[P]`` float32, of the last frame. Buffers are allocated once. ``config`` may
+    be replaced between steps.
+    """
+
+    def __init__(self, positions: int, channels: int, config: SelectionConfig) -> None:
+        self.config = config
+        self.reference = np.zeros((positions, channels), np.float32)
+        self.delta = np.zeros(positions, np.float32)
+        self._known = np.zeros(positions, np.bool_)
+        self._all_known = False
+        self._due = np.zeros(positions, np.bool_)
+        self._over = np.zeros(positions, np.bool_)
+        self._keep = np.zeros(positions, np.bool_)
+        self._waiting = np.zeros(positions, np.int32)
+        self._any_waiting = False
+        self._tokens = np.empty((positions, channels), np.float32)
+        self._mean = _ChannelMean(positions, channels)
+        self._schedule = Schedule(config.reference)
+
+    def request_keyframe(self) -> None:
+        """Make every position due with the next frame."""
+        self._schedule.request_keyframe()
+
+    def step(self, latents: NDArray[np.float32]) -> Selection:
+        """Select from ``[P, C]`` normalised latents and update the reference.
+
+        A keyframe makes all positions due; under a smaller ceiling they go out over the next
+        frames, largest priority first, and only a packet that holds all of them counts as a
+        keyframe. Priority is the delta plus :data:`WAITING_GAIN` for every frame of waiting
+        (unknown positions first); equal priorities go by position. NaN counts as 0, and what
+        float16 cannot express as its largest value. Where an int8 step is so coarse that a
+        rounded token would itself miss tau, the packet goes out as float16.
+        """
+        config = self.config
+        phase = self._schedule.frame
+        all_due, forget = self._schedule.advance(config)
+        if forget:
+            self._known.fill(False)
+            self._all_known = False
+        latents = clean(latents)
+        self._mean(latents, self.reference, out=self.delta)
+        if not self._all_known:
+            self.delta[~self._known] = np.inf
+        np.greater_equal(self.delta, np.float32(config.tau), out=self._over)
+        if all_due:
+            self._due.fill(True)
+        if config.refresh_period:
+            self._due[phase % config.refresh_period :: config.refresh_period] = True
+        np.logical_or(self._over, self._due, out=self._keep)
+        deferred = self._apply_ceiling(config.max_tokens)
+        index = np.flatnonzero(self._keep)
+        # As float32 the tokens are themselves the payload, which the caller may keep.
+        room = None if config.payload == Payload.FLOAT32 else self._tokens[: index.size]
+        # Not mode 'raise', the default: that one works on a copy of `out`.
+        tokens = np.take(latents, index, axis=0, out=room, mode='clip')
+        payload, data, scale, rounded = self._round(tokens)
+        if config.reference is Reference.HELD:
+            self.reference[index] = rounded
+        else:
+            np.copyto(self.reference, latents)
+        self._due[index] = False
+        if not self._all_known:
+            self._known[index] = True
+            self._all_known = bool(self._known.all())
+        return Selection(self._keep, index.size, deferred, payload, scale, data)
+
+    def _apply_ceiling(self, ceiling: int) -> int:
+        """Cut ``keep`` to the ceiling; positions over tau that are left out."""
+        if not ceiling or np.count_nonzero(self._keep) <= ceiling:
+            if self._any_waiting:
+                self._waiting.fill(0)
+                self._any_waiting = False
+            return 0
+        candidates = np.flatnonzero(self._keep)
+        waiting = self._waiting[candidates]
+        priority = self.delta[candidates] + waiting.astype(np.float32) * np.float32(WAITING_GAIN)
+        chosen = candidates[np.argsort(-priority, kind='stable')[:ceiling]]
+        self._waiting.fill(0)
+        self._waiting[candidates] = waiting + 1
+        self._waiting[chosen] = 0
+        self._any_waiting = True
+        self._keep.fill(False)
+        self._keep[chosen] = True
+        return int(np.count_nonzero(self._over & ~self._keep))
+
+    def _round(
+        self, tokens: NDArray[np.float32]
+    ) -> tuple[Payload, NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        payload = self.config.payload
+        channels = tokens.shape[1]
+        data, scale = encode_values(tokens, payload)
+        rounded = decode_values(data, scale, payload, channels)
+        if payload == Payload.INT8 and self.config.tau > 0:
+            error = self._mean(rounded, tokens)
+            if (error >= np.float32(self.config.tau)).any():
+                payload = Payload.FLOAT16
+                data, scale = encode_values(tokens, payload)
+                rounded = decode_values(data, scale, payload, channels)
+        return payload, data, scale, rounded
+
+
+class _ChannelMean:
+    """``mean_c |a - b|`` in the order that the module states, in buffers of its own."""
+
+    def __init__(self, positions: int, channels: int) -> None:
+        width = padded_width(channels)
+        self._padded = np.zeros((positions, width), np.float32)
+        self._difference = self._padded[:, :channels]
+        self._levels = [self._padded.reshape(-1)]
+        while self._levels[-1].size > positions:
+            self._levels.append(np.empty(self._levels[-1].size // 2, np.float32))
+        self._share = np.float32(channel_share(channels))
+
+    def __call__(
+        self,
+        a: NDArray[np.float32],
+        b: NDArray[np.float32],
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """``[n, C]``, ``[n, C]`` -> ``[n]``, n at most the positions."""
+        difference = self._difference[: len(a)]
+        np.subtract(a, b, out=difference)
+        np.abs(difference, out=difference)
+        level = self._levels[0][: len(a) * self._padded.shape[1]]
+        for following in self._levels[1:]:
+            level = np.add(level[0::2], level[1::2], out=following[: level.size // 2])
+        mean: NDArray[np.float32] = np.multiply(level, self._share, out=out)
+        return mean
+
+
+def padded_width(channels: int) -> int:
+    """Channels with the zeros appended before they are added up: the next power of two."""
+    return 1 << (channels - 1).bit_length()
+
+
+def channel_share(channels: int) -> float:
+    """What the sum over channels is multiplied by, for the mean: 1/C as float32 has it."""
+    return float(np.float32(1 / channels))
+
+
+def clean(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``[P, C]`` without NaN and clipped: the latents themselves where nothing is to do."""
+    # NaN compares false, so that it is caught here too.
+    if not (latents.min() >= -LATENT_LIMIT and latents.max() <= LATENT_LIMIT):
+        latents = np.nan_to_num(latents, nan=0.0).clip(-LATENT_LIMIT, LATENT_LIMIT)
+    return latents
