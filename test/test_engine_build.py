@@ -22,10 +22,12 @@ import pytest
 
 from adaptok_ros.cli import engine as command_line
 from adaptok_ros.cli import main
-from adaptok_ros.engines import EngineError, GraphRequest, cache, create_engine
+from adaptok_ros.engines import cache
 from adaptok_ros.engines.build import NICENESS, build_engine
+from adaptok_ros.engines.choice import create_engine
 from adaptok_ros.engines.cuda import missing_driver
-from adaptok_ros.engines.errors import BuildCancelledError
+from adaptok_ros.engines.errors import BuildCancelledError, EngineError
+from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.profiles import profile
 from adaptok_ros.models.folders import SHIPPED, ModelError, sha256
 
@@ -464,7 +466,7 @@ PARENT = """
 import sys, threading
 from pathlib import Path
 from adaptok_ros.engines.build import build_engine
-from adaptok_ros.engines.cache import Specification
+from adaptok_ros.engines.specification import Specification
 import json
 order = json.load(sys.stdin)
 specification = Specification.from_json(order['specification'])

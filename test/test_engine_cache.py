@@ -13,9 +13,9 @@ import time
 import pytest
 
 from adaptok_ros.cli import main
-from adaptok_ros.engines import EngineError, cache
-from adaptok_ros.engines.cache import Specification
-from adaptok_ros.engines.errors import EngineMissingError
+from adaptok_ros.engines import cache
+from adaptok_ros.engines.errors import EngineError, EngineMissingError
+from adaptok_ros.engines.specification import Specification
 
 PLAN = bytes(range(256)) * 40
 SPECIFICATION = Specification(

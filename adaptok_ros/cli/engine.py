@@ -15,11 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from adaptok_ros.cli.calibrate import image_size
-from adaptok_ros.engines import PARTS, EngineError, GraphRequest, cache
+from adaptok_ros.engines import cache
 from adaptok_ros.engines.build import Progress, build_engine
-from adaptok_ros.engines.cache import Entry, Specification
+from adaptok_ros.engines.cache import Entry
 from adaptok_ros.engines.cuda import Gpu, first_gpu, missing_driver
-from adaptok_ros.engines.errors import EngineMissingError
+from adaptok_ros.engines.errors import EngineError, EngineMissingError
+from adaptok_ros.engines.interface import PARTS, GraphRequest
+from adaptok_ros.engines.specification import Specification
 from adaptok_ros.models.folders import find_model
 
 BACKENDS = ('tensorrt', 'tensorrt_rtx')

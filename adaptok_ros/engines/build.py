@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from adaptok_ros.engines import cache
-from adaptok_ros.engines.cache import Specification
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
+from adaptok_ros.engines.specification import Specification
 
 NICENESS = 10
 """A robot's nodes come before a build."""

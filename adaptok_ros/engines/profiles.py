@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adaptok_ros.engines import EngineError, GraphRequest, Shape
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import GraphRequest, Shape
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, read_description
 

@@ -21,11 +21,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from adaptok_ros.engines import Builder, EngineError, GraphRequest, Shape, cache
-from adaptok_ros.engines.cache import Specification
+from adaptok_ros.engines import cache
 from adaptok_ros.engines.cuda import device_errors, exclusive, first_gpu, need_torch
-from adaptok_ros.engines.errors import EngineMissingError
+from adaptok_ros.engines.errors import EngineError, EngineMissingError
+from adaptok_ros.engines.interface import Builder, GraphRequest, Shape
 from adaptok_ros.engines.profiles import LARGEST, SMALLEST, profile
+from adaptok_ros.engines.specification import Specification
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import sha256
 
@@ -353,7 +354,7 @@ def _monitor(module: ModuleType, report: Report) -> Any:
 
 
 class TensorRTEngine:
-    """A plan on the GPU; see :class:`adaptok_ros.engines.Engine`.
+    """A plan on the GPU; see :class:`adaptok_ros.engines.interface.Engine`.
 
     The streams that its bindings run on, and the CUDA graphs that they were captured in, must be
     done with a binding before it is dropped.
@@ -407,7 +408,10 @@ class TensorRTEngine:
         return self._types[found]
 
     def bind(self, shapes: Mapping[str, Shape]) -> TensorRTBinding:
-        """See :meth:`adaptok_ros.engines.Engine.bind`; runs once, so that all is in place."""
+        """See :meth:`adaptok_ros.engines.interface.Engine.bind`.
+
+        Runs once, so that all is in place.
+        """
         with exclusive:
             self._check(shapes)
             return TensorRTBinding(self, shapes)
@@ -486,7 +490,10 @@ class TensorRTEngine:
         return EngineError(f'{self.backend} {what} on {DEVICE}: {reason}: {cure}')
 
     def close(self) -> None:
-        """See :meth:`adaptok_ros.engines.Engine.close`; waits for the device. Raises nothing."""
+        """See :meth:`adaptok_ros.engines.interface.Engine.close`.
+
+        Waits for the device; raises nothing.
+        """
         import torch
 
         with exclusive:
@@ -518,7 +525,7 @@ def _other_size(name: str) -> str:
 
 
 class TensorRTBinding:
-    """Buffers and an execution context; see :class:`adaptok_ros.engines.Binding`."""
+    """Buffers and an execution context; see :class:`adaptok_ros.engines.interface.Binding`."""
 
     def __init__(self, engine: TensorRTEngine, shapes: Mapping[str, Shape]) -> None:
         import torch
@@ -565,7 +572,7 @@ class TensorRTBinding:
                 engine.capturable &= bool(self._context.is_stream_capturable(stream.cuda_stream))
 
     def bind_input(self, name: str, buffer: torch.Tensor) -> None:
-        """See :meth:`adaptok_ros.engines.Binding.bind_input`.
+        """See :meth:`adaptok_ros.engines.interface.Binding.bind_input`.
 
         :raises EngineError: another buffer than it must be, and what it must be
         """
@@ -604,7 +611,7 @@ class TensorRTBinding:
         )
 
     def run(self) -> None:
-        """See :meth:`adaptok_ros.engines.Binding.run`."""
+        """See :meth:`adaptok_ros.engines.interface.Binding.run`."""
         if self._context is None:
             raise EngineError('the engine is closed')
         stream = self._current_stream(self._device).cuda_stream

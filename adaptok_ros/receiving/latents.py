@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Builder
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.receiver import Receiver, Status

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Builder, Engine, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
 from adaptok_ros.models.description import TokenizerDescription

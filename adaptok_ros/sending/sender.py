@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
-from adaptok_ros.engines import Engine, EngineError
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Engine
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.sending.selection import SelectionConfig, Selector

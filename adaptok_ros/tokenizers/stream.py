@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Engine
+from adaptok_ros.engines.interface import Engine
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.tokenizers.gating.gated import GatedEncoder, Gating
 
