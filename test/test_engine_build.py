@@ -22,8 +22,11 @@ import pytest
 
 from adaptok_ros.cli import engine as command_line
 from adaptok_ros.cli import main
-from adaptok_ros.engines import cache
 from adaptok_ros.engines.build import NICENESS, build_engine
+from adaptok_ros.engines.cache import store
+from adaptok_ros.engines.cache.folder import location
+from adaptok_ros.engines.cache.lock import remove_leftovers
+from adaptok_ros.engines.cache.timings import write_timings
 from adaptok_ros.engines.choice import create_engine
 from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
@@ -232,13 +235,13 @@ def test_timings_are_kept_and_damaged_ones_replaced(known, specify):
     specification, _ = specify()
     where = ('tensorrt_rtx', specification.backend_version, CAPABILITY)
     if known:
-        cache.write_timings(*where, known)
+        write_timings(*where, known)
     config = tensorrt_rtx.Builder(_log(tensorrt_rtx)).create_builder_config()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         timings = bytes(_timings(config, specification).serialize())
         assert timings
-        cache.write_timings(*where, timings)
+        write_timings(*where, timings)
         assert bytes(_timings(config, specification).serialize()) == timings
 
 
@@ -255,7 +258,7 @@ def test_timings_that_cannot_be_kept_are_no_error(specify, folder):
         where = ('tensorrt_rtx', specification.backend_version, CAPABILITY)
         (folder / f'{"-".join(where)}.timing').mkdir()
         with pytest.raises(EngineError, match='cannot keep engines here'):
-            cache.write_timings(*where, b'timings')
+            write_timings(*where, b'timings')
         _keep_timings(timings, specification)
 
 
@@ -370,7 +373,7 @@ def test_builds_in_a_child_and_tells_how_far_it_is(part, specify, folder):
     specification, graph = specify(part, batch=2)
     found = []
     build_engine(specification, graph, found.append, threading.Event())
-    assert len(cache.load(specification)) > 100_000
+    assert len(store.load(specification)) > 100_000
     assert {path.suffix for path in folder.iterdir()} == {'.plan', '.json'}
     times = [0.0, *(progress.elapsed for progress in found)]
     assert max(np.diff(times)) < 3.0
@@ -385,11 +388,11 @@ def test_builds_in_a_child_and_tells_how_far_it_is(part, specify, folder):
 
 def test_damaged_engine_is_built_anew(specify):
     specification, graph = specify()
-    cache.store(specification, b'damaged', 0.0)
-    plan, _ = (cache.location() / f'{specification.key}{suffix}' for suffix in ('.plan', '.json'))
+    store.save(specification, b'damaged', 0.0)
+    plan, _ = (location() / f'{specification.key}{suffix}' for suffix in ('.plan', '.json'))
     os.truncate(plan, 1)
     build_engine(specification, graph, lambda progress: None, threading.Event())
-    assert len(cache.load(specification)) > 100_000
+    assert len(store.load(specification)) > 100_000
 
 
 def test_cancelling_leaves_nothing(specify, folder):
@@ -459,7 +462,7 @@ def test_what_else_the_child_prints_does_no_harm(specify, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     specification, graph = specify()
     build_engine(specification, graph, lambda progress: None, threading.Event())
-    assert len(cache.load(specification)) > 100_000
+    assert len(store.load(specification)) > 100_000
 
 
 PARENT = """
@@ -499,8 +502,8 @@ def test_child_dies_with_its_parent(specify, folder):
         )
         process.kill()
         wait_until(lambda: not alive(child))
-    assert cache.entries() == []
-    cache.remove_leftovers()
+    assert store.entries() == []
+    remove_leftovers()
     assert not list(folder.iterdir())
 
 
@@ -513,7 +516,7 @@ def test_two_processes_build_once(specify):
     assert (first.returncode, second.returncode) == (0, 0)
     assert 'waiting for another process that builds it' in phases
     assert 'reading the graph' not in phases
-    cache.load(specification)
+    store.load(specification)
 
 
 def test_file_that_is_no_graph_is_refused(specify, tmp_path, folder):
@@ -613,7 +616,7 @@ def test_command_line_takes_a_size_for_the_encoder_alone(specify, capsys):
 def test_command_line_of_another_version(specify, capsys):
     specification, _ = specify()
     old = dataclasses.replace(specification, backend_version='1.0.0')
-    cache.store(old, b'old', 0.0)
+    store.save(old, b'old', 0.0)
     assert main(['engine', 'list']) == 0
     assert 'no: tensorrt_rtx is ' in capsys.readouterr().out
     assert main(['engine', 'clean']) == 0

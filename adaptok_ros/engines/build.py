@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from adaptok_ros.engines import cache
+from adaptok_ros.engines.cache import store
+from adaptok_ros.engines.cache.lock import lock
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
 from adaptok_ros.engines.specification import Specification
 
@@ -116,17 +117,17 @@ def build_engine(
         if cancelled.wait(REPORT_SECONDS):
             check()
 
-    with cache.lock(specification.key, wait):
+    with lock(specification.key, wait):
         try:
-            cache.load(specification)
+            store.load(specification)
             return
         except EngineError:
             check()
         try:
             _run_child(specification, onnx, reporter, check)
-            cache.load(specification)
+            store.load(specification)
         except BaseException:
-            cache.remove(specification.key)
+            store.remove(specification.key)
             raise
 
 
@@ -246,7 +247,7 @@ def main() -> int:
         begin = time.monotonic()
         plan = compile_plan(specification, Path(order['onnx']), pipe.report)
         pipe.send(phase='storing', fraction=1.0)
-        cache.store(specification, plan, time.monotonic() - begin)
+        store.save(specification, plan, time.monotonic() - begin)
     except (EngineError, OSError) as error:
         pipe.send(error=str(error))
         return 1

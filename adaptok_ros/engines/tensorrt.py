@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from adaptok_ros.engines import cache
+from adaptok_ros.engines.cache import store
+from adaptok_ros.engines.cache.timings import read_timings, write_timings
 from adaptok_ros.engines.cuda import device_errors, exclusive, first_gpu, need_torch
 from adaptok_ros.engines.errors import EngineError, EngineMissingError
 from adaptok_ros.engines.interface import Builder, GraphRequest, Shape
@@ -163,7 +164,7 @@ def open_engine(request: GraphRequest, build: Builder | None) -> TensorRTEngine:
     need_torch()
     specification, graph = specify(request)
     try:
-        plan = cache.load(specification)
+        plan = store.load(specification)
     except EngineMissingError:
         if build is None:
             raise EngineMissingError(
@@ -172,7 +173,7 @@ def open_engine(request: GraphRequest, build: Builder | None) -> TensorRTEngine:
                 f'{command(request)}'
             ) from None
         build.build(specification, graph)
-        plan = cache.load(specification)
+        plan = store.load(specification)
     return TensorRTEngine(module, plan)
 
 
@@ -180,7 +181,7 @@ def _relatives(specification: Specification) -> str:
     """How the engines of the same graph that are there differ, where there are any."""
     found = {
         entry.manifest.specification.difference(specification)
-        for entry in cache.entries()
+        for entry in store.entries()
         if entry.manifest
         and entry.manifest.specification.onnx_sha256 == specification.onnx_sha256
         and entry.manifest.specification.backend == specification.backend
@@ -263,7 +264,7 @@ def _configure(module: ModuleType, config: Any, specification: Specification) ->
 
 def _timings(config: Any, specification: Specification) -> Any:
     """TensorRT's timings of kernels, those of earlier builds first."""
-    known = cache.read_timings(
+    known = read_timings(
         specification.backend, specification.backend_version, specification.compute_capability
     )
     timings = config.create_timing_cache(known)
@@ -277,7 +278,7 @@ def _timings(config: Any, specification: Specification) -> Any:
 def _keep_timings(timings: Any, specification: Specification) -> None:
     # They only save time: the plan, which is finished, is not given up for them.
     with contextlib.suppress(EngineError):
-        cache.write_timings(
+        write_timings(
             specification.backend,
             specification.backend_version,
             specification.compute_capability,
@@ -363,7 +364,7 @@ class TensorRTEngine:
     device = DEVICE
 
     def __init__(self, module: ModuleType, plan: bytes) -> None:
-        """Load a plan as :func:`adaptok_ros.engines.cache.load` gives it: it is run unseen.
+        """Load a plan as :func:`adaptok_ros.engines.cache.store.load` gives it: it is run unseen.
 
         :raises EngineError: TensorRT refuses it, or no memory is left
         """
