@@ -53,7 +53,7 @@ def specify():
     pytest.importorskip(
         'tensorrt_rtx', reason='tensorrt_rtx is missing: pip install tensorrt-rtx (x86-64 Linux)'
     )
-    from adaptok_ros.engines.tensorrt import specify
+    from adaptok_ros.engines.tensorrt.request import specify
 
     def ahead(part='encoder', model=TINY, capability=CAPABILITY, **fields):
         return specify(GraphRequest(model, part, 'tensorrt_rtx', **fields), capability)
@@ -213,7 +213,8 @@ FLAGS = {
 )
 def test_flags_of_versions_that_are_not_here(tag, half, expected):
     """Only their names: that these versions build with them is proven where they are."""
-    from adaptok_ros.engines.tensorrt import _flags, compute_capabilities
+    from adaptok_ros.engines.tensorrt.module import compute_capabilities
+    from adaptok_ros.engines.tensorrt.request import flags
 
     network, builder, preview = (
         types.SimpleNamespace(**dict.fromkeys(names)) for names in FLAGS[tag]
@@ -221,7 +222,7 @@ def test_flags_of_versions_that_are_not_here(tag, half, expected):
     module = types.SimpleNamespace(
         NetworkDefinitionCreationFlag=network, BuilderFlag=builder, PreviewFeature=preview
     )
-    assert [flag for flag in _flags(module, half) if 'WORKSPACE' not in flag] == expected
+    assert [flag for flag in flags(module, half) if 'WORKSPACE' not in flag] == expected
     assert compute_capabilities(module) == ()
 
 
@@ -230,36 +231,38 @@ def test_timings_are_kept_and_damaged_ones_replaced(known, specify):
     """With the timing cache of RTX, which is empty, but a timing cache."""
     import tensorrt_rtx
 
-    from adaptok_ros.engines.tensorrt import _log, _timings
+    from adaptok_ros.engines.tensorrt.compile import load_timings
+    from adaptok_ros.engines.tensorrt.module import logger
 
     specification, _ = specify()
     where = ('tensorrt_rtx', specification.backend_version, CAPABILITY)
     if known:
         write_timings(*where, known)
-    config = tensorrt_rtx.Builder(_log(tensorrt_rtx)).create_builder_config()
+    config = tensorrt_rtx.Builder(logger(tensorrt_rtx)).create_builder_config()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
-        timings = bytes(_timings(config, specification).serialize())
+        timings = bytes(load_timings(config, specification).serialize())
         assert timings
         write_timings(*where, timings)
-        assert bytes(_timings(config, specification).serialize()) == timings
+        assert bytes(load_timings(config, specification).serialize()) == timings
 
 
 def test_timings_that_cannot_be_kept_are_no_error(specify, folder):
     import tensorrt_rtx
 
-    from adaptok_ros.engines.tensorrt import _keep_timings, _log, _timings
+    from adaptok_ros.engines.tensorrt.compile import keep_timings, load_timings
+    from adaptok_ros.engines.tensorrt.module import logger
 
     specification, _ = specify()
-    config = tensorrt_rtx.Builder(_log(tensorrt_rtx)).create_builder_config()
+    config = tensorrt_rtx.Builder(logger(tensorrt_rtx)).create_builder_config()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
-        timings = _timings(config, specification)
+        timings = load_timings(config, specification)
         where = ('tensorrt_rtx', specification.backend_version, CAPABILITY)
         (folder / f'{"-".join(where)}.timing').mkdir()
         with pytest.raises(EngineError, match='cannot keep engines here'):
             write_timings(*where, b'timings')
-        _keep_timings(timings, specification)
+        keep_timings(timings, specification)
 
 
 @pytest.fixture
@@ -267,11 +270,12 @@ def engine():
     """An engine without a plan, which cannot be loaded without a GPU."""
     tensorrt_rtx = pytest.importorskip('tensorrt_rtx', reason='tensorrt_rtx is missing')
     pytest.importorskip('torch', reason='torch is missing')
-    from adaptok_ros.engines.tensorrt import TensorRTEngine, _log
+    from adaptok_ros.engines.tensorrt.engine import TensorRTEngine
+    from adaptok_ros.engines.tensorrt.module import logger
 
     engine = TensorRTEngine.__new__(TensorRTEngine)
     engine.backend = 'tensorrt_rtx'
-    engine._log = _log(tensorrt_rtx)
+    engine._log = logger(tensorrt_rtx)
     engine._bindings = weakref.WeakSet()
     engine._config = engine._engine = engine._runtime = object()
     return engine
@@ -334,7 +338,7 @@ def test_cure_of_a_size_that_does_not_fit(name, cure, engine):
 )
 def test_missing_module_names_what_to_install():
     request = GraphRequest(TINY, 'encoder', 'tensorrt')
-    from adaptok_ros.engines.tensorrt import open_engine
+    from adaptok_ros.engines.tensorrt.open import open_engine
 
     with pytest.raises(EngineError, match=r'tensorrt is missing.*pip install tensorrt.*JetPack'):
         open_engine(request, None)
@@ -342,7 +346,7 @@ def test_missing_module_names_what_to_install():
 
 @pytest.mark.skipif(not missing_driver(), reason='there is a driver')
 def test_missing_driver_names_what_to_do(specify, capsys):
-    from adaptok_ros.engines.tensorrt import open_engine
+    from adaptok_ros.engines.tensorrt.open import open_engine
 
     with pytest.raises(EngineError, match='NVIDIA driver'):
         open_engine(GraphRequest(TINY, 'encoder', 'tensorrt_rtx'), None)
@@ -351,7 +355,7 @@ def test_missing_driver_names_what_to_do(specify, capsys):
 
 
 def test_command_builds_what_was_asked_for(specify, tmp_path):
-    from adaptok_ros.engines.tensorrt import command
+    from adaptok_ros.engines.tensorrt.request import command
 
     for part, image_size in (('encoder', (480, 640)), ('encoder', None), ('lit', (480, 640))):
         request = GraphRequest(tmp_path / 'a b', part, 'tensorrt_rtx', image_size)

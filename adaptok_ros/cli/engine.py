@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from adaptok_ros.engines.tensorrt import specify
+    from adaptok_ros.engines.tensorrt.request import specify
 
     folder = find_model(arguments.tokenizer)
     backend = arguments.backend or _installed(bool(arguments.compute_capability))
@@ -218,7 +218,7 @@ def _fits(entry: Entry) -> tuple[bool | None, str]:
 @functools.cache
 def _version(backend: str) -> str:
     """Of an installed backend; else empty."""
-    from adaptok_ros.engines.tensorrt import load_module
+    from adaptok_ros.engines.tensorrt.module import load_module
 
     try:
         return str(load_module(backend).__version__)

@@ -241,7 +241,7 @@ def main() -> int:
     pipe = _Pipe(int(sys.argv[2]))
     order = json.load(sys.stdin)
     try:
-        from adaptok_ros.engines.tensorrt import compile_plan
+        from adaptok_ros.engines.tensorrt.compile import compile_plan
 
         specification = Specification.from_json(order['specification'])
         begin = time.monotonic()

@@ -56,7 +56,7 @@ def create_engine(request: GraphRequest, build: Builder | None = None) -> Engine
 def _open(request: GraphRequest, device: str, build: Builder | None) -> Engine:
     try:
         if request.backend in ('tensorrt', 'tensorrt_rtx'):
-            from adaptok_ros.engines.tensorrt import open_engine
+            from adaptok_ros.engines.tensorrt.open import open_engine
 
             return open_engine(request, build)
         if request.backend == 'torch':
