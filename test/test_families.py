@@ -33,7 +33,7 @@ from adaptok_ros.calibration.calibrate import (
     find_clips,
     sample_images,
 )
-from adaptok_ros.engines import EngineError
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.footage.video import VideoError
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.networks.device import choose_device

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adaptok_ros.cli import main
-from adaptok_ros.engines import EngineError
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import shipped_models
 from adaptok_ros.sending.selection import SelectionConfig

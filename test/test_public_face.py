@@ -58,4 +58,4 @@ def test_adaptok_tells_its_version_and_lists_its_commands(capsys):
     assert capsys.readouterr().out == f'adaptok {adaptok_ros.__version__}\n'
     assert main([]) == 0
     listed = capsys.readouterr().out
-    assert all(re.search(rf'^ +{command} ', listed, re.M) for command in COMMANDS)
+    assert all(re.search(rf'^ +{command}\b', listed, re.M) for command in COMMANDS)
