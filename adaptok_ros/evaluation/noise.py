@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from adaptok_ros.arrays import Image
 from adaptok_ros.evaluation.streams import SharedEncoder, send
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
-
-Image = NDArray[np.uint8]
 
 SIGMAS = (2.0, 4.0)
 """Standard deviations in steps of 8 bits."""
