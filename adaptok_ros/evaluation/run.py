@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adaptok_ros.arrays import Image
-from adaptok_ros.evaluation.clip import ClipEvaluator, ClipResult
+from adaptok_ros.evaluation.clip_evaluator import ClipEvaluator, ClipResult
 from adaptok_ros.evaluation.codecs import require_av
 from adaptok_ros.evaluation.errors import EvaluationError
 from adaptok_ros.evaluation.machine import cores, describe

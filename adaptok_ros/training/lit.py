@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from adaptok_ros.arrays import Image
 from adaptok_ros.errors import SettingError
-from adaptok_ros.evaluation.noise import add_noise
 from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.sensor_noise import add_noise
 from adaptok_ros.networks.lit import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.training.data import Clip, load_clips, load_photos

@@ -12,7 +12,7 @@ import numpy as np
 from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.evaluation.allocation import compare_allocation
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
-from adaptok_ros.evaluation.noise import noise_gain, static_scene
+from adaptok_ros.evaluation.noise_response import noise_gain, static_scene
 from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
