@@ -22,7 +22,7 @@ help:
 	@echo 'make quick      some tests on the sources as they are: ARGS="test/test_packet.py"'
 	@echo 'make quick-core the same without ROS'
 	@echo 'make bench      measure speed, up to half an hour: ARGS="--quick", ARGS="stages growth"'
-	@echo 'make lint       ruff and mypy'
+	@echo 'make lint       ruff, mypy, import contracts, typos, shellcheck'
 	@echo 'make shell      a shell in which all of it can be used'
 	@echo 'make clean      remove what was built (distclean: the environments, too)'
 	@echo
@@ -58,7 +58,8 @@ quick-core:
 bench: test-env
 	@$(RUN) python bench/run.py $(ARGS)
 
-lint: test-env
+lint: build
+	@$(SETUP) lint
 	@$(RUN) tools/lint.sh
 
 shell: build

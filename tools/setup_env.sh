@@ -4,6 +4,7 @@
 #   setup_env.sh env        ROS 2 (the sourced one, else wheels) and what the package needs
 #   setup_env.sh build      the package, built by colcon into that environment
 #   setup_env.sh test       what the tests need on top, with torch if TORCH names a version
+#   setup_env.sh lint       the linters, too
 #   setup_env.sh quick      what is needed to test the sources where they are: a change of
 #                           Python files alone builds nothing
 #   setup_env.sh core [COMMAND...]   no ROS: a virtual environment with the package installed
@@ -326,6 +327,16 @@ step_test() {
   printf '%s\n' "$hash" > "$env/.test.stamp"
 }
 
+step_lint() {
+  local hash
+  step_test
+  hash=$(hash_of "$revision" -- requirements/lint.txt)
+  is_done lint "$hash" && return
+  say 'the linters'
+  pip_install -r "$root/requirements/lint.txt"
+  printf '%s\n' "$hash" > "$env/.lint.stamp"
+}
+
 step_quick() {
   step_test
   is_done quick "$(hash_of "$revision" -- "${built[@]}")" || step_build
@@ -372,7 +383,7 @@ run_in_core() {
 
 locate
 case ${1:-} in
-  env | build | test | quick) "step_$1" ;;
+  env | build | test | lint | quick) "step_$1" ;;
   core | quick-core)
     "step_${1/-/_}"
     run_in_core "${@:2}"
@@ -381,5 +392,5 @@ case ${1:-} in
     find_missing env
     missing_packages
     ;;
-  *) die "usage: ${BASH_SOURCE[0]##*/} env|build|test|quick|core|quick-core|packages" ;;
+  *) die "usage: ${BASH_SOURCE[0]##*/} env|build|test|lint|quick|core|quick-core|packages" ;;
 esac
