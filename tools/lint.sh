@@ -8,9 +8,14 @@ python -m ruff format --check .
 lint-imports
 typos
 shellcheck -x -P tools tools/*.sh .ci/run
-# The types are those of torch, and of an rclpy that has any: Humble's has none.
-if python -c 'from importlib import resources as r; import torch; r.files("rclpy").joinpath(
-  "py.typed").read_text()' 2> /dev/null; then
+# It needs the types of torch and of rclpy, and Humble's rclpy has none.
+if python - << 'END' 2> /dev/null; then
+from importlib.resources import files
+
+import torch
+
+assert (files('rclpy') / 'py.typed').is_file()
+END
   python -m mypy
 else
   printf '== mypy is left out: torch is missing, or rclpy has no types\n'
