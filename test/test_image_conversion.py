@@ -81,7 +81,7 @@ def test_bytes_behind_the_last_row_mean_nothing(encoding):
 @pytest.mark.parametrize('encoding', OTHERS)
 def test_encodings_outside_the_table_go_the_builtin_way(encoding):
     used = assert_both_ways_agree(message(encoding, 6, 8))
-    assert used == f'builtin ({encoding!r} of this layout is not for cv_bridge)'
+    assert used == f'builtin ({encoding!r} in this layout is not for cv_bridge)'
 
 
 @needs_cv_bridge

@@ -40,7 +40,7 @@ PIXEL_BYTES = {
     'bayer_gbrg8': 1,
     'bayer_grbg8': 1,
 }
-"""Bytes of a pixel of every encoding that cv_bridge 3.2 and later convert rightly."""
+"""Bytes of a pixel of every encoding that cv_bridge converts rightly; verified with 3.4.0."""
 
 _TRIAL_SECONDS = 60.0
 _TRIAL = """
@@ -116,7 +116,7 @@ class MessageConverter:
         """
         reason = self._bridge.name
         if self._bridge.convert is not None:
-            reason = f'{message.encoding[:16]!r} of this layout is not for cv_bridge'
+            reason = f'{message.encoding[:16]!r} in this layout is not for cv_bridge'
             if _suits_cv_bridge(message):
                 try:
                     rgb = self._bridge.convert(message, 'rgb8')
