@@ -316,7 +316,7 @@ class TokenizerNode(StreamNode):
             'device': engine.device if engine else 'none',
             'not used': '; '.join(engine.notes) if engine else '',
             'selection': self._sender.selection_note or 'numpy',
-            'image conversion': self._converter.used if self._converter else 'builtin (compressed)',
+            'image conversion': self._converter.used if self._converter else 'builtin',
         }
 
     def _explain_silence(self) -> str:
