@@ -12,11 +12,12 @@ import statistics
 from typing import Any
 
 import numpy as np
-from clips import Clip, Image, all_clips
+from clips import Clip, all_clips
 from measuring import WARM_UP, Ceilings, Settings, Stopwatch, lit_flops, progress, ratios, spread
 from numpy.typing import NDArray
 from tables import number, table
 
+from adaptok_ros.arrays import Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
