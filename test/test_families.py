@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from adaptok_ros.calibration.calibrate import calibrate
 from adaptok_ros.calibration.statistics import ChannelStatistics, find_paths, sample_images
-from adaptok_ros.engines import EngineError
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.models.folders import ModelError, find_model

@@ -19,7 +19,9 @@ def empty(name):
     kind = types[f'adaptok_ros/msg/{name}']
     values = {field.name: 0 for field in dataclasses.fields(kind) if field.name[0] != '_'}
     header = types['std_msgs/msg/Header'](stamp=stamp, frame_id='')
-    return kind(**{name: value for name, value in values.items() if name != 'header'}, header=header)
+    return kind(
+        **{name: value for name, value in values.items() if name != 'header'}, header=header
+    )
 
 
 @pytest.fixture

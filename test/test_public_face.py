@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import adaptok_ros
+from adaptok_ros.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 SHOWN = [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md'), *ROOT.glob('examples/**/*.py')]
@@ -48,3 +49,13 @@ def test_users_are_shown_the_public_face_only(path):
 def test_the_version_is_that_of_the_package():
     manifest = (ROOT / 'package.xml').read_text()
     assert f'<version>{adaptok_ros.__version__}</version>' in manifest
+
+
+def test_adaptok_tells_its_version_and_lists_its_commands(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(['--version'])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f'adaptok {adaptok_ros.__version__}\n'
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(re.search(rf'^ +{command}\b', listed, re.M) for command in COMMANDS)

@@ -22,7 +22,7 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
-from adaptok_ros.engines import Builder
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.loading import Loading

@@ -11,7 +11,8 @@ from typing import Any
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from adaptok_ros.engines import Builder, EngineError
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.messages import byte_array, fill_latents, packet_from_message, set_header
 from adaptok_ros.msg import DenseLatents as DenseLatentsMessage
 from adaptok_ros.msg import SparseTokens

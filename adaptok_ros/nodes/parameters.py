@@ -10,7 +10,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from adaptok_ros.arrays import LARGEST_SIDE
-from adaptok_ros.engines import BACKENDS
+from adaptok_ros.engines.interface import BACKENDS
 from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Payload

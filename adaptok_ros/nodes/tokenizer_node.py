@@ -13,7 +13,8 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from adaptok_ros.engines import Builder, EngineError
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.messages import byte_array, fill_tokens, stamp_of
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
