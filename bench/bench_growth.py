@@ -246,8 +246,8 @@ def with_window(
     """LIT by the number of frames it looks at; random weights cost what trained ones do."""
     if importlib.util.find_spec('torch') is None or importlib.util.find_spec('onnx') is None:
         return {'skipped': 'no torch with onnx to export LITs with: make test-env has them'}
-    from adaptok_ros.networks.export import export_lit
     from adaptok_ros.networks.lit import LatentInpaintingTransformer
+    from adaptok_ros.networks.model_folder import export_lit
 
     shipped = find_model(DEFAULT_TOKENIZER)
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
@@ -401,8 +401,8 @@ def _pixels_table(found: dict[str, Any]) -> str:
         [
             '{}x{}'.format(*row['size']),
             *(
-                f'{with_spread(row["costs"][name]["ms"])} [{number(row["costs"][name]["floor_ms"])}]'
-                for name in names
+                f'{with_spread(cost["ms"])} [{number(cost["floor_ms"])}]'
+                for cost in (row['costs'][name] for name in names)
             ),
         ]
         for row in found['rows']
