@@ -26,7 +26,8 @@ from adaptok_ros.engines import Builder
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.loading import Loading
-from adaptok_ros.nodes.parameters import NodeParameter, check_choice, declare, read, usage
+from adaptok_ros.nodes.parameter import NodeParameter, check_choice, declare, read, usage
+from adaptok_ros.nodes.parameters import NODES
 
 DIAGNOSTICS_PERIOD = 1.0
 THROTTLE = 5.0
@@ -362,7 +363,7 @@ def _parser(executable: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=executable,
         description=description,
-        epilog=usage(executable) + '\n\nROS arguments follow --ros-args: -p name:=value, '
+        epilog=usage(NODES[executable]) + '\n\nROS arguments follow --ros-args: -p name:=value, '
         '-r topic:=other, -r __ns:=/name, --params-file FILE.',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -19,7 +19,8 @@ from adaptok_ros.footage.video import frame_rate, read_frames
 from adaptok_ros.messages import byte_array
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import run
-from adaptok_ros.nodes.parameters import CAMERA_NODE, declare, read
+from adaptok_ros.nodes.parameter import declare, read
+from adaptok_ros.nodes.parameters import CAMERA_NODE
 
 SCENE_SIZE = (480, 640)
 SCENE_RATE = 30.0
