@@ -16,7 +16,7 @@ from launch import LaunchContext, LaunchDescription
 
 # Arguments that both nodes take have one name; what only one takes keeps its own.
 TOKENIZER_ARGUMENTS = tuple(parameter.name for parameter in TOKENIZER_NODE)
-LIT_ARGUMENTS = ('mode', 'restore', 'tokenizer', 'backend', 'autostart')
+LIT_ARGUMENTS = ('mode', 'lit_scope', 'tokenizer', 'backend', 'autostart')
 CAMERA_ARGUMENTS = ('source', 'rate')
 
 
@@ -94,7 +94,7 @@ def start_cameras(context: LaunchContext):
 def generate_launch_description():
     """Declare the arguments and start the nodes."""
     by_name = {p.name: p for p in (*CAMERA_NODE, *LIT_NODE, *TOKENIZER_NODE)}
-    names = [*TOKENIZER_ARGUMENTS, 'mode', 'restore', *CAMERA_ARGUMENTS]
+    names = [*TOKENIZER_ARGUMENTS, 'mode', 'lit_scope', *CAMERA_ARGUMENTS]
     return LaunchDescription(
         [
             DeclareLaunchArgument(
@@ -106,8 +106,8 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'one_process',
                 default_value='false',
-                description='serve all cameras from one tokenizer and one LIT process, whose nodes '
-                'share their engines: less memory, one core for what is not an engine',
+                description='serve all cameras from one tokenizer and one LIT process, whose '
+                'nodes share their engines: less memory, one core for what is not an engine',
             ),
             DeclareLaunchArgument(
                 'image',
@@ -122,7 +122,8 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'use_sim_time',
                 default_value='',
-                description='take the time from /clock [node default: false; allowed: true, false]',
+                description='take the time from /clock [node default: false; allowed: true, '
+                'false]',
             ),
             DeclareLaunchArgument(
                 'lit', default_value='true', description='start the LIT node as well'

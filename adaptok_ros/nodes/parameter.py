@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -83,6 +83,24 @@ def read(node: Node, table: Iterable[NodeParameter]) -> Values:
     for parameter in table:
         check_choice(parameter, values[parameter.name])
     return values
+
+
+def check_changes(
+    table: Mapping[str, NodeParameter], changes: Mapping[str, object], configured: bool
+) -> None:
+    """Verify new values of some parameters.
+
+    :param table: every parameter by name
+    :param configured: whether the node is, so that only runtime parameters may change
+    :raises SettingError: a value is none of the choices, or must not change now
+    """
+    for name, value in changes.items():
+        check_choice(table[name], value)
+        if configured and not table[name].runtime:
+            raise SettingError(
+                f'{name} cannot change while the node is configured; clean it up, set it and '
+                'configure it again'
+            )
 
 
 def check_choice(parameter: NodeParameter, value: object) -> None:

@@ -8,7 +8,7 @@ from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.nodes.parameter import NodeParameter, readme_table
 from adaptok_ros.packet import TAU_LIMIT, Payload
 from adaptok_ros.receiving.latents import MODES
-from adaptok_ros.receiving.restoration import Restoration
+from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.sending.selection import DEFAULT_TAU, PERIOD_LIMIT, TOKEN_LIMIT, Reference
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
@@ -114,11 +114,11 @@ LIT_NODE = (
     ),
     NodeParameter('backend', 'auto', 'engine that runs LIT and the decoder', choices=BACKENDS),
     NodeParameter(
-        'restore',
+        'lit_scope',
         'all',
         'what LIT restores in a frame: all of the grid, or what lies around '
         'changes (changed), on the CPU',
-        choices=tuple(kind.value for kind in Restoration),
+        choices=tuple(kind.value for kind in RestorationScope),
     ),
     NodeParameter(
         'keyframe_service',

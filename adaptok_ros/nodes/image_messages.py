@@ -1,0 +1,61 @@
+"""Camera images to arrays, and pictures to look at back to messages."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from rclpy.impl.rcutils_logger import RcutilsLogger
+from sensor_msgs.msg import CompressedImage, Image
+
+from adaptok_ros.arrays import Image as Pixels
+from adaptok_ros.messages import byte_array, set_header
+from adaptok_ros.nodes.transport import fragmentation_hint
+from adaptok_ros.sending.images import ImageConverter, decode_compressed
+
+CameraImage: TypeAlias = 'Image | CompressedImage'
+
+
+class ImageReader:
+    """Pixels of one camera's messages.
+
+    :ivar fragmentation: why the middleware may lose images of this size; '' if it does not
+    """
+
+    def __init__(self, logger: RcutilsLogger) -> None:
+        self.fragmentation = ''
+        self._logger = logger
+        self._converter = ImageConverter()
+
+    def read(self, message: CameraImage) -> Pixels:
+        """``[h, w, 3]`` uint8 RGB, until the next call.
+
+        :raises ImageError: a field of the message is wrong
+        """
+        data = np.frombuffer(message.data, np.uint8)
+        if isinstance(message, CompressedImage):
+            return decode_compressed(data, message.format)
+        if not self.fragmentation:
+            self.fragmentation = fragmentation_hint(data.size)
+            if self.fragmentation:
+                self._logger.warning(self.fragmentation)
+        return self._converter.to_rgb(
+            message.encoding,
+            message.height,
+            message.width,
+            message.step,
+            bool(message.is_bigendian),
+            data,
+        )
+
+
+def as_message(pixels: Pixels, stamp: int, frame_id: str) -> Image:
+    """Message of ``[h, w, 3]`` uint8 RGB.
+
+    :param stamp: nanoseconds
+    """
+    height, width = pixels.shape[:2]
+    message = Image(height=height, width=width, encoding='rgb8', step=3 * width)
+    set_header(message.header, stamp, frame_id)
+    message.data = byte_array(pixels)
+    return message
