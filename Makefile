@@ -11,7 +11,7 @@ SETUP := tools/setup_env.sh
 RUN := tools/run.sh
 
 .NOTPARALLEL:
-.PHONY: help env build demo test test-core test-env bench lint shell clean distclean
+.PHONY: help env build demo test test-core test-env quick quick-core bench lint shell clean distclean
 
 help:
 	@echo 'make env        install ROS 2 (unless it is sourced) and what the package needs'
@@ -19,8 +19,10 @@ help:
 	@echo 'make demo       encode, send and restore a video: VIDEO=file, or a synthetic scene'
 	@echo 'make test       linters, then the tests on the built package: ARGS="-k packet"'
 	@echo 'make test-core  the tests of the part without ROS, installed by pip'
+	@echo 'make quick      some tests on the sources as they are: ARGS="test/test_packet.py"'
+	@echo 'make quick-core the same without ROS'
 	@echo 'make bench      measure speed, up to half an hour: ARGS="--quick", ARGS="stages growth"'
-	@echo 'make lint       ruff and mypy'
+	@echo 'make lint       ruff, mypy, import contracts, typos, shellcheck'
 	@echo 'make shell      a shell in which all of it can be used'
 	@echo 'make clean      remove what was built (distclean: the environments, too)'
 	@echo
@@ -46,10 +48,18 @@ test: lint
 test-core:
 	@$(SETUP) core python tools/test.py $(ARGS)
 
+quick:
+	@$(SETUP) quick
+	@$(RUN) python tools/test.py --sources $(ARGS)
+
+quick-core:
+	@$(SETUP) quick-core python tools/test.py --sources $(ARGS)
+
 bench: test-env
 	@$(RUN) python bench/run.py $(ARGS)
 
-lint: test-env
+lint: build
+	@$(SETUP) lint
 	@$(RUN) tools/lint.sh
 
 shell: build

@@ -13,3 +13,7 @@ class AdaptokError(Exception):
 
 class SettingError(AdaptokError, ValueError):
     """A setting that is out of range: names it, its value and what is allowed."""
+
+
+class MissingPackageError(AdaptokError):
+    """A package that a command needs and that is not installed; says how to get it."""

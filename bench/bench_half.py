@@ -37,7 +37,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     try:
         import torch
 
-        from adaptok_ros.engines import GraphRequest
+        from adaptok_ros.engines.interface import GraphRequest
         from adaptok_ros.engines.torch import load_module
     except ImportError as error:
         return {'skipped': f'{error.name} is missing'}

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from measuring import WARM_UP, Effort, Size
-from numpy.typing import NDArray
 
-from adaptok_ros.footage.catalog import find_clips
+from adaptok_ros.arrays import Image
+from adaptok_ros.footage.catalog import Use, find_footage
 from adaptok_ros.footage.scene.scene import CYCLE, Scene
 from adaptok_ros.footage.video import read_frames, shrink
 
-Image = NDArray[np.uint8]
 LONGEST = 640
 """Pixels of the longer side, to which clips are scaled down."""
 FIRST = 20
@@ -64,7 +63,7 @@ def all_clips(effort: Effort, data: Path | None) -> Iterator[Clip]:
     yield from scene_clips(effort.scene, frames)
     if data is None:
         return
-    found = find_clips(data).clips
+    found = find_footage(data, Use.EVALUATE).entries
     count = min(effort.clips, len(found))
     picked = np.linspace(0, len(found) - 1, count).round().astype(int)
     for source in (found[index] for index in picked):

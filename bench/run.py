@@ -23,9 +23,9 @@ import ros
 from measuring import FULL, QUICK, Ceilings, Settings, progress
 from tables import number, table
 
-from adaptok_ros.evaluation import EvaluationError
 from adaptok_ros.evaluation.machine import describe
-from adaptok_ros.footage.catalog import find_clips
+from adaptok_ros.footage.catalog import Use, find_footage
+from adaptok_ros.footage.errors import FootageError
 
 PARTS = {
     'stages': 'Where the time of an image goes',
@@ -93,8 +93,8 @@ def arguments(args: list[str] | None = None) -> argparse.Namespace:
             parser.error(f'part is {name!r}; allowed: {", ".join(PARTS)}')
     if found.data is not None:
         try:
-            find_clips(found.data)
-        except EvaluationError as error:
+            find_footage(found.data, Use.EVALUATE)
+        except FootageError as error:
             parser.error(str(error))
     return found
 

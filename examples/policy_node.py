@@ -11,9 +11,8 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
-from adaptok_ros.messages import latents_from_message
+from adaptok_ros import AdaptokError, Status, latents_from_message
 from adaptok_ros.msg import DenseLatents
-from adaptok_ros.receiving.receiver import Status
 
 OLD = 30
 """Frames after which this policy no longer relies on a position that was not renewed."""
@@ -30,7 +29,11 @@ class Policy(Node):
 
     def on_latents(self, message: DenseLatents) -> None:
         """Turn a message into what a network takes."""
-        latents = latents_from_message(message)
+        try:
+            latents = latents_from_message(message)
+        except AdaptokError as error:  # from another version of the package, or damaged
+            self.get_logger().error(str(error), throttle_duration_sec=1.0)
+            return
         if latents.status is not Status.OK:
             self.get_logger().warning(
                 f'latents are {latents.status.name}', throttle_duration_sec=1.0

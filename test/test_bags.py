@@ -3,12 +3,13 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from streams import record
 
 from adaptok_ros.bags.bag import (
@@ -22,12 +23,14 @@ from adaptok_ros.bags.bag import (
     write_packets,
 )
 from adaptok_ros.cli import main
+from adaptok_ros.messages import token_fields
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.packet import Payload
+from adaptok_ros.packet import PacketError, Payload
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
 from adaptok_ros.receiving.restorer import Restorer
 
+MESSAGES = Path(__file__).parent.parent / 'msg'
 TOPIC = '/front/tokenizer/tokens'
 PAYLOADS = tuple(Payload)
 FRAMES = 40
@@ -295,3 +298,40 @@ def test_a_bag_of_serialized_messages_reads_as_they_were(tmp_path, storage):
     for packet, data in zip(packets, raw_messages(tmp_path / 'own'), strict=True):
         message = serialization.deserialize_message(data, messages.SparseTokens)
         assert fields_of(packet_from_message(message)) == fields_of(packet)
+
+
+@both_storages
+def test_tokens_recorded_with_other_fields_are_refused_in_one_error(tmp_path, storage):
+    """As before the format had a version: the bag brings the definition it is read by."""
+    definition = (MESSAGES / 'SparseTokens.msg').read_text()
+    lines = [line for line in definition.splitlines() if 'version' not in line.lower()]
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    store.register(get_types_from_msg('\n'.join(lines), SPARSE_TOKENS))
+    packet = packets_of()[0]
+    fields = token_fields(packet)
+    del fields['version']
+    stamp = store.types['builtin_interfaces/msg/Time'](sec=1, nanosec=0)
+    header = store.types['std_msgs/msg/Header'](stamp=stamp, frame_id='camera')
+    message = store.types[SPARSE_TOKENS](header=header, **fields)
+    plugin = StoragePlugin[storage.upper()]
+    with Writer(tmp_path / 'bag', version=9, storage_plugin=plugin) as writer:
+        connection = writer.add_connection(TOPIC, SPARSE_TOKENS, typestore=store)
+        writer.write(connection, 1, store.serialize_cdr(message, SPARSE_TOKENS))
+    with pytest.raises(BagError, match=r'recorded with other fields .*version.*allowed'):
+        list(read_packets(tmp_path / 'bag'))
+
+
+@both_storages
+def test_packets_of_another_version_are_refused_and_the_rest_is_read(tmp_path, storage):
+    packets = packets_of()
+    packets[3] = dataclasses.replace(packets[3], version=2)
+    write_packets(tmp_path / 'bag', packets, TOPIC, storage)
+    stream = LatentStream(mode='hold')
+    for number, packet in enumerate(read_packets(tmp_path / 'bag')):
+        if number == 3:
+            with pytest.raises(PacketError, match='packet field version is 2; allowed: 1'):
+                stream.push(packet)
+        else:
+            assert stream.push(packet)
+    assert stream.receiver.counters.rejected == 1
+    assert stream.receiver.counters.lost == 1  # the gap that it left

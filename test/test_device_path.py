@@ -8,7 +8,9 @@ torch = pytest.importorskip('torch', reason='torch is not installed')
 
 import torch._inductor.config as inductor
 
-from adaptok_ros.engines import EngineError, GraphRequest, create_engine
+from adaptok_ros.engines.choice import create_engine
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.torch import TorchEngine, load_module
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.description import TokenizerDescription

@@ -22,10 +22,15 @@ import pytest
 
 from adaptok_ros.cli import engine as command_line
 from adaptok_ros.cli import main
-from adaptok_ros.engines import EngineError, GraphRequest, cache, create_engine
 from adaptok_ros.engines.build import NICENESS, build_engine
+from adaptok_ros.engines.cache import store
+from adaptok_ros.engines.cache.folder import location
+from adaptok_ros.engines.cache.lock import remove_leftovers
+from adaptok_ros.engines.cache.timings import write_timings
+from adaptok_ros.engines.choice import create_engine
 from adaptok_ros.engines.cuda import missing_driver
-from adaptok_ros.engines.errors import BuildCancelledError
+from adaptok_ros.engines.errors import BuildCancelledError, EngineError
+from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.profiles import profile
 from adaptok_ros.models.folders import SHIPPED, ModelError, sha256
 
@@ -48,7 +53,7 @@ def specify():
     pytest.importorskip(
         'tensorrt_rtx', reason='tensorrt_rtx is missing: pip install tensorrt-rtx (x86-64 Linux)'
     )
-    from adaptok_ros.engines.tensorrt import specify
+    from adaptok_ros.engines.tensorrt.request import specify
 
     def ahead(part='encoder', model=TINY, capability=CAPABILITY, **fields):
         return specify(GraphRequest(model, part, 'tensorrt_rtx', **fields), capability)
@@ -208,7 +213,8 @@ FLAGS = {
 )
 def test_flags_of_versions_that_are_not_here(tag, half, expected):
     """Only their names: that these versions build with them is proven where they are."""
-    from adaptok_ros.engines.tensorrt import _flags, compute_capabilities
+    from adaptok_ros.engines.tensorrt.module import compute_capabilities
+    from adaptok_ros.engines.tensorrt.request import flags
 
     network, builder, preview = (
         types.SimpleNamespace(**dict.fromkeys(names)) for names in FLAGS[tag]
@@ -216,7 +222,7 @@ def test_flags_of_versions_that_are_not_here(tag, half, expected):
     module = types.SimpleNamespace(
         NetworkDefinitionCreationFlag=network, BuilderFlag=builder, PreviewFeature=preview
     )
-    assert [flag for flag in _flags(module, half) if 'WORKSPACE' not in flag] == expected
+    assert [flag for flag in flags(module, half) if 'WORKSPACE' not in flag] == expected
     assert compute_capabilities(module) == ()
 
 
@@ -225,36 +231,38 @@ def test_timings_are_kept_and_damaged_ones_replaced(known, specify):
     """With the timing cache of RTX, which is empty, but a timing cache."""
     import tensorrt_rtx
 
-    from adaptok_ros.engines.tensorrt import _log, _timings
+    from adaptok_ros.engines.tensorrt.compile import load_timings
+    from adaptok_ros.engines.tensorrt.module import logger
 
     specification, _ = specify()
     where = ('tensorrt_rtx', specification.backend_version, CAPABILITY)
     if known:
-        cache.write_timings(*where, known)
-    config = tensorrt_rtx.Builder(_log(tensorrt_rtx)).create_builder_config()
+        write_timings(*where, known)
+    config = tensorrt_rtx.Builder(logger(tensorrt_rtx)).create_builder_config()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
-        timings = bytes(_timings(config, specification).serialize())
+        timings = bytes(load_timings(config, specification).serialize())
         assert timings
-        cache.write_timings(*where, timings)
-        assert bytes(_timings(config, specification).serialize()) == timings
+        write_timings(*where, timings)
+        assert bytes(load_timings(config, specification).serialize()) == timings
 
 
 def test_timings_that_cannot_be_kept_are_no_error(specify, folder):
     import tensorrt_rtx
 
-    from adaptok_ros.engines.tensorrt import _keep_timings, _log, _timings
+    from adaptok_ros.engines.tensorrt.compile import keep_timings, load_timings
+    from adaptok_ros.engines.tensorrt.module import logger
 
     specification, _ = specify()
-    config = tensorrt_rtx.Builder(_log(tensorrt_rtx)).create_builder_config()
+    config = tensorrt_rtx.Builder(logger(tensorrt_rtx)).create_builder_config()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
-        timings = _timings(config, specification)
+        timings = load_timings(config, specification)
         where = ('tensorrt_rtx', specification.backend_version, CAPABILITY)
         (folder / f'{"-".join(where)}.timing').mkdir()
         with pytest.raises(EngineError, match='cannot keep engines here'):
-            cache.write_timings(*where, b'timings')
-        _keep_timings(timings, specification)
+            write_timings(*where, b'timings')
+        keep_timings(timings, specification)
 
 
 @pytest.fixture
@@ -262,11 +270,12 @@ def engine():
     """An engine without a plan, which cannot be loaded without a GPU."""
     tensorrt_rtx = pytest.importorskip('tensorrt_rtx', reason='tensorrt_rtx is missing')
     pytest.importorskip('torch', reason='torch is missing')
-    from adaptok_ros.engines.tensorrt import TensorRTEngine, _log
+    from adaptok_ros.engines.tensorrt.engine import TensorRTEngine
+    from adaptok_ros.engines.tensorrt.module import logger
 
     engine = TensorRTEngine.__new__(TensorRTEngine)
     engine.backend = 'tensorrt_rtx'
-    engine._log = _log(tensorrt_rtx)
+    engine._log = logger(tensorrt_rtx)
     engine._bindings = weakref.WeakSet()
     engine._config = engine._engine = engine._runtime = object()
     return engine
@@ -329,7 +338,7 @@ def test_cure_of_a_size_that_does_not_fit(name, cure, engine):
 )
 def test_missing_module_names_what_to_install():
     request = GraphRequest(TINY, 'encoder', 'tensorrt')
-    from adaptok_ros.engines.tensorrt import open_engine
+    from adaptok_ros.engines.tensorrt.open import open_engine
 
     with pytest.raises(EngineError, match=r'tensorrt is missing.*pip install tensorrt.*JetPack'):
         open_engine(request, None)
@@ -337,7 +346,7 @@ def test_missing_module_names_what_to_install():
 
 @pytest.mark.skipif(not missing_driver(), reason='there is a driver')
 def test_missing_driver_names_what_to_do(specify, capsys):
-    from adaptok_ros.engines.tensorrt import open_engine
+    from adaptok_ros.engines.tensorrt.open import open_engine
 
     with pytest.raises(EngineError, match='NVIDIA driver'):
         open_engine(GraphRequest(TINY, 'encoder', 'tensorrt_rtx'), None)
@@ -346,7 +355,7 @@ def test_missing_driver_names_what_to_do(specify, capsys):
 
 
 def test_command_builds_what_was_asked_for(specify, tmp_path):
-    from adaptok_ros.engines.tensorrt import command
+    from adaptok_ros.engines.tensorrt.request import command
 
     for part, image_size in (('encoder', (480, 640)), ('encoder', None), ('lit', (480, 640))):
         request = GraphRequest(tmp_path / 'a b', part, 'tensorrt_rtx', image_size)
@@ -368,7 +377,7 @@ def test_builds_in_a_child_and_tells_how_far_it_is(part, specify, folder):
     specification, graph = specify(part, batch=2)
     found = []
     build_engine(specification, graph, found.append, threading.Event())
-    assert len(cache.load(specification)) > 100_000
+    assert len(store.load(specification)) > 100_000
     assert {path.suffix for path in folder.iterdir()} == {'.plan', '.json'}
     times = [0.0, *(progress.elapsed for progress in found)]
     assert max(np.diff(times)) < 3.0
@@ -383,11 +392,11 @@ def test_builds_in_a_child_and_tells_how_far_it_is(part, specify, folder):
 
 def test_damaged_engine_is_built_anew(specify):
     specification, graph = specify()
-    cache.store(specification, b'damaged', 0.0)
-    plan, _ = (cache.location() / f'{specification.key}{suffix}' for suffix in ('.plan', '.json'))
+    store.save(specification, b'damaged', 0.0)
+    plan, _ = (location() / f'{specification.key}{suffix}' for suffix in ('.plan', '.json'))
     os.truncate(plan, 1)
     build_engine(specification, graph, lambda progress: None, threading.Event())
-    assert len(cache.load(specification)) > 100_000
+    assert len(store.load(specification)) > 100_000
 
 
 def test_cancelling_leaves_nothing(specify, folder):
@@ -457,14 +466,14 @@ def test_what_else_the_child_prints_does_no_harm(specify, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     specification, graph = specify()
     build_engine(specification, graph, lambda progress: None, threading.Event())
-    assert len(cache.load(specification)) > 100_000
+    assert len(store.load(specification)) > 100_000
 
 
 PARENT = """
 import sys, threading
 from pathlib import Path
 from adaptok_ros.engines.build import build_engine
-from adaptok_ros.engines.cache import Specification
+from adaptok_ros.engines.specification import Specification
 import json
 order = json.load(sys.stdin)
 specification = Specification.from_json(order['specification'])
@@ -497,8 +506,8 @@ def test_child_dies_with_its_parent(specify, folder):
         )
         process.kill()
         wait_until(lambda: not alive(child))
-    assert cache.entries() == []
-    cache.remove_leftovers()
+    assert store.entries() == []
+    remove_leftovers()
     assert not list(folder.iterdir())
 
 
@@ -511,7 +520,7 @@ def test_two_processes_build_once(specify):
     assert (first.returncode, second.returncode) == (0, 0)
     assert 'waiting for another process that builds it' in phases
     assert 'reading the graph' not in phases
-    cache.load(specification)
+    store.load(specification)
 
 
 def test_file_that_is_no_graph_is_refused(specify, tmp_path, folder):
@@ -611,7 +620,7 @@ def test_command_line_takes_a_size_for_the_encoder_alone(specify, capsys):
 def test_command_line_of_another_version(specify, capsys):
     specification, _ = specify()
     old = dataclasses.replace(specification, backend_version='1.0.0')
-    cache.store(old, b'old', 0.0)
+    store.save(old, b'old', 0.0)
     assert main(['engine', 'list']) == 0
     assert 'no: tensorrt_rtx is ' in capsys.readouterr().out
     assert main(['engine', 'clean']) == 0

@@ -13,9 +13,12 @@ import time
 import pytest
 
 from adaptok_ros.cli import main
-from adaptok_ros.engines import EngineError, cache
-from adaptok_ros.engines.cache import Specification
-from adaptok_ros.engines.errors import EngineMissingError
+from adaptok_ros.engines.cache import store
+from adaptok_ros.engines.cache.folder import location
+from adaptok_ros.engines.cache.lock import give_up, lock, remove_leftovers
+from adaptok_ros.engines.cache.timings import read_timings, remove_timings, write_timings
+from adaptok_ros.engines.errors import EngineError, EngineMissingError
+from adaptok_ros.engines.specification import Specification
 
 PLAN = bytes(range(256)) * 40
 SPECIFICATION = Specification(
@@ -55,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def stored(folder):
     """Paths of the plan and the manifest of an engine in the cache."""
-    cache.store(SPECIFICATION, PLAN, 12.3456)
+    store.save(SPECIFICATION, PLAN, 12.3456)
     key = SPECIFICATION.key
     return folder / f'{key}.plan', folder / f'{key}.json'
 
@@ -68,11 +71,11 @@ def edit(manifest, **fields):
 
 
 def test_gives_back_what_was_stored(stored, folder):
-    assert cache.load(SPECIFICATION) == PLAN
-    manifest = cache.verify(SPECIFICATION.key)
+    assert store.load(SPECIFICATION) == PLAN
+    manifest = store.verify(SPECIFICATION.key)
     assert manifest.specification == SPECIFICATION
     assert (manifest.plan_bytes, manifest.build_seconds) == (len(PLAN), 12.35)
-    assert [entry.key for entry in cache.entries()] == [SPECIFICATION.key]
+    assert [entry.key for entry in store.entries()] == [SPECIFICATION.key]
     assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in stored)
 
 
@@ -86,12 +89,13 @@ def test_is_private(stored, folder):
 def test_relative_cache_home_is_ignored(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', 'somewhere')
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert cache.location() == tmp_path / '.cache' / 'adaptok_ros' / 'engines'
+    assert location() == tmp_path / '.cache' / 'adaptok_ros' / 'engines'
 
 
 def test_needs_neither_torch_nor_tensorrt():
     code = (
-        'import sys, adaptok_ros.engines.cache, adaptok_ros.engines.build\n'
+        'import sys, adaptok_ros.engines.build\n'
+        'from adaptok_ros.engines.cache import folder, lock, store, timings\n'
         "print({'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
@@ -104,7 +108,7 @@ def test_every_field_decides(field, stored):
     other = dataclasses.replace(SPECIFICATION, **{field: OTHERS[field]})
     assert other.key != SPECIFICATION.key
     with pytest.raises(EngineMissingError):
-        cache.load(other)
+        store.load(other)
 
 
 @pytest.mark.parametrize('field', OTHERS)
@@ -114,28 +118,28 @@ def test_engine_built_elsewhere_is_refused(field, stored, folder):
     for path in stored:
         path.rename(folder / f'{here.key}{path.suffix}')
     with pytest.raises(EngineError, match=rf'built for something else: {field} is .*engine clean'):
-        cache.load(here)
+        store.load(here)
 
 
 @pytest.mark.parametrize('field', OTHERS)
 def test_edited_manifest_is_refused(field, stored):
     edit(stored[1], **{field: OTHERS[field]})
     with pytest.raises(EngineError, match=rf'{field} is .*engine clean'):
-        cache.load(SPECIFICATION)
-    assert cache.entries()[0].problem == 'its manifest is that of another engine'
+        store.load(SPECIFICATION)
+    assert store.entries()[0].problem == 'its manifest is that of another engine'
 
 
 def test_truncated_plan_is_refused(stored):
     os.truncate(stored[0], 100)
     with pytest.raises(EngineError, match=r'100 bytes, its manifest says 10240.*engine clean'):
-        cache.load(SPECIFICATION)
-    assert cache.entries()[0].problem == 'truncated'
+        store.load(SPECIFICATION)
+    assert store.entries()[0].problem == 'truncated'
 
 
 def test_exchanged_plan_is_refused(stored):
     stored[0].write_bytes(bytes(len(PLAN)))
     with pytest.raises(EngineError, match=r'SHA-256 .*exchanged.*engine clean'):
-        cache.load(SPECIFICATION)
+        store.load(SPECIFICATION)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +148,8 @@ def test_exchanged_plan_is_refused(stored):
 def test_damaged_manifest_is_refused(text, stored):
     stored[1].write_text(text, encoding='latin-1')
     with pytest.raises(EngineError, match=r'not the manifest of an engine.*engine clean'):
-        cache.load(SPECIFICATION)
-    assert cache.entries()[0].problem == 'not a manifest'
+        store.load(SPECIFICATION)
+    assert store.entries()[0].problem == 'not a manifest'
 
 
 @pytest.mark.parametrize(
@@ -155,20 +159,20 @@ def test_damaged_manifest_is_refused(text, stored):
 def test_manifest_of_other_types_is_refused(field, value, stored):
     edit(stored[1], **{field: value})
     with pytest.raises(EngineError, match='not the manifest of an engine'):
-        cache.load(SPECIFICATION)
+        store.load(SPECIFICATION)
 
 
 def test_plan_without_manifest_does_not_count(stored):
     stored[1].unlink()
     with pytest.raises(EngineMissingError):
-        cache.load(SPECIFICATION)
-    assert cache.entries()[0].problem == 'no manifest'
+        store.load(SPECIFICATION)
+    assert store.entries()[0].problem == 'no manifest'
 
 
 def test_manifest_without_plan_is_refused(stored):
     stored[0].unlink()
     with pytest.raises(EngineError, match='missing, though its manifest is there'):
-        cache.load(SPECIFICATION)
+        store.load(SPECIFICATION)
 
 
 @pytest.mark.parametrize('mode', [0o777, 0o770, 0o702])
@@ -177,15 +181,15 @@ def test_folder_that_others_can_write_is_refused(mode, level, stored, folder):
     path = folder if level == 'engines' else folder.parent
     path.chmod(mode)
     for call in (
-        lambda: cache.load(SPECIFICATION),
-        cache.entries,
-        lambda: cache.store(SPECIFICATION, PLAN, 1.0),
-        lambda: cache.read_timings('tensorrt', '10.3.0', '8.7'),
+        lambda: store.load(SPECIFICATION),
+        store.entries,
+        lambda: store.save(SPECIFICATION, PLAN, 1.0),
+        lambda: read_timings('tensorrt', '10.3.0', '8.7'),
     ):
         with pytest.raises(EngineError, match=f'others may write.*{mode:o}.*chmod 700 {path}'):
             call()
     path.chmod(0o700)
-    assert cache.load(SPECIFICATION) == PLAN
+    assert store.load(SPECIFICATION) == PLAN
 
 
 def test_link_to_a_folder_that_others_can_write_is_refused(folder, tmp_path):
@@ -195,7 +199,7 @@ def test_link_to_a_folder_that_others_can_write_is_refused(folder, tmp_path):
     folder.parent.mkdir(parents=True, mode=0o700)
     folder.symlink_to(target)
     with pytest.raises(EngineError, match=f'{target}: others may write.*chmod 700 {target}'):
-        cache.store(SPECIFICATION, PLAN, 1.0)
+        store.save(SPECIFICATION, PLAN, 1.0)
     assert not list(target.iterdir())
 
 
@@ -204,8 +208,8 @@ def test_link_to_a_private_folder_is_followed(folder, tmp_path):
     target.mkdir(mode=0o700)
     folder.parent.mkdir(parents=True, mode=0o700)
     folder.symlink_to(target)
-    cache.store(SPECIFICATION, PLAN, 1.0)
-    assert cache.load(SPECIFICATION) == PLAN
+    store.save(SPECIFICATION, PLAN, 1.0)
+    assert store.load(SPECIFICATION) == PLAN
     assert len(list(target.iterdir())) == 2
 
 
@@ -215,14 +219,14 @@ def test_what_is_not_ours_is_refused(what, stored, folder):
     path = {'folder': folder, 'plan': stored[0], 'manifest': stored[1]}[what]
     os.chown(path, 12345, -1)
     with pytest.raises(EngineError, match=f'{path}: belongs to user 12345.*chown -R 0 {path}'):
-        cache.load(SPECIFICATION)
+        store.load(SPECIFICATION)
 
 
 @pytest.mark.parametrize('which', [0, 1])
 def test_file_that_others_can_write_is_refused(which, stored):
     stored[which].chmod(0o666)
     with pytest.raises(EngineError, match='others may write'):
-        cache.load(SPECIFICATION)
+        store.load(SPECIFICATION)
 
 
 @pytest.mark.parametrize('which', [0, 1])
@@ -230,7 +234,7 @@ def test_link_in_place_of_a_file_is_refused(which, stored, tmp_path):
     stored[which].rename(tmp_path / 'elsewhere')
     stored[which].symlink_to(tmp_path / 'elsewhere')
     with pytest.raises(EngineError, match=r'not a file of this cache.*engine clean'):
-        cache.load(SPECIFICATION)
+        store.load(SPECIFICATION)
 
 
 @pytest.mark.timeout(10)
@@ -238,23 +242,23 @@ def test_pipe_in_place_of_a_file_is_refused(stored):
     stored[0].unlink()
     os.mkfifo(stored[0])
     with pytest.raises(EngineError, match='not a file'):
-        cache.load(SPECIFICATION)
+        store.load(SPECIFICATION)
 
 
 def test_file_in_place_of_the_folder_is_refused(folder):
     folder.parent.mkdir(parents=True, mode=0o700)
     folder.write_text('')
     with pytest.raises(EngineError, match='XDG_CACHE_HOME'):
-        cache.entries()
+        store.entries()
 
 
 def test_full_disk_leaves_nothing(folder):
-    cache.entries()
+    store.entries()
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(EngineError, match='make room or rights, or set XDG_CACHE_HOME'):
-            cache.store(SPECIFICATION, PLAN, 1.0)
+            store.save(SPECIFICATION, PLAN, 1.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert not list(folder.iterdir())
@@ -262,8 +266,8 @@ def test_full_disk_leaves_nothing(folder):
 
 def test_storing_again_replaces(stored):
     stored[0].write_bytes(b'damaged')
-    cache.store(SPECIFICATION, PLAN[::-1], 1.0)
-    assert cache.load(SPECIFICATION) == PLAN[::-1]
+    store.save(SPECIFICATION, PLAN[::-1], 1.0)
+    assert store.load(SPECIFICATION) == PLAN[::-1]
 
 
 def test_one_builds_while_the_other_waits(folder):
@@ -276,7 +280,7 @@ def test_one_builds_while_the_other_waits(folder):
             time.sleep(0.002)
 
         for _ in range(20):
-            with cache.lock('0' * 64, wait):
+            with lock('0' * 64, wait):
                 inside.append(index)
                 most.append(len(inside))
                 time.sleep(0.001)
@@ -293,25 +297,22 @@ def test_one_builds_while_the_other_waits(folder):
 
 
 def test_waiting_can_be_given_up(folder):
-    def give_up():
+    def leave():
         raise TimeoutError
 
-    with cache.lock('0' * 64, give_up), pytest.raises(TimeoutError), cache.lock('0' * 64, give_up):
+    with lock('0' * 64, leave), pytest.raises(TimeoutError), lock('0' * 64, leave):
         pass
     assert not list(folder.iterdir())
 
 
 def test_lock_that_cannot_tidy_up_is_given_back(folder):
-    cache.entries()
+    store.entries()
     stuck = folder / f'{"0" * 64}.abcd.partial'
     stuck.mkdir()
-    with (
-        pytest.raises(EngineError, match='cannot keep engines'),
-        cache.lock('0' * 64, cache.give_up),
-    ):
+    with pytest.raises(EngineError, match='cannot keep engines'), lock('0' * 64, give_up):
         pass
     stuck.rmdir()
-    with cache.lock('0' * 64, cache.give_up):
+    with lock('0' * 64, give_up):
         pass
     assert not list(folder.iterdir())
 
@@ -320,38 +321,38 @@ def test_lock_that_cannot_tidy_up_is_given_back(folder):
 def test_clean_leaves_what_is_being_built(options, stored, capsys):
     """At the moment when its plan is there and its manifest is not."""
     stored[1].unlink()
-    with cache.lock(SPECIFICATION.key, cache.give_up):
+    with lock(SPECIFICATION.key, give_up):
         assert main(['engine', 'clean', *options]) == 0
         assert f'left {SPECIFICATION.key[:12]}: it is being built' in capsys.readouterr().out
-        cache.store(SPECIFICATION, PLAN, 1.0)
-    assert cache.load(SPECIFICATION) == PLAN
+        store.save(SPECIFICATION, PLAN, 1.0)
+    assert store.load(SPECIFICATION) == PLAN
     stored[1].unlink()
     assert main(['engine', 'clean', *options]) == 0
     assert 'engines left: 0' in capsys.readouterr().out
 
 
 def test_leftovers_are_removed_unless_somebody_builds(folder):
-    cache.entries()
+    store.entries()
     busy, dead = '1' * 64, '2' * 64
-    with cache.lock(busy, lambda: None):
+    with lock(busy, lambda: None):
         for key in (busy, dead):
             (folder / f'{key}.abcd.partial').write_bytes(bytes(1000))
-        assert cache.remove_leftovers() == 1000
+        assert remove_leftovers() == 1000
         assert (folder / f'{busy}.abcd.partial').is_file()
     assert not list(folder.iterdir())
 
 
 def test_timings(folder):
-    assert cache.read_timings('tensorrt', '10.3.0', '8.7') == b''
-    cache.write_timings('tensorrt', '10.3.0', '8.7', b'timings')
-    assert cache.read_timings('tensorrt', '10.3.0', '8.7') == b'timings'
-    assert cache.read_timings('tensorrt', '10.3.0', '8.9') == b''
+    assert read_timings('tensorrt', '10.3.0', '8.7') == b''
+    write_timings('tensorrt', '10.3.0', '8.7', b'timings')
+    assert read_timings('tensorrt', '10.3.0', '8.7') == b'timings'
+    assert read_timings('tensorrt', '10.3.0', '8.9') == b''
     (path,) = folder.iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o666)
     with pytest.raises(EngineError, match='others may write'):
-        cache.read_timings('tensorrt', '10.3.0', '8.7')
-    assert cache.remove_timings() == 7
+        read_timings('tensorrt', '10.3.0', '8.7')
+    assert remove_timings() == 7
 
 
 def test_list_and_inspect(stored, capsys):
@@ -371,8 +372,8 @@ def test_list_and_inspect(stored, capsys):
 
 
 def test_clean_removes_what_is_damaged(stored, folder, capsys):
-    cache.store(dataclasses.replace(SPECIFICATION, part='decoder'), PLAN, 1.0)
-    cache.write_timings('tensorrt', '10.3.0', '8.7', b'timings')
+    store.save(dataclasses.replace(SPECIFICATION, part='decoder'), PLAN, 1.0)
+    write_timings('tensorrt', '10.3.0', '8.7', b'timings')
     os.truncate(stored[0], 1)
     exchanged = dataclasses.replace(SPECIFICATION, part='decoder').key
     (folder / f'{exchanged}.plan').write_bytes(bytes(len(PLAN)))

@@ -9,9 +9,12 @@ import threading
 import numpy as np
 import pytest
 
-from adaptok_ros.engines import EngineError, GraphRequest, create_engine, fallback, shared
+from adaptok_ros.engines import fallback, shared
+from adaptok_ros.engines.choice import create_engine
 from adaptok_ros.engines.cuda import missing_driver
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.engines.fallback import FallbackEngine
+from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.shared import acquire_engine, release_engine
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
@@ -184,11 +187,12 @@ def test_auto_reaches_the_cpu_on_a_machine_with_a_driver_and_nothing_else():
     code = (
         'import sys\n'
         'sys.modules.update(dict.fromkeys(("torch", "tensorrt", "tensorrt_rtx", "triton")))\n'
-        'import adaptok_ros.engines as engines\n'
-        'engines.missing_driver = lambda: ""\n'
+        'from adaptok_ros.engines import choice\n'
+        'from adaptok_ros.engines.interface import GraphRequest\n'
+        'choice.missing_driver = lambda: ""\n'
         'from adaptok_ros.models.folders import find_model\n'
-        'request = engines.GraphRequest(find_model("adaptok-tiny"), "encoder")\n'
-        'engine = engines.create_engine(request)\n'
+        'request = GraphRequest(find_model("adaptok-tiny"), "encoder")\n'
+        'engine = choice.create_engine(request)\n'
         'print(engine.backend, engine.device, *engine.notes, sep="\\n")'
     )
     done = subprocess.run(

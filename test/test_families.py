@@ -26,15 +26,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from adaptok_ros import calibration
 from adaptok_ros.calibration.calibrate import (
     ChannelStatistics,
     calibrate,
-    find_clips,
+    find_paths,
     sample_images,
 )
-from adaptok_ros.engines import EngineError
-from adaptok_ros.footage.video import VideoError
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.networks.device import choose_device
 from adaptok_ros.networks.export import ExportError
@@ -44,11 +44,11 @@ from adaptok_ros.networks.families import (
     load_family,
     measure_receptive_field,
 )
+from adaptok_ros.networks.sources import find_source
 from adaptok_ros.networks.taesd import Taesd
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers import causal, sources
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
@@ -355,7 +355,7 @@ def test_step_leaves_the_old_state_as_it_was(library, name):
 
 
 def test_attention_of_a_long_cosmos_stream_looks_back_a_bounded_way(library, monkeypatch):
-    monkeypatch.setattr(causal, 'ATTENTION_CONTEXT', 3)
+    monkeypatch.setattr('adaptok_ros.networks.causal.ATTENTION_CONTEXT', 3)
     frozen = load_family(library.calibrated('cosmos'), 'cosmos')
     images = moving_pictures(33, 32, 32)
     pixels = to_pixels(images).transpose(0, 1)[None]
@@ -633,7 +633,7 @@ def test_sample_is_spread_and_repeatable(data, tmp_path):
             tmp_path / name
         ).write_text('')
     (tmp_path / 'b' / '3.mp4').write_bytes(b'')
-    names = [path.relative_to(tmp_path).as_posix() for path in find_clips([tmp_path])]
+    names = [path.relative_to(tmp_path).as_posix() for path in find_paths([tmp_path])]
     assert names == ['a', 'b/3.mp4', 'b/c']
     first = [group[0].tobytes() for group in sample_images([data], 5, 1)]
     assert first == [group[0].tobytes() for group in sample_images([data], 5, 1)]
@@ -892,18 +892,18 @@ def test_values_that_do_not_fit(library, data, tmp_path):
     (tmp_path / 'broken' / '1.png').write_bytes(b'no image')
     (tmp_path / 'broken.mp4').write_bytes(b'no video')
     cases = [
-        (ModelError, 'no image and no video', {'data': [tmp_path / 'empty']}),
-        (ModelError, 'no image and no video', {'data': [tmp_path / 'no-such']}),
-        (VideoError, r'1\.png', {'data': [tmp_path / 'broken']}),
-        (VideoError, r'broken\.mp4', {'data': [tmp_path / 'broken.mp4']}),
+        (FootageError, 'neither a video nor a', {'data': [tmp_path / 'empty']}),
+        (FootageError, 'no-such: no such folder', {'data': [tmp_path / 'no-such']}),
+        (FootageError, r'1\.png', {'data': [tmp_path / 'broken']}),
+        (FootageError, r'broken\.mp4', {'data': [tmp_path / 'broken.mp4']}),
         (
-            ModelError,
+            SettingError,
             'image size is 60x64; allowed: multiples of the stride 8',
             {'image_size': (60, 64)},
         ),
-        (ModelError, 'frames is 0; allowed', {'frames': 0}),
-        (ModelError, "device is 'tpu'; allowed: auto, cpu, cuda", {'device': 'tpu'}),
-        (ModelError, "name is 'a@b'; allowed", {'name': 'a@b'}),
+        (SettingError, 'frames is 0; allowed', {'frames': 0}),
+        (SettingError, "device is 'tpu'; allowed: auto, cpu, cuda", {'device': 'tpu'}),
+        (SettingError, "name is 'a@b'; allowed", {'name': 'a@b'}),
         (ModelError, 'folder that does not exist', {'output': tmp_path / 'no' / 'out'}),
     ]
     for kind, message, change in cases:
@@ -914,7 +914,7 @@ def test_values_that_do_not_fit(library, data, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
 def test_cuda_where_there_is_none():
-    with pytest.raises(ModelError, match="device is 'cuda'; allowed here: auto, cpu"):
+    with pytest.raises(SettingError, match="device is 'cuda'; allowed here: auto, cpu"):
         choose_device('cuda')
     assert choose_device() == 'cpu'
 
@@ -924,7 +924,7 @@ def test_nothing_half_written_stays(library, data, tmp_path, monkeypatch, error)
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(calibration, 'write_description', fail)
+    monkeypatch.setattr('adaptok_ros.calibration.calibrate.write_description', fail)
     with pytest.raises(ModelError, match=f'cannot be written: {error}'):
         calibrate(str(library.source('autoencoder-tiny')), [data], tmp_path / 'out', frames=2)
     assert os.listdir(tmp_path) == []
@@ -996,4 +996,4 @@ def test_hub_that_cannot_provide(data, tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', fail)
     with pytest.raises(ModelError, match=f'owner/name: no such local path.*{error}'):
-        sources.find_source('owner/name', ('.json',))
+        find_source('owner/name', ('.json',))

@@ -7,14 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
+from adaptok_ros.calibration.sensor_noise import measure_sensor_noise
 from adaptok_ros.cli import main
-from adaptok_ros.engines import EngineError
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import shipped_models
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.gating.active import CHUNK, ActiveEncoder
-from adaptok_ros.tokenizers.gating.changes import ChangeDetector, Gating, measure_noise
+from adaptok_ros.tokenizers.gating.changes import ChangeDetector, Gating
 from adaptok_ros.tokenizers.gating.economy import LIFETIME, LONGEST_PAUSE, PATIENCE, Economy
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
@@ -346,7 +347,7 @@ def test_noise_is_measured_though_something_moves(sigma):
         image = np.full((96, 128, 3), 120, np.uint8)
         image[10:40, 10 * index : 10 * index + 30] = 250
         images.append(noisy(image, sigma, random))
-    assert measure_noise(images) == pytest.approx(sigma, rel=0.08)
+    assert measure_sensor_noise(images) == pytest.approx(sigma, rel=0.08)
 
 
 def test_noise_command(tmp_path, capsys):

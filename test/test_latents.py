@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import Stream, latent_frames, record, sent_mask
 
-from adaptok_ros.engines import EngineError, GraphRequest, create_engine, fallback
+from adaptok_ros.engines import fallback
+from adaptok_ros.engines.choice import create_engine
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.packet import PacketError, Payload, check

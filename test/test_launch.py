@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
-launch_pytest = pytest.importorskip('launch_pytest')  # the reasons name what is missing
-pytest.importorskip('launch_ros')
-helpers = pytest.importorskip('ros_helpers')
+helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
+HOW_TO_GET = (
+    '{0} is missing: source a ROS 2 that has launch, launch_ros and launch_pytest, or name the '
+    'folder into which colcon installed them in ADAPTOK_LAUNCH_PREFIX'
+)
+pytest.importorskip('launch_ros', reason=HOW_TO_GET.format('launch_ros'))
+launch_pytest = pytest.importorskip('launch_pytest', reason=HOW_TO_GET.format('launch_pytest'))
 
 import rclpy  # noqa: E402
 from ament_index_python.packages import get_package_share_directory  # noqa: E402

@@ -20,7 +20,7 @@ from test_latents import (
     wild_lit,
 )
 
-from adaptok_ros.engines import EngineError
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.latents import LatentStream

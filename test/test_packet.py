@@ -157,6 +157,8 @@ INF16 = struct.pack('<6e', 1, 2, 3, 4, float('-inf'), 6)
 NAN32 = struct.pack('<6f', 1, 2, 3, 4, 5, float('nan'))
 
 UNFIT = {
+    'format of tomorrow': ({'version': 2}, 'version'),
+    'no version': ({'version': 0}, 'version'),
     'no rows': ({'grid_height': 0}, 'grid_height'),
     'no columns': ({'grid_width': 0}, 'grid_width'),
     'no channels': ({'channels': 0}, 'channels'),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from streams import latent_frames, sent_mask
 
 from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
-from adaptok_ros.engines import BACKENDS, EngineError, GraphRequest, create_engine
+from adaptok_ros.engines.choice import create_engine
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import BACKENDS, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models

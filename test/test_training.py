@@ -14,14 +14,15 @@ torch = pytest.importorskip('torch', reason='torch is missing: the training code
 
 from adaptok_ros.cli import main
 from adaptok_ros.cli.train import read_config
+from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.catalog import Use, find_footage
+from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.scene.scene import Scene
-from adaptok_ros.footage.video import VideoError
-from adaptok_ros.models.folders import ModelError, find_model
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 from adaptok_ros.training import lit
-from adaptok_ros.training.data import find_footage
 from adaptok_ros.training.loop import LoopConfig, Processes, fit
 
 TOKENIZER_16 = """
@@ -111,7 +112,7 @@ def test_a_trained_folder_runs(trained):
 def test_the_card_says_what_it_was_trained_on_and_how(trained):
     card = (trained / 'README.md').read_text()
     assert '6 steps' in card and '4 steps' in card
-    assert 'scene (video)' in card and 'photos (photos)' in card and 'not stated' in card
+    assert 'scene.avi (video)' in card and 'photos (photos)' in card and 'not stated' in card
     training = json.loads((trained / 'lit.json').read_text())['training']
     assert training['config']['crop'] == 16
     assert 0 < training['figures']['relative_error'] < 10
@@ -280,22 +281,22 @@ def test_an_untrained_lit_holds():
 def test_bad_hyperparameters(tmp_path, text, message):
     path = tmp_path / 'config.yaml'
     path.write_text(text)
-    with pytest.raises(ModelError, match=message.replace('[', r'\[')):
+    with pytest.raises(SettingError, match=message.replace('[', r'\[')):
         read_config(path, lit.LITTraining)
 
 
 def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(ModelError, match="device is 'cuda'"):
+    with pytest.raises(SettingError, match="device is 'cuda'"):
         Processes('cuda')
-    with pytest.raises(ModelError, match="device is 'tpu'"):
+    with pytest.raises(SettingError, match="device is 'tpu'"):
         Processes('tpu')
 
 
 def test_folders_that_cannot_be_trained_on(tmp_path, data, capsys):
     model = tmp_path / 'model'
-    with pytest.raises(VideoError, match='no such folder'):
-        find_footage(tmp_path / 'missing')
+    with pytest.raises(FootageError, match='no such folder'):
+        find_footage(tmp_path / 'missing', Use.TRAIN)
     (tmp_path / 'empty').mkdir()
     assert train('tokenizer', tmp_path / 'empty', model, tmp_path, TOKENIZER_16) == 1
     assert 'neither a video nor a folder of images' in capsys.readouterr().err

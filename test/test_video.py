@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.footage.video import IMAGE_SUFFIXES, VideoError, frame_rate, read_frames
+from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.video import IMAGE_SUFFIXES, frame_rate, read_frames
 
 WIDTH, HEIGHT, COUNT = 96, 64, 7
 
@@ -139,7 +140,7 @@ def test_other_pixels_become_rgb(tmp_path, image):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(VideoError, match=r'no image in this folder; allowed: .*\.png'):
+    with pytest.raises(FootageError, match=r'no image in this folder; allowed: .*\.png'):
         next(read_frames(tmp_path))
 
 
@@ -148,15 +149,15 @@ def test_broken_image_in_a_folder_is_no_gap(folder, content):
     (folder / 'frame_001.png').write_bytes(content)
     frames = read_frames(folder)
     np.testing.assert_array_equal(next(frames), picture(0))
-    with pytest.raises(VideoError, match=r'frame_001\.png: not an image'):
+    with pytest.raises(FootageError, match=r'frame_001\.png: not an image'):
         next(frames)
 
 
 @pytest.mark.parametrize('name', ['nowhere.mp4', 'nowhere', 'nowhere_001.png'])
 def test_missing_file(tmp_path, name):
-    with pytest.raises(VideoError, match='no such file, folder or device'):
+    with pytest.raises(FootageError, match='no such file, folder or device'):
         next(read_frames(tmp_path / name))
-    with pytest.raises(VideoError, match='no such file, folder or device'):
+    with pytest.raises(FootageError, match='no such file, folder or device'):
         frame_rate(tmp_path / name)
 
 
@@ -165,7 +166,7 @@ def test_missing_file(tmp_path, name):
 def test_text_named_as_a_video(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content)
-    with pytest.raises(VideoError, match=name):
+    with pytest.raises(FootageError, match=name):
         next(read_frames(path))
 
 
@@ -174,9 +175,9 @@ def test_video_without_frames(tmp_path):
         str(tmp_path / 'clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 25.0, (WIDTH, HEIGHT)
     )
     writer.release()
-    with pytest.raises(VideoError, match=r'clip\.avi'):
+    with pytest.raises(FootageError, match=r'clip\.avi'):
         next(read_frames(tmp_path / 'clip.avi'))
 
 
 def test_error_is_a_value_error():
-    assert issubclass(VideoError, ValueError)
+    assert issubclass(FootageError, ValueError)

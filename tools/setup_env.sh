@@ -4,8 +4,12 @@
 #   setup_env.sh env        ROS 2 (the sourced one, else wheels) and what the package needs
 #   setup_env.sh build      the package, built by colcon into that environment
 #   setup_env.sh test       what the tests need on top, with torch if TORCH names a version
+#   setup_env.sh lint       the linters, too
+#   setup_env.sh quick      what is needed to test the sources where they are: a change of
+#                           Python files alone builds nothing
 #   setup_env.sh core [COMMAND...]   no ROS: a virtual environment with the package installed
 #                           by pip, and the command run in it
+#   setup_env.sh quick-core [COMMAND...]   the same, as quick
 #   setup_env.sh packages   print the Debian packages that `env` would miss
 #
 # From the environment: ROS_DISTRO (kilted), PYTHON (searched for), TORCH (none). Each step
@@ -271,9 +275,12 @@ step_env() {
   printf '%s\n' "$hash" > "$env/.env.stamp"
 }
 
+# What the build makes things of, and what it only copies.
+built=(CMakeLists.txt package.xml LICENSE msg scripts launch config)
+copied=(adaptok_ros)
+
 step_build() {
-  local hash ws=$env/ws
-  local sources=(CMakeLists.txt package.xml LICENSE msg scripts launch config adaptok_ros)
+  local hash ws=$env/ws sources=("${built[@]}" "${copied[@]}")
   step_env
   hash=$(hash_of "$revision" -- "${sources[@]}")
   is_done build "$hash" && return
@@ -297,6 +304,7 @@ step_build() {
   (cd / && "$root/tools/run.sh" python -c 'from adaptok_ros.msg import SparseTokens') ||
     die "the package was built but its messages cannot be imported: see $ws/log/latest_build"
   printf '%s\n' "$hash" > "$env/.build.stamp"
+  hash_of "$revision" -- "${built[@]}" > "$env/.quick.stamp"
 }
 
 install_torch() {
@@ -319,12 +327,34 @@ step_test() {
   printf '%s\n' "$hash" > "$env/.test.stamp"
 }
 
-step_core() {
-  local hash sources=(setup.py package.xml pyproject.toml MANIFEST.in LICENSE requirements msg
-    adaptok_ros)
+step_lint() {
+  local hash
+  step_test
+  hash=$(hash_of "$revision" -- requirements/lint.txt)
+  is_done lint "$hash" && return
+  say 'the linters'
+  pip_install -r "$root/requirements/lint.txt"
+  printf '%s\n' "$hash" > "$env/.lint.stamp"
+}
+
+step_quick() {
+  step_test
+  is_done quick "$(hash_of "$revision" -- "${built[@]}")" || step_build
+}
+
+find_core() {
   env=''
   check_machine core
   env=$root/.env-core-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+}
+
+# What decides which packages pip installs, and the rest of what it makes the package of.
+core_needs=(setup.py requirements)
+core_sources=(package.xml pyproject.toml MANIFEST.in LICENSE msg adaptok_ros)
+
+step_core() {
+  local hash sources=("${core_needs[@]}" "${core_sources[@]}")
+  find_core
   hash=$(hash_of "$revision" -- "${sources[@]}")
   is_done core "$hash" && env_is_of "$python" && return
   say "the ROS-free part into ${env##*/}, with $("$python" --version)"
@@ -336,18 +366,31 @@ step_core() {
   pip_install "$env/src[test]"
   rm -rf "$env/src"
   printf '%s\n' "$hash" > "$env/.core.stamp"
+  hash_of "$revision" -- "${core_needs[@]}" > "$env/.quick.stamp"
+}
+
+step_quick_core() {
+  find_core
+  is_done quick "$(hash_of "$revision" -- "${core_needs[@]}")" && env_is_of "$python" && return
+  step_core
+}
+
+# run_in_core [COMMAND...]
+run_in_core() {
+  (($#)) || return 0
+  PATH=$env/bin:$PATH exec env -u PYTHONPATH "$@"
 }
 
 locate
 case ${1:-} in
-  env | build | test) "step_$1" ;;
-  core)
-    step_core
-    (($# == 1)) || PATH=$env/bin:$PATH exec env -u PYTHONPATH "${@:2}"
+  env | build | test | lint | quick) "step_$1" ;;
+  core | quick-core)
+    "step_${1/-/_}"
+    run_in_core "${@:2}"
     ;;
   packages)
     find_missing env
     missing_packages
     ;;
-  *) die "usage: ${BASH_SOURCE[0]##*/} env|build|test|core|packages" ;;
+  *) die "usage: ${BASH_SOURCE[0]##*/} env|build|test|lint|quick|core|quick-core|packages" ;;
 esac

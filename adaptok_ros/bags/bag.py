@@ -18,7 +18,7 @@ from rosbags.typesys.store import Typestore
 
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.messages import NANOSECONDS, packet_from_message, token_fields
-from adaptok_ros.packet import Packet
+from adaptok_ros.packet import VERSION, Packet
 
 SPARSE_TOKENS = 'adaptok_ros/msg/SparseTokens'
 BAG_VERSION: Final = 8
@@ -31,8 +31,9 @@ class BagError(AdaptokError, ValueError):
 
 def _definitions() -> Path:
     """Folder of the ``.msg`` files: beside the module once installed, else in the sources."""
-    installed = Path(__file__).parent / 'interfaces'
-    return installed if installed.is_dir() else Path(__file__).parent.parent / 'msg'
+    package = Path(__file__).parent.parent
+    installed = package / 'interfaces'
+    return installed if installed.is_dir() else package.parent / 'msg'
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +96,8 @@ def read_packets(path: str | Path, topic: str = '') -> Iterator[Packet]:
     """Packets of one token topic in the order of recording, not checked.
 
     :param topic: which one, where the bag holds several
-    :raises BagError: not a bag, no token topic, or several and none named
+    :raises BagError: not a bag, no token topic, several and none named, or tokens recorded with
+        other fields than those of today
     """
     try:
         reader = AnyReader([Path(path)], default_typestore=typestore())
@@ -112,8 +114,26 @@ def read_packets(path: str | Path, topic: str = '') -> Iterator[Packet]:
         topic = topic or topics[0]
         if topic not in topics:
             raise BagError(f'{path}: topic is {topic}; allowed: {", ".join(topics)}')
+        _check_fields(reader.typestore, f'{path}: {topic}')
         connections = [c for c in reader.connections if c.topic == topic]
         for connection, _, data in reader.messages(connections=connections):
             yield packet_from_message(reader.deserialize(data, connection.msgtype))
     finally:
         reader.close()
+
+
+def _check_fields(recorded: Typestore, what: str) -> None:
+    """Compare the definition in a bag, by which it is read, with that of this package.
+
+    :raises BagError: other fields, or the same in another order
+    """
+    (found, expected) = (
+        [name for name, _ in store.fielddefs[SPARSE_TOKENS][1]]
+        for store in (recorded, typestore())
+    )
+    if found != expected:
+        different = sorted(set(found) ^ set(expected)) or ['their order']
+        raise BagError(
+            f'{what} was recorded with other fields of SparseTokens ({", ".join(different)}); '
+            f'allowed: those of version {VERSION}: read it with the adaptok_ros that recorded it'
+        )

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from adaptok_ros.footage.video import find_sources, frame_count, read_frames, shrink
+from adaptok_ros.arrays import Image
+from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.catalog import Use, find_footage
+from adaptok_ros.footage.video import frame_count, read_frames, shrink
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, sha256
 from adaptok_ros.models.writing import new_folder
@@ -31,8 +34,6 @@ LONGEST_SIDE = 640
 """Footage is scaled down to this where no image size is given."""
 GRIDS_PER_CLIP = 8
 """Consecutive latent grids that a causal tokenizer encodes of a clip."""
-
-Image = NDArray[np.uint8]
 
 
 @dataclasses.dataclass
@@ -76,18 +77,18 @@ class ChannelStatistics:
         return self.mean.tolist(), std.tolist()
 
 
-def find_clips(data: Sequence[Path]) -> list[Path]:
-    """Videos, and folders that hold images, at or below some paths, in the order of names.
+def find_paths(data: Sequence[Path]) -> list[Path]:
+    """Files as they are, and of folders what may be trained on, in a fixed order.
 
-    :raises ModelError: a path holds none
+    :raises FootageError: a path holds nothing to measure
     """
-    clips = []
+    paths = []
     for path in data:
-        found = [path] if path.is_file() else find_sources(path)
-        if not found:
-            raise ModelError(f'{path}: data holds no image and no video')
-        clips += found
-    return clips
+        if path.is_file():
+            paths.append(path)
+        else:
+            paths += [entry.path for entry in find_footage(path, Use.TRAIN).entries]
+    return paths
 
 
 def sample_images(clips: Sequence[Path], count: int, consecutive: int) -> Iterator[list[Image]]:
@@ -135,7 +136,7 @@ def measure(
     """Mean and std per channel of raw latents over a sample of the footage.
 
     :param size: height and width that images are resized to; None = as they come
-    :raises VideoError: footage does not decode
+    :raises FootageError: footage does not decode
     :raises ModelError: the latents cannot be normalised
     """
     temporal = frozen.temporal_stride
@@ -183,26 +184,27 @@ def calibrate(
     :param image_size: height and width: of a ViT what its graph will take, otherwise only what
         the footage is resized to
     :param frames: images to measure, about
-    :raises ModelError: the model, the data or a value does not fit
-    :raises VideoError: footage does not decode
+    :raises SettingError: a value does not fit
+    :raises ModelError: the model does not fit, or the output cannot be written
+    :raises FootageError: footage is missing or does not decode
     """
     if os.path.lexists(output):
         raise ModelError(f'{output}: output exists; allowed: a folder that does not')
     if not output.absolute().parent.is_dir():
         raise ModelError(f'{output}: output lies in a folder that does not exist')
     if frames < 1:
-        raise ModelError(f'frames is {frames}; allowed: 1 or more')
+        raise SettingError(f'frames is {frames}; allowed: 1 or more')
     name = name or output.name
     if not name or '@' in name:
-        raise ModelError(f'name is {name!r}; allowed: text without @')
+        raise SettingError(f'name is {name!r}; allowed: text without @')
     device = choose_device(device)
-    clips = find_clips(data)
+    clips = find_paths(data)
     suffixes = ('.jit',) if family == 'cosmos-torchscript' else ('.json', '.safetensors')
     path = find_source(source, suffixes)
     frozen = load_family(path, family or detect_family(path), image_size)
     size = frozen.image_size or image_size
     if size and any(side % frozen.stride for side in size):
-        raise ModelError(
+        raise SettingError(
             f'image size is {size[0]}x{size[1]}; allowed: multiples of the stride {frozen.stride}'
         )
     mean, std = measure(frozen, clips, size, frames, device)

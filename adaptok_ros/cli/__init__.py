@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from adaptok_ros import __version__
 from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
 from adaptok_ros.errors import AdaptokError
 
@@ -27,11 +28,15 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='adaptok', description="A robot's cameras as a stream of the tokens that changed."
     )
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    parser.add_argument('--version', action='version', version=f'adaptok {__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND')
     for name, module in COMMANDS.items():
         summary = (module.__doc__ or '').splitlines()[0]
         module.add_arguments(commands.add_parser(name, help=summary, description=summary))
     arguments = parser.parse_args(args)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
     try:
         return int(COMMANDS[arguments.command].run(arguments))
     except EXPECTED as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.models.description import FAMILIES
-from adaptok_ros.models.folders import ModelError
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from adaptok_ros.calibration.calibrate import calibrate
     except ImportError as error:
-        raise ModelError(
+        raise MissingPackageError(
             f"calibration needs {error.name}: pip install 'adaptok_ros[tokenizers]'"
         ) from error
     description = calibrate(

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from adaptok_ros.bags.bag import TokenBagWriter, read_packets
-from adaptok_ros.footage.video import VideoError, frame_rate, read_frames
+from adaptok_ros.errors import MissingPackageError
+from adaptok_ros.footage.video import frame_rate, read_frames
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.nodes.metrics import Percentiles, Rate
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         import rclpy
     except ImportError as error:
-        raise VideoError('the demo needs ROS 2 (rclpy): run `make demo`') from error
+        raise MissingPackageError('the demo needs ROS 2 (rclpy): run `make demo`') from error
     from rclpy.signals import SignalHandlerOptions
 
     from adaptok_ros.nodes.transport import profile_environment

@@ -15,11 +15,16 @@ from typing import Any
 from tqdm import tqdm
 
 from adaptok_ros.cli.calibrate import image_size
-from adaptok_ros.engines import PARTS, EngineError, GraphRequest, cache
 from adaptok_ros.engines.build import Progress, build_engine
-from adaptok_ros.engines.cache import Entry, Specification
+from adaptok_ros.engines.cache import store
+from adaptok_ros.engines.cache.folder import location
+from adaptok_ros.engines.cache.lock import BusyError, give_up, lock, remove_leftovers
+from adaptok_ros.engines.cache.store import Entry
+from adaptok_ros.engines.cache.timings import remove_timings
 from adaptok_ros.engines.cuda import Gpu, first_gpu, missing_driver
-from adaptok_ros.engines.errors import EngineMissingError
+from adaptok_ros.engines.errors import EngineError, EngineMissingError
+from adaptok_ros.engines.interface import PARTS, GraphRequest
+from adaptok_ros.engines.specification import Specification
 from adaptok_ros.models.folders import find_model
 
 BACKENDS = ('tensorrt', 'tensorrt_rtx')
@@ -68,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from adaptok_ros.engines.tensorrt import specify
+    from adaptok_ros.engines.tensorrt.request import specify
 
     folder = find_model(arguments.tokenizer)
     backend = arguments.backend or _installed(bool(arguments.compute_capability))
@@ -85,7 +90,7 @@ def _build(arguments: argparse.Namespace) -> int:
         specification, graph = specify(request, arguments.compute_capability)
         name = f'{part} of {specification.model} for {_target(specification)}'
         try:
-            cache.load(specification)
+            store.load(specification)
             print(f'{name}: there already, {specification.key[:12]}')
             continue
         except EngineMissingError:
@@ -93,7 +98,7 @@ def _build(arguments: argparse.Namespace) -> int:
         except EngineError as error:
             print(f'{name}: to be built anew: {error}')
         _build_one(specification, graph, part)
-        manifest = cache.verify(specification.key)
+        manifest = store.verify(specification.key)
         print(
             f'{name}: {manifest.plan_bytes / 1e6:.1f} MB in {manifest.build_seconds:.0f} s, '
             f'{specification.key[:12]}'
@@ -143,9 +148,9 @@ def _target(specification: Specification) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    found = cache.entries()
+    found = store.entries()
     if not found:
-        print(f'no engines in {cache.location()}')
+        print(f'no engines in {location()}')
         return 0
     header = ('key', 'model', 'part', 'backend', 'precision', 'shapes', 'MB', 'age', 'fits')
     rows = [header, *(_row(entry) for entry in found)]
@@ -213,7 +218,7 @@ def _fits(entry: Entry) -> tuple[bool | None, str]:
 @functools.cache
 def _version(backend: str) -> str:
     """Of an installed backend; else empty."""
-    from adaptok_ros.engines.tensorrt import load_module
+    from adaptok_ros.engines.tensorrt.module import load_module
 
     try:
         return str(load_module(backend).__version__)
@@ -229,15 +234,15 @@ def _gpu() -> Gpu | None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    keys = [entry.key for entry in cache.entries() if entry.key.startswith(arguments.key)]
+    keys = [entry.key for entry in store.entries() if entry.key.startswith(arguments.key)]
     if len(keys) != 1:
         raise EngineError(
-            f'{arguments.key}: {len(keys)} engines in {cache.location()} begin like this; '
+            f'{arguments.key}: {len(keys)} engines in {location()} begin like this; '
             'allowed: one of those that `adaptok engine list` shows'
         )
-    path = cache.location() / keys[0]
-    print(f'{path}{cache.PLAN}\n{path}{cache.MANIFEST}')
-    manifest = cache.verify(keys[0])
+    path = location() / keys[0]
+    print(f'{path}{store.PLAN}\n{path}{store.MANIFEST}')
+    manifest = store.verify(keys[0])
     fields = asdict(manifest)
     for name, value in {**fields.pop('specification'), **fields}.items():
         print(f'{name}: {value if isinstance(value, (str, int, float)) else json.dumps(value)}')
@@ -246,19 +251,19 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    freed = cache.remove_leftovers() + (cache.remove_timings() if arguments.all else 0)
-    for key in [entry.key for entry in cache.entries()]:
+    freed = remove_leftovers() + (remove_timings() if arguments.all else 0)
+    for key in [entry.key for entry in store.entries()]:
         try:
-            with cache.lock(key, cache.give_up):
+            with lock(key, give_up):
                 # It may have been built since it was listed.
-                reason = 'all are asked for' if arguments.all else _reason(cache.entry(key))
+                reason = 'all are asked for' if arguments.all else _reason(store.entry(key))
                 if reason:
-                    freed += cache.remove(key)
+                    freed += store.remove(key)
                     print(f'removed {key[:12]}: {reason}')
-        except cache.BusyError:
+        except BusyError:
             print(f'left {key[:12]}: it is being built')
-    left = len(cache.entries())
-    print(f'freed {freed / 1e6:.1f} MB in {cache.location()}; engines left: {left}')
+    left = len(store.entries())
+    print(f'freed {freed / 1e6:.1f} MB in {location()}; engines left: {left}')
     return 0
 
 
@@ -268,7 +273,7 @@ def _reason(entry: Entry) -> str:
     if fits is False:
         return words
     try:
-        cache.verify(entry.key)
+        store.verify(entry.key)
     except EngineError as error:
         return str(error)
     return ''

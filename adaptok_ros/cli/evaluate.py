@@ -9,7 +9,7 @@ from pathlib import Path
 from adaptok_ros.evaluation.output import check_output, write_results
 from adaptok_ros.evaluation.run import evaluate
 from adaptok_ros.evaluation.settings import COMPARISONS, DEFAULT_TAUS, Settings
-from adaptok_ros.footage.catalog import DEFAULT_SPLIT, find_clips
+from adaptok_ros.footage.catalog import SPLITS, Use, find_footage
 from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='scale the shorter side to N pixels and cut the centre square',
     )
     parser.add_argument(
-        '--split', default='', help=f'of DAVIS, such as train (default: {DEFAULT_SPLIT})'
+        '--split', default='', help=f'of DAVIS, such as train (default: {SPLITS[Use.EVALUATE]})'
     )
     parser.add_argument(
         '--refresh-period',
@@ -131,8 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
         compare=arguments.compare,
     )
     check_output(arguments.output)
-    dataset = find_clips(arguments.data, arguments.split)
-    record, pictures = evaluate(dataset, settings, _command(arguments))
+    catalog = find_footage(arguments.data, Use.EVALUATE, arguments.split)
+    record, pictures = evaluate(catalog, settings, _command(arguments))
     write_results(record, pictures, arguments.output)
     for line in record['left_out']:
         print(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.models.folders import ModelError
 
 
@@ -17,7 +18,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from adaptok_ros.networks.export import ExportError, export_again
     except ImportError as error:
-        raise ModelError(f"export needs {error.name}: pip install 'adaptok_ros[train]'") from error
+        raise MissingPackageError(
+            f"export needs {error.name}: pip install 'adaptok_ros[train]'"
+        ) from error
     try:
         print('written:', ', '.join(export_again(arguments.model)))
     except (ExportError, OSError) as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 
-from adaptok_ros.footage.video import VideoError, read_frames
-from adaptok_ros.tokenizers.gating.changes import measure_noise
+from adaptok_ros.calibration.sensor_noise import measure_sensor_noise
+from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.video import read_frames
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the standard deviation, ready for the node."""
     if arguments.frames < 2:
-        raise VideoError(f'--frames is {arguments.frames}; allowed: 2 or more')
+        raise SettingError(f'--frames is {arguments.frames}; allowed: 2 or more')
     images = list(islice(read_frames(arguments.source), arguments.frames))
-    if len(images) < 2:
-        raise VideoError(f'{arguments.source}: {len(images)} image(s); allowed: 2 or more')
-    print(f'gating_noise: {measure_noise(images):.2f}')
+    try:
+        noise = measure_sensor_noise(images)
+    except FootageError as error:
+        raise FootageError(f'{arguments.source}: {error}') from error
+    print(f'gating_noise: {noise:.2f}')
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from adaptok_ros.models.folders import ModelError
+from adaptok_ros.errors import MissingPackageError, SettingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(path: Path | None, kind: Any) -> Any:
     """Hyperparameters of a dataclass from YAML; what the file leaves out keeps its default.
 
-    :raises ModelError: the file is not such YAML, names something else, or a value is not
+    :raises SettingError: the file is not such YAML, names something else, or a value is not
         allowed
     """
     if path is None:
@@ -48,11 +48,11 @@ def read_config(path: Path | None, kind: Any) -> Any:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ModelError(f'{path}: not a YAML file: {error}') from error
+        raise SettingError(f'{path}: not a YAML file: {error}') from error
     names = {field.name: field for field in dataclasses.fields(kind)}
     if not isinstance(values, dict) or set(values) - set(names):
         unknown = sorted(set(values) - set(names)) if isinstance(values, dict) else [values]
-        raise ModelError(
+        raise SettingError(
             f'{path}: unknown {", ".join(map(str, unknown))}; allowed: {", ".join(sorted(names))}'
         )
     for name, value in values.items():
@@ -60,29 +60,34 @@ def read_config(path: Path | None, kind: Any) -> Any:
         if isinstance(default, float) and type(value) is int:
             values[name] = float(value)
         elif type(value) is not type(default):
-            raise ModelError(f'{path}: {name} is {value!r}; allowed: {type(default).__name__}')
+            raise SettingError(f'{path}: {name} is {value!r}; allowed: {type(default).__name__}')
     return kind(**values)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, export, and say where.
 
-    :raises ModelError: bad hyperparameters, checkpoint or device, or nothing to train on
-    :raises VideoError: the data cannot be decoded
+    :raises MissingPackageError: torch is not installed
+    :raises SettingError: bad hyperparameters or device
+    :raises FootageError: nothing to train on, or it cannot be decoded
+    :raises ModelError: bad tokenizer or checkpoint
     """
     try:
         import torch
     except ImportError as error:
-        raise ModelError("training needs torch: pip install 'adaptok_ros[train]'") from error
+        raise MissingPackageError(
+            "training needs torch: pip install 'adaptok_ros[train]'"
+        ) from error
+    from adaptok_ros.footage.catalog import Use, find_footage
+    from adaptok_ros.networks import export
     from adaptok_ros.tokenizers.tokenizer import Tokenizer
-    from adaptok_ros.training import card, export, lit, tokenizer
-    from adaptok_ros.training.data import find_footage
+    from adaptok_ros.training import card, lit, tokenizer
     from adaptok_ros.training.loop import Processes
 
     folder: Path = arguments.model
     kind = tokenizer.TokenizerTraining if arguments.what == 'tokenizer' else lit.LITTraining
     config = read_config(arguments.config, kind)
-    footage = find_footage(arguments.data)
+    footage = find_footage(arguments.data, Use.TRAIN).entries
     frozen = Tokenizer(str(folder)) if arguments.what == 'lit' else None
     processes = Processes(arguments.device)
     checkpoint = folder / f'{arguments.what}.checkpoint'

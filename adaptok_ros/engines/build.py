@@ -24,9 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from adaptok_ros.engines import cache
-from adaptok_ros.engines.cache import Specification
+from adaptok_ros.engines.cache import store
+from adaptok_ros.engines.cache.lock import lock
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
+from adaptok_ros.engines.specification import Specification
 
 NICENESS = 10
 """A robot's nodes come before a build."""
@@ -116,17 +117,17 @@ def build_engine(
         if cancelled.wait(REPORT_SECONDS):
             check()
 
-    with cache.lock(specification.key, wait):
+    with lock(specification.key, wait):
         try:
-            cache.load(specification)
+            store.load(specification)
             return
         except EngineError:
             check()
         try:
             _run_child(specification, onnx, reporter, check)
-            cache.load(specification)
+            store.load(specification)
         except BaseException:
-            cache.remove(specification.key)
+            store.remove(specification.key)
             raise
 
 
@@ -240,13 +241,13 @@ def main() -> int:
     pipe = _Pipe(int(sys.argv[2]))
     order = json.load(sys.stdin)
     try:
-        from adaptok_ros.engines.tensorrt import compile_plan
+        from adaptok_ros.engines.tensorrt.compile import compile_plan
 
         specification = Specification.from_json(order['specification'])
         begin = time.monotonic()
         plan = compile_plan(specification, Path(order['onnx']), pipe.report)
         pipe.send(phase='storing', fraction=1.0)
-        cache.store(specification, plan, time.monotonic() - begin)
+        store.save(specification, plan, time.monotonic() - begin)
     except (EngineError, OSError) as error:
         pipe.send(error=str(error))
         return 1

@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Builder, Engine, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.engines.shared import acquire_engine, leave_engine, release_engine
 
@@ -24,7 +25,7 @@ class FallbackEngine:
     def __init__(self, request: GraphRequest, build: Builder | None = None) -> None:
         """Remember what to run.
 
-        :param build: see :func:`~adaptok_ros.engines.create_engine`
+        :param build: see :func:`~adaptok_ros.engines.choice.create_engine`
         """
         self._request = request
         self._build = build

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
 from adaptok_ros.engines.cuda import device_errors, exclusive, need_torch
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Buffer, GraphRequest, Shape
 
 TYPES = {'tensor(uint8)': np.dtype(np.uint8), 'tensor(float)': np.dtype(np.float32)}
 """What goes in and out of our graphs."""
@@ -53,18 +54,18 @@ class OnnxRuntimeEngine:
         self.notes: tuple[str, ...] = ()
 
     def bind(self, shapes: Mapping[str, Shape]) -> OnnxRuntimeBinding:
-        """See :meth:`adaptok_ros.engines.Engine.bind`."""
+        """See :meth:`adaptok_ros.engines.interface.Engine.bind`."""
         with exclusive:
             return OnnxRuntimeBinding(self, shapes)
 
     def close(self) -> None:
-        """See :meth:`adaptok_ros.engines.Engine.close`."""
+        """See :meth:`adaptok_ros.engines.interface.Engine.close`."""
         with exclusive:
             self.session = None
 
 
 class OnnxRuntimeBinding:
-    """See :class:`adaptok_ros.engines.Binding`."""
+    """See :class:`adaptok_ros.engines.interface.Binding`."""
 
     def __init__(self, engine: OnnxRuntimeEngine, shapes: Mapping[str, Shape]) -> None:
         session = engine.session
@@ -106,12 +107,12 @@ class OnnxRuntimeBinding:
         return device, int(index or 0), self._types[name], tuple(buffer.shape), address
 
     def bind_input(self, name: str, buffer: Buffer) -> None:
-        """See :meth:`adaptok_ros.engines.Binding.bind_input`."""
+        """See :meth:`adaptok_ros.engines.interface.Binding.bind_input`."""
         self.inputs[name] = buffer
         self._binding.bind_input(name, *self._place(name, buffer))
 
     def run(self) -> None:
-        """See :meth:`adaptok_ros.engines.Binding.run`."""
+        """See :meth:`adaptok_ros.engines.interface.Binding.run`."""
         if self._device != 'cpu':
             import torch
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adaptok_ros.engines import EngineError, GraphRequest, Shape
-from adaptok_ros.models.description import TokenizerDescription
-from adaptok_ros.models.folders import ModelError, read_description
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import GraphRequest, Shape
+from adaptok_ros.models.description import LITDescription, TokenizerDescription
 
 SMALLEST, USUAL, LARGEST = (64, 64), (480, 640), (1088, 1920)
 """Height and width of images: what an engine for any size takes at least, is tuned for, and takes
@@ -32,29 +32,30 @@ def profile(request: GraphRequest) -> dict[str, Limits]:
         )
     tokenizer = TokenizerDescription.load(request.folder)
     size = tokenizer.image_size or (request.image_size if request.part == 'encoder' else None)
+    lit = LITDescription.load(request.folder) if request.part == 'lit' else None
     batches = (1, request.batch, request.batch)
     limits = [
-        _shapes(request, tokenizer, size_, batch)
+        _shapes(request.part, tokenizer, lit, size_, batch)
         for size_, batch in zip((size,) * 3 if size else (SMALLEST, USUAL, LARGEST), batches)
     ]
     return {name: (limits[0][name], limits[1][name], limits[2][name]) for name in limits[0]}
 
 
 def _shapes(
-    request: GraphRequest, tokenizer: TokenizerDescription, size: tuple[int, int], batch: int
+    part: str,
+    tokenizer: TokenizerDescription,
+    lit: LITDescription | None,
+    size: tuple[int, int],
+    batch: int,
 ) -> Mapping[str, Shape]:
     """Of every input, for ``batch`` images of one size."""
     rows, columns = tokenizer.grid(*size)
-    if request.part == 'encoder':
+    if part == 'encoder':
         return {'image': (batch, rows * tokenizer.stride, columns * tokenizer.stride, 3)}
-    if request.part == 'decoder':
+    if part == 'decoder':
         return {'latents': (batch, rows, columns, tokenizer.channels)}
-    if request.part != 'lit':
-        raise EngineError(f'part is {request.part!r}; allowed: encoder, decoder, lit')
-    lit = read_description(request.folder, 'lit.json')
-    try:
-        frames, multiple = int(lit['frames']), int(lit['window'])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f'{request.folder}/lit.json: bad or missing field: {error}') from error
-    window = (batch, frames, *(-(-side // multiple) * multiple for side in (rows, columns)))
-    return {'held': (*window, tokenizer.channels), 'kept': window, 'age': window, 'tau': (batch,)}
+    if lit is None:
+        raise EngineError(f'part is {part!r}; allowed: encoder, decoder, lit')
+    padded = (-(-side // lit.window) * lit.window for side in (rows, columns))
+    window = (batch, lit.frames, *padded)
+    return {'held': (*window, lit.channels), 'kept': window, 'age': window, 'tau': (batch,)}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Binding, Engine, Shape
 from adaptok_ros.engines.cuda import device_errors
+from adaptok_ros.engines.interface import Binding, Engine, Shape
 
 
 class Runner:

@@ -6,8 +6,10 @@ import collections
 import dataclasses
 import threading
 
-from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest, create_engine
+from adaptok_ros.engines.choice import create_engine
 from adaptok_ros.engines.cuda import empty_cache
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Builder, Engine, GraphRequest
 
 POLL_SECONDS = 0.2
 """How soon somebody who waits for another to make an engine can give up."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptok_ros.engines import Buffer, EngineError, GraphRequest, Shape
 from adaptok_ros.engines.cuda import device_errors, exclusive
+from adaptok_ros.engines.errors import EngineError
+from adaptok_ros.engines.interface import Buffer, GraphRequest, Shape
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.families import load_family
@@ -77,7 +78,7 @@ class TorchEngine:
         return cls(module, request.part, device, compiled=on_cuda)
 
     def bind(self, shapes: Mapping[str, Shape]) -> TorchBinding:
-        """See :meth:`adaptok_ros.engines.Engine.bind`."""
+        """See :meth:`adaptok_ros.engines.interface.Engine.bind`."""
         with exclusive:
             if self._compile:
                 eager, self._compile = self.module, False
@@ -90,12 +91,12 @@ class TorchEngine:
             return TorchBinding(self, shapes)
 
     def close(self) -> None:
-        """See :meth:`adaptok_ros.engines.Engine.close`."""
+        """See :meth:`adaptok_ros.engines.interface.Engine.close`."""
         self.module = None
 
 
 class TorchBinding:
-    """See :class:`adaptok_ros.engines.Binding`."""
+    """See :class:`adaptok_ros.engines.interface.Binding`."""
 
     def __init__(self, engine: TorchEngine, shapes: Mapping[str, Shape]) -> None:
         self._engine = engine
@@ -116,14 +117,14 @@ class TorchBinding:
         return result
 
     def bind_input(self, name: str, buffer: Buffer) -> None:
-        """See :meth:`adaptok_ros.engines.Binding.bind_input`."""
+        """See :meth:`adaptok_ros.engines.interface.Binding.bind_input`."""
         self.inputs[name] = buffer
         if self._engine.device == 'cpu' and not buffer.flags.writeable:
             buffer = buffer.copy()  # torch has no read-only tensors
         self._tensors[name] = torch.as_tensor(buffer)
 
     def run(self) -> None:
-        """See :meth:`adaptok_ros.engines.Binding.run`."""
+        """See :meth:`adaptok_ros.engines.interface.Binding.run`."""
         with device_errors(self._engine.device):
             self._output.copy_(self._compute())
 

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
-from adaptok_ros.footage.preparation import Clip, Image
+from adaptok_ros.footage.preparation import Clip
 from adaptok_ros.receiving.receiver import Receiver
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
@@ -36,8 +37,6 @@ BLOCK_FRAMES = 4
 """Frames that share one decision in ElasticTok."""
 BLOCKS = 4
 """Blocks measured in every clip, after its keyframe."""
-
-Grid = NDArray[np.float32]
 
 
 @dataclasses.dataclass
@@ -124,7 +123,7 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
 
 
 def _bisect(
-    tokenizer: Tokenizer, images: list[Image], held: Grid, target: float, totals: _Mechanism
+    tokenizer: Tokenizer, images: list[Image], held: Latents, target: float, totals: _Mechanism
 ) -> int:
     """Fewest tokens a frame with which the block's error is at most ``target``; all at most."""
     low, high = 0, int(held[..., 0].size)
@@ -142,8 +141,8 @@ def _bisect(
 
 
 def _send(
-    tokenizer: Tokenizer, images: list[Image], held: Grid, shares: list[int], totals: _Mechanism
-) -> Grid:
+    tokenizer: Tokenizer, images: list[Image], held: Latents, shares: list[int], totals: _Mechanism
+) -> Latents:
     """Note the distortion of a block with so many tokens a frame; what is held after it."""
     grids = _allocate(tokenizer, images, held, shares)
     totals.errors += _decoded_errors(tokenizer, images, grids)
@@ -151,8 +150,8 @@ def _send(
 
 
 def _allocate(
-    tokenizer: Tokenizer, images: list[Image], held: Grid, shares: list[int]
-) -> list[Grid]:
+    tokenizer: Tokenizer, images: list[Image], held: Latents, shares: list[int]
+) -> list[Latents]:
     """Held grids after each frame, if it sends so many tokens, the largest deltas first."""
     grids = []
     for image, share in zip(images, shares):
@@ -166,7 +165,9 @@ def _allocate(
     return grids
 
 
-def _decoded_errors(tokenizer: Tokenizer, images: list[Image], grids: list[Grid]) -> list[float]:
+def _decoded_errors(
+    tokenizer: Tokenizer, images: list[Image], grids: list[Latents]
+) -> list[float]:
     return [
         squared_error(image, tokenizer.decode(grid, *image.shape[:2]))
         for image, grid in zip(images, grids)

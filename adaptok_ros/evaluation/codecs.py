@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.evaluation import EvaluationError
+from adaptok_ros.arrays import Image
+from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.evaluation.quality import psnr, squared_error
-from adaptok_ros.footage.preparation import Clip, Image
+from adaptok_ros.footage.preparation import Clip
 
 H264_SETTINGS = 'libx264, preset medium, tune zerolatency, 4:2:0, one key frame'
 CRF_LIMIT = 51
@@ -26,14 +27,14 @@ _NAL_SEI = 6
 def require_av() -> None:
     """Make sure that H.264 can be encoded.
 
-    :raises EvaluationError: PyAV, or its libx264, is missing
+    :raises MissingPackageError: PyAV, or its libx264, is missing
     """
     try:
         import av
 
         av.CodecContext.create('libx264', 'w')
     except (ImportError, ValueError) as error:
-        raise EvaluationError(
+        raise MissingPackageError(
             "--compare codecs needs PyAV with libx264: pip install 'adaptok_ros[evaluate]'"
         ) from error
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import cv2
 
-from adaptok_ros.evaluation import EvaluationError
+from adaptok_ros.arrays import Image
+from adaptok_ros.evaluation.errors import EvaluationError
 from adaptok_ros.evaluation.plots import draw_drift, draw_rate_distortion
 from adaptok_ros.evaluation.report import markdown
-from adaptok_ros.footage.preparation import Image
 from adaptok_ros.models.writing import new_folder
 
 

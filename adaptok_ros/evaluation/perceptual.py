@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from adaptok_ros.arrays import Image
 
 VGG_WEIGHTS = 'vgg16-397923af.pth'
 """File name under which torchvision keeps the network that LPIPS is built on."""

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from adaptok_ros.arrays import Image
+
 Values = NDArray[Any]
 """``[h, w, C]`` float32 or float64 on the scale 0 to 255."""
 

@@ -15,16 +15,18 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.evaluation.clip import ClipEvaluator, ClipResult
+from adaptok_ros.arrays import Image
+from adaptok_ros.evaluation.clip_evaluator import ClipEvaluator, ClipResult
 from adaptok_ros.evaluation.codecs import require_av
+from adaptok_ros.evaluation.errors import EvaluationError
 from adaptok_ros.evaluation.machine import cores, describe
 from adaptok_ros.evaluation.perceptual import frechet_distance, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import FRAME_ID, lit_id
 from adaptok_ros.evaluation.summary import by_kind, summarize
-from adaptok_ros.footage.catalog import ClipSource, Dataset
-from adaptok_ros.footage.preparation import Clip, Image, expected_frames
+from adaptok_ros.footage.catalog import Catalog, Footage
+from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.preparation import Clip, expected_frames
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
@@ -40,13 +42,14 @@ _done: Any = None
 
 
 def evaluate(
-    dataset: Dataset, settings: Settings, command: str
+    catalog: Catalog, settings: Settings, command: str
 ) -> tuple[dict[str, Any], dict[str, Image]]:
     """Measure every clip; those that cannot be used are named and skipped.
 
     :param command: how to repeat it, for the results
     :returns: contents of ``results.json``, and pictures by the name of their clip
-    :raises EvaluationError: no clip could be used, or a package is missing
+    :raises EvaluationError: no clip could be used, or the tokenizer cannot
+    :raises MissingPackageError: H.264 is compared and PyAV is not installed
     :raises ModelError: no such tokenizer, or it is damaged
     """
     description = TokenizerDescription.load(find_model(settings.tokenizer))
@@ -58,12 +61,12 @@ def evaluate(
     lit = lit_id(settings.tokenizer)
     if 'codecs' in settings.compare:
         require_av()
-    results, skipped = _measure(dataset, settings)
+    results, skipped = _measure(catalog, settings)
     if not results:
-        raise EvaluationError(f'none of {len(dataset.clips)} clips could be used')
+        raise EvaluationError(f'none of {len(catalog.entries)} clips could be used')
     clips = [
         {'name': clip.name, 'kind': clip.kind, **results[clip.name].figures}
-        for clip in dataset.clips
+        for clip in catalog.entries
         if clip.name in results
     ]
     left_out = [line for line in (why_no_lpips(), why_no_fvd()) if line]
@@ -77,7 +80,7 @@ def evaluate(
         'machine': describe(),
         'tokenizer': description.id,
         'lit': lit or None,
-        'protocol': _protocol(dataset, settings),
+        'protocol': _protocol(catalog, settings),
         'left_out': left_out,
         'overall': summarize(clips),
         'fvd': _fvd([results[clip['name']].features for clip in clips]),
@@ -91,7 +94,7 @@ def evaluate(
     return record, pictures
 
 
-def _protocol(dataset: Dataset, settings: Settings) -> dict[str, Any]:
+def _protocol(catalog: Catalog, settings: Settings) -> dict[str, Any]:
     preparation = settings.preparation
     if preparation.size:
         side = preparation.size
@@ -102,8 +105,8 @@ def _protocol(dataset: Dataset, settings: Settings) -> dict[str, Any]:
         resolution = 'native'
     frames = preparation.frames
     return {
-        'layout': dataset.layout,
-        'split': dataset.split or None,
+        'layout': catalog.layout,
+        'split': catalog.split or None,
         'resolution': resolution,
         'frames': f'the first {frames} of every clip' if frames else 'all of every clip',
         'frame_rate': 'as it comes: every frame is used, none is made',
@@ -128,23 +131,23 @@ def _protocol(dataset: Dataset, settings: Settings) -> dict[str, Any]:
 
 
 def _measure(
-    dataset: Dataset, settings: Settings
+    catalog: Catalog, settings: Settings
 ) -> tuple[dict[str, ClipResult], list[dict[str, str]]]:
     results: dict[str, ClipResult] = {}
     skipped: list[dict[str, str]] = []
     expected = {
-        clip.name: expected_frames(clip.path, settings.preparation) for clip in dataset.clips
+        clip.name: expected_frames(clip.path, settings.preparation) for clip in catalog.entries
     }
     context = multiprocessing.get_context('spawn')
     done = context.Value('q', 0)
     total = sum(expected.values())
     with (
         tqdm(total=total, unit='frame', smoothing=0.05) as bar,
-        _pool(min(cores(), len(dataset.clips)), context, done) as pool,
+        _pool(min(cores(), len(catalog.entries)), context, done) as pool,
     ):
         futures = {
             pool.submit(_evaluate, clip, settings, expected[clip.name]): clip
-            for clip in dataset.clips
+            for clip in catalog.entries
         }
         pending: set[Future[ClipResult]] = set(futures)
         while pending:
@@ -154,7 +157,7 @@ def _measure(
                 clip = futures[future]
                 try:
                     results[clip.name] = future.result()
-                except EvaluationError as error:
+                except FootageError as error:
                     skipped.append({'name': clip.name, 'reason': str(error)})
                     bar.write(f'skipped {clip.name}: {error}')
     return results, skipped
@@ -187,7 +190,7 @@ def _tick() -> None:
         _done.value += 1
 
 
-def _evaluate(source: ClipSource, settings: Settings, expected: int) -> ClipResult:
+def _evaluate(source: Footage, settings: Settings, expected: int) -> ClipResult:
     global _evaluator
     if _evaluator is None:
         _evaluator = ClipEvaluator(settings)

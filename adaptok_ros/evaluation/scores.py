@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from adaptok_ros.evaluation.perceptual import I3D, Image, Lpips
+from adaptok_ros.arrays import Image
+from adaptok_ros.evaluation.perceptual import I3D, Lpips
 from adaptok_ros.evaluation.quality import Original, VideoQuality
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from adaptok_ros.evaluation import EvaluationError
+from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.sending.selection import DEFAULT_TAU, Reference, SelectionConfig
 
@@ -21,7 +21,7 @@ class Settings:
     :ivar refresh_period: of the streams, 0 = no refresh
     :ivar static_frames: length of the test on a scene that stands still, 0 = left out
     :ivar compare: some of :data:`COMPARISONS`
-    :raises EvaluationError: a value out of range
+    :raises SettingError: a value out of range
     """
 
     tokenizer: str
@@ -33,22 +33,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.taus:
-            raise EvaluationError('--tau names no threshold; allowed: one and more')
+            raise SettingError('--tau names no threshold; allowed: one and more')
         for name in self.compare:
             if name not in COMPARISONS:
-                raise EvaluationError(f'--compare is {name!r}; allowed: {", ".join(COMPARISONS)}')
+                raise SettingError(f'--compare is {name!r}; allowed: {", ".join(COMPARISONS)}')
         for option, values in (('--tau', self.taus), ('--compare', self.compare)):
             if len(set(values)) < len(values):
-                raise EvaluationError(f'{option} is {values}; allowed: every value once')
+                raise SettingError(f'{option} is {values}; allowed: every value once')
         if self.static_frames < 0 or self.static_frames == 1:
-            raise EvaluationError(
+            raise SettingError(
                 f'--static-frames is {self.static_frames}; allowed: 0 (leave out) or 2 and more'
             )
         for tau in self.taus:
-            try:
-                self.selection(tau)
-            except ValueError as error:
-                raise EvaluationError(str(error)) from error
+            self.selection(tau)
 
     def selection(self, tau: float, reference: Reference = Reference.HELD) -> SelectionConfig:
         """Configuration of the sender at one tau."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image, Latents
-from adaptok_ros.evaluation import EvaluationError
+from adaptok_ros.evaluation.errors import EvaluationError
 from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.models.folders import find_model, read_description
 from adaptok_ros.packet import Packet

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE
-from adaptok_ros.evaluation import EvaluationError
-from adaptok_ros.footage.video import VideoError, frame_count, read_frames, shrink
-
-Image = NDArray[np.uint8]
+from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE, Image
+from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.video import frame_count, read_frames, shrink
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Preparation:
     :ivar frames: the first so many of every clip, 0 = all
     :ivar longest_side: scale down to at most this, 0 = native
     :ivar size: scale the shorter side to this and cut the centre square, 0 = do not
-    :raises EvaluationError: a value out of range, or both sizes
+    :raises SettingError: a value out of range, or both sizes
     """
 
     frames: int = 0
@@ -34,14 +32,14 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if self.frames < 0 or self.frames == 1:
-            raise EvaluationError(f'--frames is {self.frames}; allowed: 0 (all) or 2 and more')
+            raise SettingError(f'--frames is {self.frames}; allowed: 0 (all) or 2 and more')
         for name, value in (('--longest-side', self.longest_side), ('--size', self.size)):
             if value and not SMALLEST_SIDE <= value <= LARGEST_SIDE:
-                raise EvaluationError(
+                raise SettingError(
                     f'{name} is {value}; allowed: 0 (native) or {SMALLEST_SIDE} to {LARGEST_SIDE}'
                 )
         if self.longest_side and self.size:
-            raise EvaluationError(
+            raise SettingError(
                 f'--longest-side is {self.longest_side} and --size is {self.size}; allowed: one'
             )
 
@@ -68,7 +66,7 @@ def expected_frames(path: Path, preparation: Preparation) -> int:
     """How many frames a clip claims to have, for progress; 0 if it does not say."""
     try:
         claimed = frame_count(path)
-    except VideoError:
+    except FootageError:
         claimed = 0
     return min(claimed, preparation.frames or claimed)
 
@@ -83,29 +81,32 @@ class Clip:
     def frames(self) -> Iterator[Image]:
         """Yield ``[h, w, 3]`` uint8 RGB frames of one size, at least two.
 
-        :raises EvaluationError: it does not decode, is too short, too small, or changes size
+        :raises FootageError: it does not decode, is too short, too small, or changes size
         """
         count, shape = 0, (0, 0)
+        for image in self._read():
+            prepared = self._preparation.apply(image)
+            size = (prepared.shape[0], prepared.shape[1])
+            if count and size != shape:
+                raise FootageError(
+                    f'frame {count} is {size[1]}x{size[0]} pixels; allowed: '
+                    f'{shape[1]}x{shape[0]} as the first'
+                )
+            if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in size):
+                raise FootageError(
+                    f'frames are {size[1]}x{size[0]} pixels; allowed: {SMALLEST_SIDE} to '
+                    f'{LARGEST_SIDE} a side'
+                )
+            shape = size
+            count += 1
+            yield prepared
+        if count < 2:
+            raise FootageError(f'{self._path.name}: {count} frame; allowed: 2 and more')
+
+    def _read(self) -> Iterator[Image]:
         try:
-            for image in islice(read_frames(self._path), self._preparation.frames or None):
-                prepared = self._preparation.apply(image)
-                size = (prepared.shape[0], prepared.shape[1])
-                if count and size != shape:
-                    raise EvaluationError(
-                        f'frame {count} is {size[1]}x{size[0]} pixels; allowed: '
-                        f'{shape[1]}x{shape[0]} as the first'
-                    )
-                if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in size):
-                    raise EvaluationError(
-                        f'frames are {size[1]}x{size[0]} pixels; allowed: {SMALLEST_SIDE} to '
-                        f'{LARGEST_SIDE} a side'
-                    )
-                shape = size
-                count += 1
-                yield prepared
-        except VideoError as error:
+            yield from islice(read_frames(self._path), self._preparation.frames or None)
+        except FootageError as error:
             # Results go to others: they are not to tell where this machine keeps its data.
             reason = str(error).replace(str(self._path), self._path.name)
-            raise EvaluationError(reason) from error
-        if count < 2:
-            raise EvaluationError(f'{self._path.name}: {count} frame; allowed: 2 and more')
+            raise FootageError(reason) from error

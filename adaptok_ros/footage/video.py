@@ -7,18 +7,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from adaptok_ros.errors import AdaptokError
+from adaptok_ros.arrays import Image
+from adaptok_ros.footage.errors import FootageError
 
 IMAGE_SUFFIXES = frozenset({'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
 VIDEO_SUFFIXES = frozenset(
     {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm'}
 )
-
-
-class VideoError(AdaptokError, ValueError):
-    """A source of frames that cannot be opened or holds no frame."""
 
 
 def find_sources(folder: Path) -> list[Path]:
@@ -38,7 +34,7 @@ def find_sources(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def shrink(image: NDArray[np.uint8], longest: int, at_least: int = 1) -> NDArray[np.uint8]:
+def shrink(image: Image, longest: int, at_least: int = 1) -> Image:
     """Scale down by area to at most ``longest`` pixels a side, and no side below ``at_least``."""
     scale = longest / max(image.shape[:2])
     if scale >= 1.0:
@@ -62,7 +58,7 @@ def _image_files(source: str | Path) -> list[Path] | None:
         and not path.name.startswith('.')
     )
     if not paths:
-        raise VideoError(
+        raise FootageError(
             f'{folder}: no image in this folder; allowed: {", ".join(sorted(IMAGE_SUFFIXES))}'
         )
     return paths
@@ -71,17 +67,17 @@ def _image_files(source: str | Path) -> list[Path] | None:
 def _open(source: str | Path) -> cv2.VideoCapture:
     name = str(source)
     if not name or not Path(name).exists():
-        raise VideoError(f'{name!r}: no such file, folder or device')
+        raise FootageError(f'{name!r}: no such file, folder or device')
     capture = cv2.VideoCapture(name)
     if not capture.isOpened():
-        raise VideoError(f'{name}: not a video that OpenCV can decode')
+        raise FootageError(f'{name}: not a video that OpenCV can decode')
     return capture
 
 
 def frame_rate(source: str | Path, default: float = 30.0) -> float:
     """Nominal frames per second of a video or device; ``default`` where it states none.
 
-    :raises VideoError: the source cannot be opened
+    :raises FootageError: the source cannot be opened
     """
     if _image_files(source) is not None:
         return default
@@ -96,7 +92,7 @@ def frame_rate(source: str | Path, default: float = 30.0) -> float:
 def frame_count(source: str | Path) -> int:
     """Frames of a folder or video as it states; 0 where it states none.
 
-    :raises VideoError: the source cannot be opened
+    :raises FootageError: the source cannot be opened
     """
     images = _image_files(source)
     if images is not None:
@@ -108,13 +104,13 @@ def frame_count(source: str | Path) -> int:
         capture.release()
 
 
-def read_frames(source: str | Path, step: int = 1) -> Iterator[NDArray[np.uint8]]:
+def read_frames(source: str | Path, step: int = 1) -> Iterator[Image]:
     """Yield every ``step``-th frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
 
     A folder yields its images in the order of their names, and one that does not decode is an
     error. A damaged video ends at the damage, as OpenCV does not tell it from the end.
 
-    :raises VideoError: at the first frame asked for: the source cannot be opened, or none of
+    :raises FootageError: at the first frame asked for: the source cannot be opened, or none of
         it can be decoded
     """
     images = _image_files(source)
@@ -122,7 +118,7 @@ def read_frames(source: str | Path, step: int = 1) -> Iterator[NDArray[np.uint8]
         for path in images[::step]:
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if image is None:
-                raise VideoError(f'{path}: not an image that OpenCV can decode')
+                raise FootageError(f'{path}: not an image that OpenCV can decode')
             yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
         return
     capture = _open(source)
@@ -137,6 +133,6 @@ def read_frames(source: str | Path, step: int = 1) -> Iterator[NDArray[np.uint8]
                 break
             yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
         if not count:
-            raise VideoError(f'{source}: no frame could be decoded')
+            raise FootageError(f'{source}: no frame could be decoded')
     finally:
         capture.release()

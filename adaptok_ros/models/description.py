@@ -133,6 +133,47 @@ class TokenizerDescription:
         return rows * self.stride, columns * self.stride, 3
 
 
+@dataclasses.dataclass(frozen=True)
+class LITDescription:
+    """What is known of a LIT without running it; read from ``lit.json``.
+
+    :ivar tokenizer: id of the tokenizer whose latents it restores
+    :ivar frames: grids in its window
+    :ivar window: rows and columns of a grid are padded to multiples of this
+    :ivar channels: numbers per token
+    """
+
+    tokenizer: str
+    frames: int
+    window: int
+    channels: int
+
+    @classmethod
+    def load(cls, folder: Path) -> LITDescription:
+        """Read ``folder/lit.json`` and verify the files it lists.
+
+        :raises ModelError: there is none, a file or field is missing or does not fit, or it was
+            made for another tokenizer than the one in the folder
+        """
+        if not (folder / 'lit.json').is_file():
+            raise ModelError(f'{folder}: no lit.json, so no LIT for this tokenizer; use mode hold')
+        fields: dict[str, Any] = read_description(folder, 'lit.json')
+        for name in ('frames', 'window', 'channels'):
+            value = fields.get(name)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f'{folder}/lit.json: {name} is {value}; allowed: 1 or more')
+        tokenizer = TokenizerDescription.load(folder)
+        if (fields.get('tokenizer'), fields['channels']) != (tokenizer.id, tokenizer.channels):
+            raise ModelError(
+                f'{folder}/lit.json: made for {fields.get("tokenizer")} with '
+                f'{fields["channels"]} channels; the tokenizer is {tokenizer.id} with '
+                f'{tokenizer.channels}'
+            )
+        if 'lit.onnx' not in fields['files']:
+            raise ModelError(f'{folder}/lit.json: files does not list lit.onnx')
+        return cls(tokenizer.id, fields['frames'], fields['window'], fields['channels'])
+
+
 def _image_size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None

@@ -18,7 +18,7 @@ from adaptok_ros.nodes.parameter import NodeParameter, check_changes
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from adaptok_ros.engines import Engine
+    from adaptok_ros.engines.interface import Engine
     from adaptok_ros.tokenizers.causal_runtime import CausalRuntime
 
 

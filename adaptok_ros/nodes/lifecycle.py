@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
-from adaptok_ros.engines import Builder
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.nodes.endpoints import Endpoints
 from adaptok_ros.nodes.faults import THROTTLE, FaultLog
 from adaptok_ros.nodes.loading import Loading

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
-from adaptok_ros.engines import Builder
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import AdaptokError, SettingError
 from adaptok_ros.messages import fill_latents, packet_from_message
 from adaptok_ros.msg import DenseLatents as DenseLatentsMessage

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptok_ros.engines import BuildCancelledError, Builder
+from adaptok_ros.engines.errors import BuildCancelledError
+from adaptok_ros.engines.interface import Builder
 
 if TYPE_CHECKING:
     from adaptok_ros.engines.build import Progress
-    from adaptok_ros.engines.cache import Specification
+    from adaptok_ros.engines.specification import Specification
 
 LONGEST_WAIT = 10.0
 """Seconds that a transition waits for models; what takes longer goes on without it."""
@@ -63,14 +64,14 @@ class Loading:
         self._settled.set()
 
     def wait(self) -> None:
-        """See :meth:`adaptok_ros.engines.Builder.wait`."""
+        """See :meth:`adaptok_ros.engines.interface.Builder.wait`."""
         self.progress = 'waiting for another node that loads the same model'
         self._settled.set()
         if self._cancelled.is_set():
             raise BuildCancelledError('no longer wanted')
 
     def build(self, specification: Specification, onnx: Path) -> None:
-        """See :meth:`adaptok_ros.engines.Builder.build`."""
+        """See :meth:`adaptok_ros.engines.interface.Builder.build`."""
         from adaptok_ros.engines.build import build_engine
 
         def tell(progress: Progress) -> None:

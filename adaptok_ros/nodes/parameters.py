@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adaptok_ros.arrays import LARGEST_SIDE
-from adaptok_ros.engines import BACKENDS
+from adaptok_ros.engines.interface import BACKENDS
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.nodes.parameter import NodeParameter, readme_table
 from adaptok_ros.packet import TAU_LIMIT, Payload

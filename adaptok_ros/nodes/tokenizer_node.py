@@ -13,7 +13,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from adaptok_ros.arrays import Image as Pixels
-from adaptok_ros.engines import Builder
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.messages import fill_tokens, stamp_of
 from adaptok_ros.msg import SparseTokens, TokenizerInfo

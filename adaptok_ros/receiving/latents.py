@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.engines import Builder
+from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.receiver import Receiver, Status
@@ -67,7 +67,7 @@ class LatentStream:
 
         :param tokenizer: shipped name or folder of the tokenizer, needed by mode ``lit``
         :param mode: ``lit``, or ``hold`` to repeat what was last sent
-        :param build: see :func:`~adaptok_ros.engines.create_engine`
+        :param build: see :func:`~adaptok_ros.engines.choice.create_engine`
         :param scope: which part of the grid LIT restores in a frame
         :raises SettingError: unknown mode
         :raises ModelError: mode ``lit`` without a LIT for that tokenizer

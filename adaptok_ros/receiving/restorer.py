@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Latents
-from adaptok_ros.engines import Builder, Engine, GraphRequest
 from adaptok_ros.engines.fallback import FallbackEngine, FallbackRunner
-from adaptok_ros.models.description import TokenizerDescription
-from adaptok_ros.models.folders import ModelError, find_model, read_description
+from adaptok_ros.engines.interface import Builder, Engine, GraphRequest
+from adaptok_ros.models.description import LITDescription
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.receiving.restoration import Box, RestorationGate, RestorationScope
 
@@ -42,17 +40,17 @@ class Restorer:
     ) -> None:
         """Load the LIT in a tokenizer's folder.
 
-        :param build: see :func:`~adaptok_ros.engines.create_engine`
+        :param build: see :func:`~adaptok_ros.engines.choice.create_engine`
         :param scope: which part of the grid to restore in a frame; ``CHANGED`` runs on the CPU
         :raises ModelError: there is none, or it was made for another tokenizer
         :raises EngineError: the backend cannot run it
         """
         folder = find_model(tokenizer)
-        description = self._describe(folder)
-        self.tokenizer: str = description['tokenizer']
-        self._frames: int = description['frames']
-        self._multiple: int = description['window']
-        self.channels: int = description['channels']
+        description = LITDescription.load(folder)
+        self.tokenizer = description.tokenizer
+        self.channels = description.channels
+        self._frames = description.frames
+        self._multiple = description.window
         request = GraphRequest(
             folder, 'lit', backend, threads=threads, on_cpu=scope is RestorationScope.CHANGED
         )
@@ -68,29 +66,6 @@ class Restorer:
         self._scope = scope
         self._gate: RestorationGate | None = None
         self._parts: dict[tuple[int, int], FallbackRunner] = {}
-
-    @staticmethod
-    def _describe(folder: Path) -> dict[str, Any]:
-        if not (folder / 'lit.json').is_file():
-            raise ModelError(f'{folder}: no lit.json, so no LIT for this tokenizer; use mode hold')
-        description = read_description(folder, 'lit.json')
-        for field in ('frames', 'window', 'channels'):
-            value = description.get(field)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f'{folder}/lit.json: {field} is {value}; allowed: 1 or more')
-        tokenizer = TokenizerDescription.load(folder)
-        if (description.get('tokenizer'), description['channels']) != (
-            tokenizer.id,
-            tokenizer.channels,
-        ):
-            raise ModelError(
-                f'{folder}/lit.json: made for {description.get("tokenizer")} with '
-                f'{description["channels"]} channels; the tokenizer is {tokenizer.id} with '
-                f'{tokenizer.channels}'
-            )
-        if 'lit.onnx' not in description['files']:
-            raise ModelError(f'{folder}/lit.json: files does not list lit.onnx')
-        return description
 
     def observe(self, receiver: Receiver) -> None:
         """Append what the receiver holds after its last packet to the window.

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image
-from adaptok_ros.engines import Engine
 from adaptok_ros.engines.cuda import device_errors, exclusive
+from adaptok_ros.engines.interface import Engine
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.sending.kernels.selector import DeviceSelector
 from adaptok_ros.sending.path import Resizer, Timings

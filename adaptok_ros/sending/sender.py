@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE, Image
-from adaptok_ros.engines import EngineError
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import Packet, pack_mask
 from adaptok_ros.sending.host_path import HostPath

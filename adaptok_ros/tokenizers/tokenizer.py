@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image, Latents
-from adaptok_ros.engines import Builder, Engine, EngineError, GraphRequest
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.engines.fallback import FallbackEngine
+from adaptok_ros.engines.interface import Builder, Engine, GraphRequest
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.tokenizers.gating.active import ActiveEncoder
@@ -45,7 +46,7 @@ class Tokenizer:
 
         :param on_cpu: whatever GPUs there are, as gating needs it
         :param image_size: height and width of every image, where they are known beforehand
-        :param build: see :func:`~adaptok_ros.engines.create_engine`
+        :param build: see :func:`~adaptok_ros.engines.choice.create_engine`
         :raises ModelError: not a tokenizer
         """
         self._folder = find_model(name)

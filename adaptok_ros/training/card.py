@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adaptok_ros.training.data import Footage
+from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress
 
 SECTIONS = (('tokenizer', 'tokenizer.json'), ('LIT', 'lit.json'))
 
 
 def record(
-    config: LoopConfig, footage: list[Footage], processes: Processes, progress: Progress
+    config: LoopConfig, footage: Sequence[Footage], processes: Processes, progress: Progress
 ) -> dict[str, Any]:
     """How a model was trained, as JSON."""
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adaptok_ros.evaluation.noise import add_noise
-from adaptok_ros.models.folders import ModelError
+from adaptok_ros.arrays import Image
+from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.catalog import Footage
+from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.sensor_noise import add_noise
 from adaptok_ros.networks.lit import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.sending.selection import SelectionConfig, Selector
-from adaptok_ros.training.data import Clip, Footage, Image, load_clips, load_photos
+from adaptok_ros.training.data import Clip, load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
 Latents = NDArray[np.float16]
@@ -56,7 +59,7 @@ class LITTraining(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.crop % MULTIPLE or self.crop < MULTIPLE:
-            raise ModelError(f'crop is {self.crop}; allowed: multiples of {MULTIPLE}')
+            raise SettingError(f'crop is {self.crop}; allowed: multiples of {MULTIPLE}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +131,17 @@ def rest(photo: Image, rng: np.random.Generator) -> list[Image]:
     return [add_noise(photo, sigma, rng) for _ in range(VIEW_FRAMES)]
 
 
-def prepare(footage: list[Footage], encode: Encode, stride: int, config: LITTraining) -> Streams:
+def prepare(
+    footage: Sequence[Footage], encode: Encode, stride: int, config: LITTraining
+) -> Streams:
     """Encode the clips, and views over and stills of the photos (frames without photos).
 
-    :raises ModelError: there is no clip
+    :raises FootageError: there is no clip
     """
     rng = np.random.default_rng(config.seed)
     clips = load_clips(footage, config.longest_side, config.frames_per_clip)
     if not clips:
-        raise ModelError('data: no video; allowed: LIT is trained on videos')
+        raise FootageError('data: no video; allowed: LIT is trained on videos')
     moving = encode_clips(clips, encode, config.crop, stride)
     photos = load_photos(footage) or [clip.frames[0] for clip in clips]
     side = config.crop * stride
@@ -254,7 +259,7 @@ class RelativeError(nn.Module):
 
 
 def train(
-    footage: list[Footage],
+    footage: Sequence[Footage],
     encode: Encode,
     channels: int,
     stride: int,
@@ -265,7 +270,8 @@ def train(
 ) -> tuple[LatentInpaintingTransformer, Progress]:
     """Train over clips and photos, from scratch or from the checkpoint.
 
-    :raises ModelError: nothing to train on, or the checkpoint cannot be used
+    :raises FootageError: nothing to train on
+    :raises ModelError: the checkpoint cannot be used
     """
     torch.manual_seed(config.seed)
     streams = prepare(footage, encode, stride, config)

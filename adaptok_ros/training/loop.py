@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.device import choose_device
 
@@ -35,6 +36,7 @@ class LoopConfig:
     :ivar precision: ``float32``, or ``bfloat16`` or ``float16`` for autocast
     :ivar checkpoint_every: steps from one checkpoint to the next
     :ivar workers: processes that prepare batches, 0 = none beside the training
+    :raises SettingError: a value out of range
     """
 
     steps: int = 10000
@@ -48,13 +50,15 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ModelError(f'precision is {self.precision!r}; allowed: {", ".join(PRECISIONS)}')
+            raise SettingError(
+                f'precision is {self.precision!r}; allowed: {", ".join(PRECISIONS)}'
+            )
         for name, lowest in (('steps', 1), ('warmup', 1), ('checkpoint_every', 1), ('workers', 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
-                raise ModelError(f'{name} is {value!r}; allowed: {lowest} or more')
+                raise SettingError(f'{name} is {value!r}; allowed: {lowest} or more')
         if not 0.0 < self.learning_rate < 1.0:
-            raise ModelError(f'learning_rate is {self.learning_rate}; allowed: above 0, below 1')
+            raise SettingError(f'learning_rate is {self.learning_rate}; allowed: above 0, below 1')
 
 
 class Processes:
@@ -68,7 +72,7 @@ class Processes:
     def __init__(self, device: str) -> None:
         """Join the others.
 
-        :raises ModelError: unknown device, or ``cuda`` where there is none
+        :raises SettingError: unknown device, or ``cuda`` where there is none
         """
         cuda = choose_device(device) == 'cuda'
         self.world = int(os.environ.get('WORLD_SIZE', '1'))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adaptok_ros.arrays import Image
+from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.catalog import Footage
+from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.tiny import TinyAutoencoder
-from adaptok_ros.training.data import Footage, load_clips, load_photos
+from adaptok_ros.training.data import load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
-
-Image = NDArray[np.uint8]
 
 FRAMES_APART = 8
 """Of a clip every this many frames are used: neighbours say the same."""
@@ -50,7 +52,7 @@ class TokenizerTraining(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.crop < self.stride or self.crop % self.stride:
-            raise ModelError(f'crop is {self.crop}; allowed: multiples of stride {self.stride}')
+            raise SettingError(f'crop is {self.crop}; allowed: multiples of stride {self.stride}')
 
     def build(self) -> TinyAutoencoder:
         """An untrained model of these sizes."""
@@ -65,10 +67,10 @@ class TokenizerTraining(LoopConfig):
         )
 
 
-def load_images(footage: list[Footage], config: TokenizerTraining) -> list[Image]:
+def load_images(footage: Sequence[Footage], config: TokenizerTraining) -> list[Image]:
     """Photos and every eighth clip frame, each at least one crop large.
 
-    :raises ModelError: there is none
+    :raises FootageError: there is none
     """
     images = load_photos(footage)
     frames = FRAMES_APART * config.frames_per_clip
@@ -76,7 +78,7 @@ def load_images(footage: list[Footage], config: TokenizerTraining) -> list[Image
         images += clip.frames[::FRAMES_APART]
     large = [image for image in images if min(image.shape[:2]) >= config.crop]
     if not large:
-        raise ModelError(
+        raise FootageError(
             f'data: no image whose sides are at least {config.crop} pixels; allowed: larger '
             'images or a smaller crop'
         )
@@ -131,7 +133,10 @@ class Objective(nn.Module):
 def channel_statistics(
     model: TinyAutoencoder, images: list[Image], config: TokenizerTraining
 ) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation of raw latents over random crops."""
+    """Per-channel mean and standard deviation of raw latents over random crops.
+
+    :raises ModelError: a channel does not vary
+    """
     rng = np.random.default_rng(config.seed + 1)
     with torch.no_grad():
         latents = torch.cat(
@@ -145,7 +150,7 @@ def channel_statistics(
 
 
 def train(
-    footage: list[Footage],
+    footage: Sequence[Footage],
     config: TokenizerTraining,
     processes: Processes,
     checkpoint: Path,
@@ -154,7 +159,8 @@ def train(
     """Train from scratch or from the checkpoint.
 
     :returns: the model, its per-channel mean and std over training crops, what it took
-    :raises ModelError: nothing to train on, or the checkpoint cannot be used
+    :raises FootageError: nothing to train on
+    :raises ModelError: the checkpoint cannot be used, or the training diverged
     """
     torch.manual_seed(config.seed)
     images = load_images(footage, config)

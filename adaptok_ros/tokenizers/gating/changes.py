@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import enum
-from itertools import pairwise
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image, Mask
-from adaptok_ros.errors import SettingError
 
 NOISE_MARGIN = 1.5
 """A mean squared difference is a change above so many times what noise alone gives.
@@ -30,24 +28,6 @@ class Gating(enum.Enum):
     OFF = 'off'
     EXACT = 'exact'
     NOISE = 'noise'
-
-
-def measure_noise(images: list[Image], block: int = 8) -> float:
-    """Standard deviation of a camera's noise, from consecutive images of a still scene.
-
-    The median over blocks and pairs of images: what moves in less than half of the picture
-    does not count.
-
-    :param images: ``[h, w, 3]`` uint8, all of one size, at least 2
-    :returns: in steps of 8 bits
-    :raises SettingError: fewer than two images
-    """
-    if len(images) < 2:
-        raise SettingError(f'{len(images)} image(s) given; allowed: 2 or more')
-    height, width = images[0].shape[:2]
-    differences = BlockDifferences(height, width, block)
-    squares = [differences.mean_squares(after, before) for before, after in pairwise(images)]
-    return float(np.sqrt(np.median(squares) / 2))
 
 
 class BlockDifferences:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from adaptok_ros.arrays import Image
 from adaptok_ros.evaluation.streams import SharedEncoder, send
+from adaptok_ros.footage.sensor_noise import add_noise
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
-
-Image = NDArray[np.uint8]
 
 SIGMAS = (2.0, 4.0)
 """Standard deviations in steps of 8 bits."""
@@ -19,14 +18,6 @@ STATIC_SIGMA = 4.0
 PERCENTILE = 99.9
 DRAWS = 4
 SEED = 0
-
-
-def add_noise(image: Image, sigma: float, random: np.random.Generator) -> Image:
-    """Add independent normal noise to every value, then round and clip to 8 bits."""
-    noise = random.standard_normal(image.shape, np.float32)
-    noise *= np.float32(sigma)
-    noise += image
-    return np.clip(np.rint(noise, out=noise), 0, 255, out=noise).astype(np.uint8)
 
 
 def noise_gain(tokenizer: Tokenizer, image: Image) -> dict[str, float]:

@@ -9,16 +9,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from adaptok_ros.arrays import Latents
+from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.evaluation.allocation import compare_allocation
 from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
-from adaptok_ros.evaluation.noise import noise_gain, static_scene
+from adaptok_ros.evaluation.noise_response import noise_gain, static_scene
 from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
-from adaptok_ros.footage.preparation import Clip, Image
+from adaptok_ros.footage.preparation import Clip
 from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import Reference
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ class ClipEvaluator:
 
         :param expected: number of frames, if known, to spread the pictures
         :param tick: called after every frame of the sweep
-        :raises EvaluationError: the clip cannot be used
+        :raises FootageError: the clip cannot be used
         """
         sweep = _Sweep(self, expected)
         try:

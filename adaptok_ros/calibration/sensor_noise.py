@@ -1,0 +1,48 @@
+"""Measures how noisy a camera is, which gating by noise has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptok_ros.arrays import Image
+from adaptok_ros.footage.errors import FootageError
+
+BLOCK = 8
+"""Side in pixels of the blocks whose mean squared differences are taken."""
+
+
+def measure_sensor_noise(images: Sequence[Image]) -> float:
+    """Standard deviation of a camera's noise, from consecutive images of a still scene.
+
+    The median over blocks and pairs of images: what moves in less than half of the picture
+    does not count.
+
+    :param images: ``[h, w, 3]`` uint8, all of one size, at least 2
+    :returns: in steps of 8 bits
+    :raises FootageError: fewer than two images, of several sizes, or smaller than a block
+    """
+    if len(images) < 2:
+        raise FootageError(f'{len(images)} image(s); allowed: 2 or more')
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1 or min(images[0].shape[:2]) < BLOCK:
+        sizes = ', '.join(sorted(f'{shape[1]}x{shape[0]}' for shape in shapes))
+        raise FootageError(
+            f'images are {sizes} pixels; allowed: all of one size, {BLOCK} or more a side'
+        )
+    squares = [_block_mean_squares(after, before) for before, after in pairwise(images)]
+    # The difference of two images has twice the variance of the noise of one.
+    return float(np.sqrt(np.median(squares) / 2))
+
+
+def _block_mean_squares(image: Image, other: Image) -> NDArray[np.float32]:
+    """``[rows, columns]`` mean squared difference of every whole block."""
+    rows, columns = (side // BLOCK for side in image.shape[:2])
+    whole = slice(rows * BLOCK), slice(columns * BLOCK)
+    difference = cv2.absdiff(image[whole], other[whole]).astype(np.float32)
+    blocks = np.square(difference).reshape(rows, BLOCK, columns, BLOCK * 3)
+    return np.asarray(blocks.mean(axis=(1, 3)))

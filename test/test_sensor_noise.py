@@ -1,0 +1,58 @@
+"""Sensor noise: added as asked for, and measured from images of a still scene."""
+
+import cv2
+import numpy as np
+import pytest
+
+from adaptok_ros.calibration.sensor_noise import measure_sensor_noise
+from adaptok_ros.cli import main
+from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.sensor_noise import add_noise
+
+
+def grey(height, width):
+    return np.full((height, width, 3), 120, np.uint8)
+
+
+def test_added_noise_has_the_sigma_asked_for():
+    noisy = add_noise(grey(256, 256), 4.0, np.random.default_rng(0))
+    assert noisy.dtype == np.uint8
+    assert noisy.astype(float).std() == pytest.approx(4.0, rel=0.02)
+
+
+@pytest.mark.parametrize('sigma', [1.0, 2.0, 5.0])
+def test_noise_is_measured_though_something_moves(sigma):
+    random = np.random.default_rng(4)
+    images = []
+    for index in range(8):
+        image = grey(99, 131)  # not in whole blocks
+        image[10:40, 10 * index : 10 * index + 30] = 250
+        images.append(add_noise(image, sigma, random))
+    assert measure_sensor_noise(images) == pytest.approx(sigma, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ('shapes', 'message'),
+    [
+        ([(64, 48)], r'1 image\(s\); allowed: 2 or more'),
+        ([(64, 48), (64, 40)], 'images are 40x64, 48x64 pixels; allowed: all of one size'),
+        ([(7, 48), (7, 48)], 'images are 48x7 pixels; .* 8 or more a side'),
+    ],
+)
+def test_images_that_cannot_be_compared(shapes, message):
+    with pytest.raises(FootageError, match=message):
+        measure_sensor_noise([grey(*shape) for shape in shapes])
+
+
+def test_command_prints_the_parameter(tmp_path, capsys):
+    random = np.random.default_rng(5)
+    for index in range(6):
+        image = add_noise(grey(64, 64), 3.0, random)
+        cv2.imwrite(str(tmp_path / f'{index}.png'), image)
+    assert main(['noise', str(tmp_path)]) == 0
+    name, value = capsys.readouterr().out.split()
+    assert name == 'gating_noise:' and float(value) == pytest.approx(3.0, rel=0.1)
+    assert main(['noise', str(tmp_path), '--frames', '1']) == 1
+    assert '--frames is 1; allowed: 2 or more' in capsys.readouterr().err
+    assert main(['noise', str(tmp_path / '0.png')]) == 1
+    assert '0.png: 1 image(s); allowed: 2 or more' in capsys.readouterr().err
