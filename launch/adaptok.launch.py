@@ -1,5 +1,10 @@
 """Start a tokenizer and a LIT node for each camera; ``ros2 launch adaptok_ros … -s`` lists all."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 from launch.actions import (
     DeclareLaunchArgument,
     GroupAction,
@@ -10,6 +15,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from adaptok_ros.nodes.parameter import NodeParameter
 from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, TOKENIZER_NODE
 from adaptok_ros.nodes.transport import profile_environment
 from launch import LaunchContext, LaunchDescription
@@ -20,7 +26,7 @@ LIT_ARGUMENTS = ('mode', 'lit_scope', 'tokenizer', 'backend', 'autostart')
 CAMERA_ARGUMENTS = ('source', 'rate')
 
 
-def argument(parameter):
+def argument(parameter: NodeParameter) -> DeclareLaunchArgument:
     """Launch argument of a node parameter; left out, the node or the file decides."""
     return DeclareLaunchArgument(
         parameter.name,
@@ -30,7 +36,12 @@ def argument(parameter):
     )
 
 
-def node_parameters(context, table, names, common):
+def node_parameters(
+    context: LaunchContext,
+    table: Sequence[NodeParameter],
+    names: Sequence[str],
+    common: Sequence[str | dict[str, bool]],
+) -> list[Any]:
     """Parameters of a node: the file first, then the arguments that were given."""
     values = {}
     for parameter in table:
@@ -41,19 +52,19 @@ def node_parameters(context, table, names, common):
     return [*common, values]
 
 
-def truth(context, name):
+def truth(context: LaunchContext, name: str) -> bool:
     """Boolean launch argument."""
-    text = LaunchConfiguration(name).perform(context).lower()
+    text: str = LaunchConfiguration(name).perform(context).lower()
     if text not in ('true', 'false'):
         raise ValueError(f'{name} is {text!r}; allowed: true, false')
     return text == 'true'
 
 
-def start_cameras(context: LaunchContext):
+def start_cameras(context: LaunchContext) -> list[Node]:
     """Nodes of every camera."""
-    text = LaunchConfiguration('cameras').perform(context)
-    namespaces = [name.strip() for name in text.split(',')]
-    common = []
+    cameras: str = LaunchConfiguration('cameras').perform(context)
+    namespaces = [name.strip() for name in cameras.split(',')]
+    common: list[str | dict[str, bool]] = []
     params_file = LaunchConfiguration('params_file').perform(context)
     if params_file:
         common.append(params_file)
@@ -64,34 +75,47 @@ def start_cameras(context: LaunchContext):
     log_level = ['--ros-args', '--log-level', LaunchConfiguration('log_level').perform(context)]
     # One process for all cameras gives its nodes names and namespaces itself.
     together = truth(context, 'one_process') and len(namespaces) > 1
-    nodes = []
 
-    def add(name, table, names, remappings, shared=False):
-        for namespace in [None] if shared else namespaces:
-            nodes.append(
-                Node(
-                    package='adaptok_ros',
-                    executable=f'{name}_node',
-                    output='screen',
-                    parameters=node_parameters(context, table, names, common),
-                    remappings=remappings,
-                    **(
-                        {'arguments': ['--cameras', text.replace(' ', ''), *log_level]}
-                        if shared
-                        else {'arguments': log_level, 'name': name, 'namespace': namespace}
-                    ),
-                )
+    def nodes(
+        name: str,
+        table: Sequence[NodeParameter],
+        names: Sequence[str],
+        remappings: Sequence[tuple[str, str]],
+        together: bool = False,
+    ) -> list[Node]:
+        of_each: list[dict[str, Any]] = [
+            {'arguments': log_level, 'name': name, 'namespace': namespace}
+            for namespace in namespaces
+        ]
+        of_all = {'arguments': ['--cameras', ','.join(namespaces), *log_level]}
+        return [
+            Node(
+                package='adaptok_ros',
+                executable=f'{name}_node',
+                output='screen',
+                parameters=node_parameters(context, table, names, common),
+                remappings=remappings,
+                **process,
             )
+            for process in ([of_all] if together else of_each)
+        ]
 
-    add('tokenizer', TOKENIZER_NODE, TOKENIZER_ARGUMENTS, remap_image, together)
-    if truth(context, 'lit'):
-        add('lit', LIT_NODE, LIT_ARGUMENTS, [('tokens', 'tokenizer/tokens')], together)
-    if truth(context, 'demo'):
-        add('camera', CAMERA_NODE, CAMERA_ARGUMENTS, remap_image)
-    return nodes
+    return [
+        *nodes('tokenizer', TOKENIZER_NODE, TOKENIZER_ARGUMENTS, remap_image, together),
+        *(
+            nodes('lit', LIT_NODE, LIT_ARGUMENTS, [('tokens', 'tokenizer/tokens')], together)
+            if truth(context, 'lit')
+            else ()
+        ),
+        *(
+            nodes('camera', CAMERA_NODE, CAMERA_ARGUMENTS, remap_image)
+            if truth(context, 'demo')
+            else ()
+        ),
+    ]
 
 
-def generate_launch_description():
+def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and start the nodes."""
     by_name = {p.name: p for p in (*CAMERA_NODE, *LIT_NODE, *TOKENIZER_NODE)}
     names = [*TOKENIZER_ARGUMENTS, 'mode', 'lit_scope', *CAMERA_ARGUMENTS]
