@@ -895,7 +895,8 @@ def test_bugs_are_told_from_bad_images(robot):
             condition=lambda v: v.level == DiagnosticStatus.ERROR, poke=lambda: robot.show(deadly)
         )
     assert re.search(
-        r'bug in adaptok_ros: ValueError: .* at nodes/tokenizer_node\.py:\d+, please report',
+        r'bug in adaptok_ros: ValueError: .* at adaptok_ros/nodes/tokenizer_node\.py:\d+, '
+        'please report',
         report.message,
     )
     assert report.bugs >= 2 and report.errors == 0 and 'dropped' not in report.message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
@@ -15,7 +15,7 @@ from adaptok_ros.nodes import qos
 
 if TYPE_CHECKING:
     from rclpy.client import Client
-    from rclpy.type_support import MsgT, Srv
+    from rclpy.type_support import MsgT, Srv, SrvRequestT, SrvResponseT
 
 USER_ERRORS = (
     NameValidationException,
@@ -64,16 +64,21 @@ class Endpoints:
             )
         self.add(lambda: node.destroy_subscription(subscription))
 
-    def service(self, kind: type[Srv], name: str, callback: Callable[[Any, Any], Any]) -> None:
+    def service(
+        self,
+        kind: type[Srv],
+        name: str,
+        callback: Callable[[SrvRequestT, SrvResponseT], SrvResponseT],
+    ) -> None:
         """A service."""
         with _settings(name):
             service = self._node.create_service(kind, name, callback)
         self.add(lambda: self._node.destroy_service(service))
 
-    def client(self, kind: type[Srv], name: str) -> Client[Any, Any]:
+    def client(self, kind: type[Srv], name: str) -> Client[SrvRequestT, SrvResponseT]:
         """A client of a service."""
         with _settings(name):
-            client: Client[Any, Any] = self._node.create_client(kind, name)
+            client: Client[SrvRequestT, SrvResponseT] = self._node.create_client(kind, name)
         self.add(lambda: self._node.destroy_client(client))
         return client
 

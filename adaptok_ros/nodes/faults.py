@@ -12,7 +12,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.nodes.diagnostics import figure
 
-PACKAGE = str(Path(__file__).parent.parent)
+PACKAGE = Path(__file__).parent.parent
 THROTTLE = 5.0
 """Seconds between repetitions of one message in the log."""
 
@@ -90,5 +90,6 @@ class FaultLog:
 def _place_of(error: Exception) -> tuple[str, int]:
     """File and line where it was raised, or where this package called what raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    frame = next((f for f in reversed(frames) if f.filename.startswith(PACKAGE)), frames[-1])
-    return frame.filename.removeprefix(f'{PACKAGE}/'), frame.lineno or 0
+    ours = [frame for frame in frames if PACKAGE in Path(frame.filename).parents]
+    frame = ours[-1] if ours else frames[-1]
+    return frame.filename.removeprefix(f'{PACKAGE.parent}/'), frame.lineno or 0

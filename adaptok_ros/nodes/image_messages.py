@@ -11,7 +11,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.messages import byte_array, set_header
 from adaptok_ros.nodes.transport import fragmentation_hint
+from adaptok_ros.packet import Packet, unpack_mask
 from adaptok_ros.sending.images import ImageConverter, decode_compressed
+from adaptok_ros.sending.overlay import draw_kept
 
 CameraImage: TypeAlias = 'Image | CompressedImage'
 
@@ -59,3 +61,14 @@ def as_message(pixels: Pixels, stamp: int, frame_id: str) -> Image:
     set_header(message.header, stamp, frame_id)
     message.data = byte_array(pixels)
     return message
+
+
+def overlay_message(image: Pixels, packet: Packet, stride: int) -> Image:
+    """Message of an image that shows which of its positions a packet holds.
+
+    :param image: ``[h, w, 3]`` uint8 RGB as the camera sent it
+    :param stride: pixels per position along each axis
+    """
+    keep = unpack_mask(packet).reshape(packet.grid_height, packet.grid_width)
+    picture = draw_kept(image, keep, stride, packet.image_height, packet.image_width)
+    return as_message(picture, packet.stamp, packet.frame_id)

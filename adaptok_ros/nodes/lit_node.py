@@ -145,8 +145,8 @@ class LITNode(StreamNode):
         message = DenseLatentsMessage()
         fill_latents(message, latents, self._payload)
         self._latents.publish(message)
-        age = (self.get_clock().now().nanoseconds - latents.stamp) * 1e-9
-        self._figures.send(stream, restored - started, age)
+        latency = (self.get_clock().now().nanoseconds - latents.stamp) * 1e-9
+        self._figures.send(stream, restored - started, latency)
         return latents
 
     def _publish_reconstruction(

@@ -12,7 +12,6 @@ from typing import Any
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.messages import fill_tokens, stamp_of
@@ -20,13 +19,12 @@ from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode
 from adaptok_ros.nodes.executable import run_cameras
-from adaptok_ros.nodes.image_messages import CameraImage, ImageReader, as_message
+from adaptok_ros.nodes.image_messages import CameraImage, ImageReader, overlay_message
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.tokenizer_info import InfoPublisher
 from adaptok_ros.nodes.tokenizer_report import TokenizerFigures, TokenizerReport
-from adaptok_ros.packet import Packet, Payload, unpack_mask
-from adaptok_ros.sending.overlay import draw_kept
+from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import Reference, SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.gating.changes import Gating
@@ -151,24 +149,18 @@ class TokenizerNode(StreamNode):
         jumps = sender.counters.time_jumps
         packet = sender.send(image, stamp_of(message.header), message.header.frame_id)
         if sender.counters.time_jumps > jumps:
-            self._figures.forget_latency()
             self.get_logger().info('time jumped back: a new epoch begins')
         if packet is None:
             return
         tokens = SparseTokens()
         fill_tokens(tokens, packet)
         self._tokens.publish(tokens)
-        age = (self.get_clock().now().nanoseconds - packet.stamp) * 1e-9
-        self._figures.send(packet, sender, converted - started, age)
+        latency = (self.get_clock().now().nanoseconds - packet.stamp) * 1e-9
+        self._figures.send(packet, sender, converted - started, latency)
         self._info.publish(sender)
         if self._overlay.get_subscription_count():
-            self._publish_overlay(sender, image, packet)
-
-    def _publish_overlay(self, sender: Sender, image: Pixels, packet: Packet) -> None:
-        keep = unpack_mask(packet).reshape(packet.grid_height, packet.grid_width)
-        stride = sender.tokenizer.description.stride
-        picture = draw_kept(image, keep, stride, packet.image_height, packet.image_width)
-        self._overlay.publish(as_message(picture, packet.stamp, packet.frame_id))
+            stride = sender.tokenizer.description.stride
+            self._overlay.publish(overlay_message(image, packet, stride))
 
     def report(self) -> tuple[list[str], TokenizerReport]:
         """See :meth:`StreamNode.report`."""

@@ -64,6 +64,7 @@ class TokenizerFigures:
         self._latency = Percentiles()
         self._kept, self._encoded, self._bytes = Percentiles(), Percentiles(), Percentiles()
         self._last_image = time.monotonic()
+        self._time_jumps = 0
 
     def receive(self) -> None:
         """An image has come."""
@@ -75,10 +76,6 @@ class TokenizerFigures:
         """From now on images are waited for."""
         self._last_image = time.monotonic()
 
-    def forget_latency(self) -> None:
-        """The time has jumped."""
-        self._latency.clear()
-
     def send(self, packet: Packet, sender: Sender, convert: float, latency: float) -> None:
         """A packet goes out.
 
@@ -86,6 +83,9 @@ class TokenizerFigures:
         :param latency: seconds from the stamp of the image until now
         """
         self._packets.tick()
+        if sender.counters.time_jumps != self._time_jumps:
+            self._time_jumps = sender.counters.time_jumps
+            self._latency.clear()
         self._latency.add(latency * 1e3)
         self._convert.add(convert * 1e3)
         self._encode.add(sender.timings.encode * 1e3)
