@@ -22,14 +22,18 @@ CameraImage: TypeAlias = 'Image | CompressedImage'
 class ImageReader:
     """Pixels of one camera's messages.
 
-    :ivar converter: of raw images
     :ivar fragmentation: why the middleware may lose images of this size; '' if it does not
     """
 
     def __init__(self, logger: RcutilsLogger) -> None:
         self.fragmentation = ''
         self._logger = logger
-        self.converter = MessageConverter(find_bridge())
+        self._converter = MessageConverter(find_bridge())
+
+    @property
+    def used(self) -> str:
+        """What converted the last raw image, see :attr:`MessageConverter.used`."""
+        return self._converter.used
 
     def read(self, message: CameraImage) -> Pixels:
         """``[h, w, 3]`` uint8 RGB, until the next call.
@@ -42,7 +46,7 @@ class ImageReader:
             self.fragmentation = fragmentation_hint(len(message.data))
             if self.fragmentation:
                 self._logger.warning(self.fragmentation)
-        return self.converter.to_rgb(message)
+        return self._converter.to_rgb(message)
 
 
 def as_message(pixels: Pixels, stamp: int, frame_id: str) -> Image:
