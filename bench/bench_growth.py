@@ -203,11 +203,11 @@ def with_kept(
         kept, sizes = [], []
         for index, image in enumerate(changing_images(size, share, frames + WARM_UP)):
             clock.counting = index >= WARM_UP
-            latents = clock('encode', dense.encode, image)
+            packet = clock(SEND, dense.send, image, index, 'camera')
+            clock.divide(SEND, 'encode', dense.timings.encode, 'select and pack')
             clock('encode, gated', gated.encode, image)
-            packet = clock('select and pack', dense.select, latents, index, 'camera')
             clock('receive', stream.push, packet)
-            clock('LIT', stream.latents)
+            latents = clock('LIT', stream.latents).values
             if clock.counting:
                 kept.append(packet.kept / packet.positions)
                 sizes.append(packet.nbytes)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.bags.bag import serialize
 from adaptok_ros.evaluation.errors import EvaluationError
-from adaptok_ros.models.folders import find_model, read_description
+from adaptok_ros.models.description import LITDescription
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.host_path import HostPath
@@ -31,7 +32,7 @@ def lit_id(tokenizer: str) -> str:
     folder = find_model(tokenizer)
     if not (folder / 'lit.json').is_file():
         return ''
-    return f'lit@{read_description(folder, "lit.json")["files"]["lit.onnx"][:12]}'
+    return LITDescription.load(folder).id
 
 
 class SharedEncoder:

@@ -19,11 +19,12 @@ from adaptok_ros.messages import byte_array, fill_tokens, stamp_of
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode, run_cameras
+from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
 from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.transport import fragmentation_hint
 from adaptok_ros.packet import Packet, Payload, unpack_mask
-from adaptok_ros.sending.images import ImageConverter, ImageError, decode_compressed
+from adaptok_ros.sending.images import ImageError, decode_compressed
 from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import Reference, SelectionConfig
 from adaptok_ros.sending.sender import Sender
@@ -53,7 +54,7 @@ class TokenizerNode(StreamNode):
             reference=Reference(values['reference']),
         )
         self._compressed = values['transport'] == 'compressed'
-        self._converter = ImageConverter()
+        self._converter = None if self._compressed else MessageConverter(find_bridge())
         self._pending: deque[Image | CompressedImage] = deque(maxlen=1)
         self._last_stamp = 0
         self._fragmentation = ''
@@ -206,21 +207,13 @@ class TokenizerNode(StreamNode):
             self._publish_overlay(message, image, packet)
 
     def _to_rgb(self, message: Image | CompressedImage) -> Any:
-        data = np.frombuffer(message.data, np.uint8)
-        if self._compressed:
-            return decode_compressed(data, message.format)
+        if self._converter is None:
+            return decode_compressed(np.frombuffer(message.data, np.uint8), message.format)
         if not self._fragmentation:
-            self._fragmentation = fragmentation_hint(data.size)
+            self._fragmentation = fragmentation_hint(len(message.data))
             if self._fragmentation:
                 self.get_logger().warning(self._fragmentation)
-        return self._converter.to_rgb(
-            message.encoding,
-            message.height,
-            message.width,
-            message.step,
-            bool(message.is_bigendian),
-            data,
-        )
+        return self._converter.to_rgb(message)
 
     def _account(self, packet: Packet, encode: float, select: float) -> None:
         assert self._sender is not None
@@ -324,6 +317,7 @@ class TokenizerNode(StreamNode):
             'device': engine.device if engine else 'none',
             'not used': '; '.join(engine.notes) if engine else '',
             'selection': self._sender.selection_note or 'numpy',
+            'image conversion': self._converter.used if self._converter else 'builtin',
         }
 
     def _explain_silence(self) -> str:
