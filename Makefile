@@ -2,6 +2,7 @@
 
 ROS_DISTRO ?= kilted
 TORCH ?= 2.13.0
+LINT ?= yes
 PYTHON ?=
 VIDEO ?=
 ARGS ?=
@@ -17,7 +18,8 @@ help:
 	@echo 'make env        install ROS 2 (unless it is sourced) and what the package needs'
 	@echo 'make build      build the package with colcon'
 	@echo 'make demo       encode, send and restore a video: VIDEO=file, or a synthetic scene'
-	@echo 'make test       linters, then the tests on the built package: ARGS="-k packet"'
+	@echo 'make test       linters (not with LINT=), then the tests on the built package:'
+	@echo '                ARGS="-k packet", ARGS="test/test_packet.py"'
 	@echo 'make test-core  the tests of the part without ROS, installed by pip'
 	@echo 'make quick      some tests on the sources as they are: ARGS="test/test_packet.py"'
 	@echo 'make quick-core the same without ROS'
@@ -42,7 +44,7 @@ test-env: build
 demo: build
 	@$(RUN) adaptok demo $(if $(VIDEO),--video "$(VIDEO)") $(ARGS)
 
-test: lint
+test: $(if $(LINT),lint,test-env)
 	@$(RUN) python tools/test.py $(ARGS)
 
 test-core:

@@ -95,11 +95,12 @@ def tables(result: dict[str, Any]) -> str:
     largest = max(clip['ways']['exact']['largest_error'] for _, clip in clips)
     return '\n\n'.join(
         [
-            f'`gating_noise` is {result["noise"]:g}. Work: share of the positions computed, layer by '
-            'layer, mean of the images. Dense : gated in wall time and in CPU time, of all images: '
-            'over 1, gating is faster; in brackets the spread of gated : dense image by image, p10 '
-            "to p90. Floor: the dense pass's operations, and reading two images. Delta: largest mean "
-            'difference over channels from the dense latents of an image, to be compared with tau.',
+            f'`gating_noise` is {result["noise"]:g}. Work: share of the positions computed, '
+            'layer by layer, mean of the images. Dense : gated in wall time and in CPU time, of '
+            'all images: over 1, gating is faster; in brackets the spread of gated : dense image '
+            "by image, p10 to p90. Floor: the dense pass's operations, and reading two images. "
+            'Delta: largest mean difference over channels from the dense latents of an image, to '
+            'be compared with tau.',
             table(
                 [
                     'clip',

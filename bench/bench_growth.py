@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnxruntime
-from clips import Image, scene_images
+from clips import scene_images
 from measuring import (
     WARM_UP,
     Ceilings,
@@ -32,6 +32,7 @@ from measuring import (
 )
 from tables import number, table, with_spread
 
+from adaptok_ros.arrays import Image
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.selection import SelectionConfig
@@ -202,11 +203,11 @@ def with_kept(
         kept, sizes = [], []
         for index, image in enumerate(changing_images(size, share, frames + WARM_UP)):
             clock.counting = index >= WARM_UP
-            latents = clock('encode', dense.encode, image)
+            packet = clock(SEND, dense.send, image, index, 'camera')
+            clock.divide(SEND, 'encode', dense.timings.encode, 'select and pack')
             clock('encode, gated', gated.encode, image)
-            packet = clock('select and pack', dense.select, latents, index, 'camera')
             clock('receive', stream.push, packet)
-            clock('LIT', stream.latents)
+            latents = clock('LIT', stream.latents).values
             if clock.counting:
                 kept.append(packet.kept / packet.positions)
                 sizes.append(packet.nbytes)
@@ -245,8 +246,8 @@ def with_window(
     """LIT by the number of frames it looks at; random weights cost what trained ones do."""
     if importlib.util.find_spec('torch') is None or importlib.util.find_spec('onnx') is None:
         return {'skipped': 'no torch with onnx to export LITs with: make test-env has them'}
-    from adaptok_ros.networks.export import export_lit
     from adaptok_ros.networks.lit import LatentInpaintingTransformer
+    from adaptok_ros.networks.model_folder import export_lit
 
     shipped = find_model(DEFAULT_TOKENIZER)
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
@@ -400,8 +401,8 @@ def _pixels_table(found: dict[str, Any]) -> str:
         [
             '{}x{}'.format(*row['size']),
             *(
-                f'{with_spread(row["costs"][name]["ms"])} [{number(row["costs"][name]["floor_ms"])}]'
-                for name in names
+                f'{with_spread(cost["ms"])} [{number(cost["floor_ms"])}]'
+                for cost in (row['costs'][name] for name in names)
             ),
         ]
         for row in found['rows']

@@ -16,6 +16,7 @@ from measuring import Settings, progress
 from numpy.typing import NDArray
 from tables import table
 
+from adaptok_ros.arrays import Latents
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.sending.selection import DEFAULT_TAU
 from adaptok_ros.tokenizers.stream import pad_into
@@ -23,12 +24,10 @@ from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 STEP = 5
 
-Latents = NDArray[np.float32]
 
-
-def delta(a: Latents, b: Latents) -> Latents:
-    """Mean difference over channels."""
-    found: Latents = np.abs(a - b).mean(axis=-1)
+def delta(a: Latents, b: Latents) -> NDArray[np.float32]:
+    """Mean difference over channels, ``[H, W]``."""
+    found: NDArray[np.float32] = np.abs(a - b).mean(axis=-1)
     return found
 
 

@@ -12,11 +12,12 @@ import statistics
 from typing import Any
 
 import numpy as np
-from clips import Clip, Image, all_clips
+from clips import Clip, all_clips
 from measuring import WARM_UP, Ceilings, Settings, Stopwatch, lit_flops, progress, ratios, spread
 from numpy.typing import NDArray
 from tables import number, table
 
+from adaptok_ros.arrays import Image
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import Packet
@@ -132,10 +133,11 @@ def tables(result: dict[str, Any]) -> str:
     return '\n\n'.join(
         [
             f'tau is {result["tau"]:g}. Times are of taking a packet and restoring. Floor: the '
-            'operations of the dense pass. Work: share of the grid that LIT sees, mean of the frames. '
-            'All : changed in wall time and in CPU time, of all frames; in brackets the spread of '
-            'changed : all frame by frame, p10 to p90. Deviation: between the two, at positions not '
-            "sent, in units of tau. Latent error: mean square at positions not sent, over hold's.",
+            'operations of the dense pass. Work: share of the grid that LIT sees, mean of the '
+            'frames. All : changed in wall time and in CPU time, of all frames; in brackets the '
+            'spread of changed : all frame by frame, p10 to p90. Deviation: between the two, at '
+            'positions not sent, in units of tau. Latent error: mean square at positions not '
+            "sent, over hold's.",
             table(
                 [
                     'clip',

@@ -288,11 +288,11 @@ def tables(result: dict[str, Any]) -> str:
         + '\n\n'
         + '\n\n'.join(
             [
-                'Every node a process of its own, or all tokenizer nodes in one; gated: `gating: noise` '
-                f'and `lit_scope: changed`; {result["rate"]:.0f} '
-                'images/s and camera. Age at a listener in another process, p50 / p95 / p99 ms; lost: '
-                'images published less messages that arrived; highest rate: held, and the next tried '
-                'that lost more than 1 %.',
+                'Every node a process of its own, or all tokenizer nodes in one; gated: `gating: '
+                f'noise` and `lit_scope: changed`; {result["rate"]:.0f} images/s and camera. Age '
+                'at a listener in another process, p50 / p95 / p99 ms; lost: images published '
+                'less messages that arrived; highest rate: held, and the next tried that lost '
+                'more than 1 %.',
                 table(
                     [
                         'size',
@@ -310,9 +310,9 @@ def tables(result: dict[str, Any]) -> str:
                     ],
                     rows,
                 ),
-                'What the processes take while images come: cores (1 = one core busy all the time), CPU '
-                'ms a message put out, memory in MB, resident and with shared pages divided (PSS); sums '
-                'where there are several of a kind.',
+                'What the processes take while images come: cores (1 = one core busy all the '
+                'time), CPU ms a message put out, memory in MB, resident and with shared pages '
+                'divided (PSS); sums where there are several of a kind.',
                 table(
                     ['size', 'cameras', 'process', 'cores', 'CPU ms a message', 'RSS', 'PSS'],
                     costs,

@@ -30,6 +30,7 @@ from adaptok_ros.footage.errors import FootageError
 PARTS = {
     'stages': 'Where the time of an image goes',
     'alternatives': 'What one would do instead',
+    'conversion': 'Image messages to arrays, through cv_bridge and without',
     'selection': 'The selection step, fused against unfused',
     'gating': 'Gating against dense',
     'lit': 'LIT for what changed against LIT for all',

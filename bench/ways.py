@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.arrays import Image
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
@@ -22,7 +23,6 @@ from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.gating.changes import Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
-Image = NDArray[np.uint8]
 Bytes = NDArray[np.uint8]
 
 JPEG_QUALITY = 80

@@ -19,6 +19,7 @@ BENCH = Path(__file__).resolve().parent.parent / 'bench'
 sys.path.insert(0, str(BENCH))
 
 import bench_alternatives
+import bench_conversion
 import bench_gating
 import bench_growth
 import bench_half
@@ -160,6 +161,15 @@ def test_gating(settings):
     assert result['clips']['still']['ways']['exact']['share'] == 0
     assert result['clips']['shaky, noise']['ways']['exact']['share'] == 1
     check_table(bench_gating.tables(result), 'shaky, noise')
+
+
+def test_conversion(settings):
+    pytest.importorskip('sensor_msgs', reason='no sensor_msgs (source a ROS 2 workspace)')
+    result = bench_conversion.measure(settings)
+    assert list(result['encodings']) == list(bench_conversion.ENCODINGS)
+    for cells in result['encodings'].values():
+        assert min(numbers(cells[bench_conversion.BUILTIN])) > 0
+    check_table(bench_conversion.tables(result), result['bridge'], 'mono16')
 
 
 def test_half(settings):

@@ -30,6 +30,7 @@ def test_shipped_lit_belongs_to_its_tokenizer(model):
     folder = find_model(model)
     fields = json.loads((folder / 'lit.json').read_text())
     assert LITDescription.load(folder) == LITDescription(
+        id=f'lit@{fields["files"]["lit.onnx"][:12]}',
         tokenizer=TokenizerDescription.load(folder).id,
         frames=fields['frames'],
         window=fields['window'],

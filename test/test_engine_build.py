@@ -690,7 +690,7 @@ def on_cpu(image):
 def test_engine_agrees_with_onnx_runtime(backend):
     import torch
 
-    from adaptok_ros.networks.export import HALF_TOLERANCE
+    from adaptok_ros.networks.half import HALF_TOLERANCE
 
     engine = create_engine(GraphRequest(TINY, 'encoder', backend), build_here)
     assert (engine.backend, engine.device) == (backend, 'cuda:0')

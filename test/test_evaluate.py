@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.bags.bag import SPARSE_TOKENS, typestore
+from adaptok_ros.bags.bag import serialize
 from adaptok_ros.cli import main
 from adaptok_ros.errors import SettingError
 from adaptok_ros.evaluation.allocation import BLOCK_FRAMES, _divide, compare_allocation
@@ -25,7 +25,6 @@ from adaptok_ros.evaluation.perceptual import I3D, frechet_distance, why_no_fvd,
 from adaptok_ros.evaluation.quality import MS_SSIM_SMALLEST_SIDE, Original, VideoQuality, psnr
 from adaptok_ros.evaluation.run import evaluate
 from adaptok_ros.evaluation.settings import Settings
-from adaptok_ros.evaluation.size import serialized_bytes
 from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
 from adaptok_ros.evaluation.summary import geometric_mean, mean, summarize
 from adaptok_ros.footage.catalog import Use, find_footage
@@ -33,7 +32,7 @@ from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.preparation import Clip, Preparation
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.footage.sensor_noise import add_noise
-from adaptok_ros.messages import token_fields
+from adaptok_ros.messages import fill_tokens
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import SelectionConfig
@@ -191,16 +190,16 @@ def test_what_is_missing_for_lpips_is_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('payload', Payload)
 @pytest.mark.parametrize('size', [(64, 64), (99, 71)])
-def test_bytes_are_those_of_the_serialized_message(payload, size):
+def test_bytes_are_those_that_ros_serializes(payload, size):
+    serialization = pytest.importorskip('rclpy.serialization', reason='no ROS 2')
+    from adaptok_ros.msg import SparseTokens
+
     sender = Sender(Tokenizer(DEFAULT_TOKENIZER, threads=1), SelectionConfig(payload=payload))
-    types = typestore().types
     for index, frame in enumerate(scene_frames(3, size)):
         packet = sender.send(frame, index, 'camera'[: 3 + index])
-        stamp = types['builtin_interfaces/msg/Time'](sec=0, nanosec=index)
-        header = types['std_msgs/msg/Header'](stamp=stamp, frame_id=packet.frame_id)
-        message = types[SPARSE_TOKENS](header=header, **token_fields(packet))
-        data = bytes(typestore().serialize_cdr(message, SPARSE_TOKENS))
-        assert serialized_bytes(packet) == len(data)
+        message = SparseTokens()
+        fill_tokens(message, packet)
+        assert len(serialize(packet)) == len(serialization.serialize_message(message))
 
 
 # --- data sets
@@ -396,7 +395,7 @@ def test_figures_are_those_of_the_real_stream(evaluated, clip):
     assert shares[0] == 1.0 and 0.0 < np.mean(shares[1:]) < 1.0
     assert row['kept'] == pytest.approx(np.mean(shares))
     assert row['kept_after_keyframe'] == pytest.approx(np.mean(shares[1:]))
-    size = np.mean([serialized_bytes(packet) for packet in packets])
+    size = np.mean([len(serialize(packet)) for packet in packets])
     assert row['bytes_per_frame'] == pytest.approx(size)
     assert row['bits_per_pixel'] == pytest.approx(8 * size / (SIZE[0] * SIZE[1]))
 

@@ -12,15 +12,11 @@ onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported 
 from adaptok_ros.cli import main
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import SHIPPED, read_description, sha256
-from adaptok_ros.networks.export import (
-    ExportError,
-    check_types,
-    export_lit,
-    export_tokenizer,
-    largest_delta,
-    run_graph,
-)
+from adaptok_ros.networks.errors import ExportError
+from adaptok_ros.networks.export import run_graph
+from adaptok_ros.networks.half import check_types, largest_delta
 from adaptok_ros.networks.lit import LatentInpaintingTransformer
+from adaptok_ros.networks.model_folder import export_lit, export_tokenizer
 from adaptok_ros.networks.tiny import TinyAutoencoder
 
 BOTH = ['encoder.onnx', 'encoder.float16.onnx', 'decoder.onnx', 'decoder.float16.onnx']

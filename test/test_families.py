@@ -26,18 +26,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from adaptok_ros.calibration.calibrate import (
-    ChannelStatistics,
-    calibrate,
-    find_paths,
-    sample_images,
-)
+from adaptok_ros.calibration.calibrate import calibrate
+from adaptok_ros.calibration.statistics import ChannelStatistics, find_paths, sample_images
 from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.models.folders import ModelError, find_model
 from adaptok_ros.networks.device import choose_device
-from adaptok_ros.networks.export import ExportError
+from adaptok_ros.networks.errors import ExportError
 from adaptok_ros.networks.families import (
     AutoencoderTinyModel,
     TaesdModel,
@@ -732,7 +728,7 @@ def test_core_needs_no_torch():
     code = (
         'import sys\nsys.modules.update(torch=None, diffusers=None, transformers=None)\n'
         'import adaptok_ros.cli, adaptok_ros.sending.sender\n'
-        "adaptok_ros.tokenizers.Tokenizer('adaptok-tiny').load_encoder()"
+        "adaptok_ros.Tokenizer('adaptok-tiny').load_encoder()"
     )
     subprocess.run([sys.executable, '-c', code], check=True, timeout=100)
 
@@ -741,9 +737,9 @@ def test_graphs_of_a_foreign_tokenizer_need_no_torch(library):
     folder = library.calibrated('dinov2')
     code = (
         'import sys\nsys.modules.update(torch=None, diffusers=None, transformers=None)\n'
-        'import numpy, adaptok_ros.tokenizers as t\n'
-        f'print(t.Tokenizer({str(folder)!r}).encode(numpy.zeros(({SIZE[0]}, {SIZE[1]}, 3), '
-        "'uint8')).shape)"
+        'import numpy, adaptok_ros\n'
+        f'image = numpy.zeros(({SIZE[0]}, {SIZE[1]}, 3), "uint8")\n'
+        f'print(adaptok_ros.Tokenizer({str(folder)!r}).encode(image).shape)'
     )
     done = subprocess.run(
         [sys.executable, '-c', code], check=True, timeout=100, capture_output=True, text=True

@@ -170,7 +170,7 @@ def wild_lit():
 
 @pytest.fixture(scope='session')
 def wild_model(tmp_path_factory):
-    from adaptok_ros.networks.export import export_lit
+    from adaptok_ros.networks.model_folder import export_lit
 
     folder = tmp_path_factory.mktemp('wild')
     for file in find_model(MODEL).iterdir():

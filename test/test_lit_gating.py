@@ -139,7 +139,7 @@ def model(request, tmp_path_factory):
     """The shipped one, and one that always wants to leave the ball."""
     if request.param == 'shipped':
         return MODEL
-    from adaptok_ros.networks.export import export_lit
+    from adaptok_ros.networks.model_folder import export_lit
 
     folder = tmp_path_factory.mktemp('wild')
     for file in find_model(MODEL).iterdir():

@@ -241,7 +241,7 @@ def test_samples_are_not_mirrored_latents():
     """A latent says on which side of its patch an edge lies: only images may be mirrored."""
     frames = [np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)] * 2
     plain, mirrored = lit.encode_clips(
-        [lit.Clip('a', frames)], lambda image: image[::8, ::8].astype(np.float32), 4, 8
+        [frames], lambda image: image[::8, ::8].astype(np.float32), 4, 8
     )
     assert plain.shape == (2, 6, 8, 3)
     np.testing.assert_array_equal(mirrored[0], frames[0][4:, :60][:, ::-1][::8, ::8])

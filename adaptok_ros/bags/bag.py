@@ -45,6 +45,16 @@ def typestore() -> Typestore:
     return store
 
 
+def serialize(packet: Packet) -> bytes:
+    """The whole ``SparseTokens`` message in CDR, as DDS and bags carry it."""
+    types = typestore().types
+    seconds, nanoseconds = divmod(packet.stamp, NANOSECONDS)
+    stamp = types['builtin_interfaces/msg/Time'](sec=seconds, nanosec=nanoseconds)
+    header = types['std_msgs/msg/Header'](stamp=stamp, frame_id=packet.frame_id)
+    message = types[SPARSE_TOKENS](header=header, **token_fields(packet))
+    return bytes(typestore().serialize_cdr(message, SPARSE_TOKENS))
+
+
 class TokenBagWriter:
     """Writes one topic of serialized ``SparseTokens``; a context manager."""
 
@@ -70,13 +80,7 @@ class TokenBagWriter:
 
     def write(self, packet: Packet) -> None:
         """Append a packet at the time of its image."""
-        types = typestore().types
-        seconds, nanoseconds = divmod(packet.stamp, NANOSECONDS)
-        stamp = types['builtin_interfaces/msg/Time'](sec=seconds, nanosec=nanoseconds)
-        header = types['std_msgs/msg/Header'](stamp=stamp, frame_id=packet.frame_id)
-        message = types[SPARSE_TOKENS](header=header, **token_fields(packet))
-        data = typestore().serialize_cdr(message, SPARSE_TOKENS)
-        self.write_serialized(packet.stamp, bytes(data))
+        self.write_serialized(packet.stamp, serialize(packet))
 
     def __enter__(self) -> TokenBagWriter:
         return self

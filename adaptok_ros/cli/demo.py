@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import signal
@@ -14,29 +13,29 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from adaptok_ros.bags.bag import TokenBagWriter, read_packets
+from adaptok_ros.cli.demo_pictures import (
+    Record,
+    draw_panels,
+    write_animation,
+    write_plot,
+    write_sheet,
+)
 from adaptok_ros.errors import MissingPackageError
-from adaptok_ros.footage.video import frame_rate, read_frames
+from adaptok_ros.footage.video import frame_rate, read_frames, shrink
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
-from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.nodes.metrics import Percentiles, Rate
-from adaptok_ros.packet import Packet, unpack_mask
-from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.selection import DEFAULT_TAU
-from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 NAMESPACE = '/demo'
 LOG = 'nodes.log'
 SCENE_SIZE = (240, 320)
 LONGEST_SIDE = 320
-SHEET_COLUMNS = 5
 REFRESH_LINE = 0.5
 START_TIMEOUT = 30.0
-KEPT_IMAGES_PERIOD = 0.5
+KEPT_IMAGES_PERIOD = 0.1
 RECENT_IMAGES = 8
 
 
@@ -55,19 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--output', type=Path, default=Path('demo'), help='folder for pictures and the bag'
     )
-
-
-@dataclasses.dataclass
-class Record:
-    """What the policy side saw."""
-
-    images: dict[int, np.ndarray[Any, Any]] = dataclasses.field(default_factory=dict)
-    times: list[float] = dataclasses.field(default_factory=list)
-    kept: list[float] = dataclasses.field(default_factory=list)
-    sizes: list[int] = dataclasses.field(default_factory=list)
-    latency_times: list[float] = dataclasses.field(default_factory=list)
-    latency: list[float] = dataclasses.field(default_factory=list)
-    image_bytes: int = 0
 
 
 def choose_size(video: str | None, full: bool) -> tuple[int, int, float, int]:
@@ -189,7 +175,7 @@ class _Policy:
         image = dict(self._recent).get(packet.stamp)
         if image is not None and time.monotonic() >= self._next_image:
             self._next_image = time.monotonic() + KEPT_IMAGES_PERIOD
-            self.record.images[packet.stamp] = image
+            self.record.images[packet.stamp] = shrink(image, LONGEST_SIDE)
 
     def _on_latents(self, message: Any) -> None:
         latents = latents_from_message(message)
@@ -248,8 +234,6 @@ class _Policy:
 
 def _summarize(record: Record, output: Path) -> None:
     packets = list(read_packets(output / 'tokens'))
-    sheet = _draw_sheet(record, packets, output / 'sheet.png')
-    _draw_plot(record, output / 'plot.png')
     later = record.sizes[1:] or record.sizes
     mean = float(np.mean(later))
     print(
@@ -257,54 +241,11 @@ def _summarize(record: Record, output: Path) -> None:
         f'positions, {mean / 1e3:.1f} kB a frame, 1/{record.image_bytes / mean:.0f} of the raw '
         f'image; latency from camera to policy p50 {np.median(record.latency):.0f} ms'
     )
-    print(f'pictures    {sheet}\nplot        {output / "plot.png"}')
+    panels = draw_panels(packets, record.images)
+    if panels:
+        write_sheet(panels, output / 'sheet.png')
+        write_animation(panels, output / 'demo.webp')
+        print(f'pictures    {output / "sheet.png"}, {output / "demo.webp"}')
+    write_plot(record, output / 'plot.png')
+    print(f'plot        {output / "plot.png"}')
     print(f'bag (mcap)  {output / "tokens"}   look inside: adaptok bag {output / "tokens"}')
-
-
-def _draw_sheet(record: Record, packets: list[Packet], path: Path) -> Path:
-    """Columns of frames; rows: camera, kept positions, reconstruction from the bag."""
-    available = [p.stamp for p in packets[1:] if p.stamp in record.images]
-    picks = {
-        available[i]
-        for i in np.linspace(0, len(available) - 1, min(SHEET_COLUMNS, len(available))).astype(int)
-    }
-    stream, tokenizer = LatentStream(DEFAULT_TOKENIZER), Tokenizer(DEFAULT_TOKENIZER)
-    columns = []
-    for packet in packets:
-        stream.push(packet)
-        if packet.stamp not in picks:
-            continue
-        image = record.images[packet.stamp]
-        size = (packet.image_height, packet.image_width)
-        keep = unpack_mask(packet).reshape(packet.grid_height, packet.grid_width)
-        kept = draw_kept(image, keep, tokenizer.description.stride, *size)
-        share = f'{100 * packet.kept / packet.positions:.1f} % sent'
-        cv2.putText(
-            kept, share, (8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 2, cv2.LINE_AA
-        )
-        columns.append(np.vstack([image, kept, tokenizer.decode(stream.latents().values, *size)]))
-    if columns:
-        cv2.imwrite(str(path), cv2.cvtColor(np.hstack(columns), cv2.COLOR_RGB2BGR))
-    return path
-
-
-def _draw_plot(record: Record, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 5))
-    start = record.times[0]
-    upper.plot(np.array(record.times) - start, record.kept, linewidth=0.9)
-    upper.set_ylabel('positions sent (%)')
-    upper.set_ylim(bottom=0)
-    lower.plot(np.array(record.latency_times) - start, record.latency, linewidth=0.9)
-    lower.set_ylabel('camera to policy (ms)')
-    lower.set_xlabel('time (s)')
-    lower.set_ylim(bottom=0)
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -6,6 +6,7 @@ import argparse
 
 from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.models.folders import ModelError
+from adaptok_ros.networks.errors import ExportError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export, and say what was written."""
     try:
-        from adaptok_ros.networks.export import ExportError, export_again
+        from adaptok_ros.networks.model_folder import export_again
     except ImportError as error:
         raise MissingPackageError(
             f"export needs {error.name}: pip install 'adaptok_ros[train]'"

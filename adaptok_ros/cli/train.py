@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             "training needs torch: pip install 'adaptok_ros[train]'"
         ) from error
     from adaptok_ros.footage.catalog import Use, find_footage
-    from adaptok_ros.networks import export
+    from adaptok_ros.networks import model_folder
     from adaptok_ros.tokenizers.tokenizer import Tokenizer
     from adaptok_ros.training import card, lit, tokenizer
     from adaptok_ros.training.loop import Processes
@@ -114,9 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         training = card.record(config, footage, processes, progress)
         if frozen is None:
-            export.export_tokenizer(autoencoder, mean, std, arguments.name, folder, training)
+            model_folder.export_tokenizer(autoencoder, mean, std, arguments.name, folder, training)
         else:
-            export.export_lit(transformer, frozen.description.id, folder, training)
+            model_folder.export_lit(transformer, frozen.description.id, folder, training)
         card.write_card(folder)
         print(f'written to {folder}')
     finally:

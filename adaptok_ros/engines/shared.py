@@ -24,7 +24,7 @@ _making: collections.defaultdict[_Key, threading.Lock] = collections.defaultdict
 def acquire_engine(request: GraphRequest, build: Builder | None = None) -> Engine:
     """The engine of a request, made if nobody else has it; to be given back.
 
-    :raises EngineError: see :func:`~adaptok_ros.engines.create_engine`
+    :raises EngineError: see :func:`~adaptok_ros.engines.choice.create_engine`
     """
     key = _key(request)
     with _lock:

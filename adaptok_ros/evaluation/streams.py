@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image, Latents
+from adaptok_ros.bags.bag import serialize
 from adaptok_ros.evaluation.errors import EvaluationError
-from adaptok_ros.evaluation.size import serialized_bytes
-from adaptok_ros.models.folders import find_model, read_description
+from adaptok_ros.models.description import LITDescription
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.host_path import HostPath
@@ -31,7 +32,7 @@ def lit_id(tokenizer: str) -> str:
     folder = find_model(tokenizer)
     if not (folder / 'lit.json').is_file():
         return ''
-    return f'lit@{read_description(folder, "lit.json")["files"]["lit.onnx"][:12]}'
+    return LITDescription.load(folder).id
 
 
 class SharedEncoder:
@@ -62,7 +63,7 @@ class SharedEncoder:
         return HostPath(self.encode, lambda: None, config, size, resize=False)
 
 
-def send(sender: Sender, image: NDArray[np.uint8], stamp: int = 0) -> Packet:
+def send(sender: Sender, image: Image, stamp: int = 0) -> Packet:
     """Send one image of a tokenizer that gives a grid for every image.
 
     :raises EvaluationError: this one does not
@@ -122,7 +123,7 @@ class Stream:
         """``[H, W, C]``: what the receiver holds."""
         return self._receiving.receiver.held
 
-    def send(self, image: NDArray[np.uint8]) -> dict[str, Latents]:
+    def send(self, image: Image) -> dict[str, Latents]:
         """Send one frame and return the latents that a policy gets in each mode."""
         self._truth = truth = self._encoder.encode(image)
         packet = send(self._sender, image, len(self.kept) * NOMINAL_PERIOD)
@@ -135,7 +136,7 @@ class Stream:
                 error.add(latents[mode], truth, ~self.keep)
         self.packet = packet
         self.kept.append(packet.kept / packet.positions)
-        self.bytes.append(serialized_bytes(packet))
+        self.bytes.append(len(serialize(packet)))
         return latents
 
     def share_over_tau(self) -> float:

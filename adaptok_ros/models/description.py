@@ -137,12 +137,14 @@ class TokenizerDescription:
 class LITDescription:
     """What is known of a LIT without running it; read from ``lit.json``.
 
+    :ivar id: ``lit@<first 12 hex digits of the SHA-256 of its graph>``
     :ivar tokenizer: id of the tokenizer whose latents it restores
     :ivar frames: grids in its window
     :ivar window: rows and columns of a grid are padded to multiples of this
     :ivar channels: numbers per token
     """
 
+    id: str
     tokenizer: str
     frames: int
     window: int
@@ -171,7 +173,13 @@ class LITDescription:
             )
         if 'lit.onnx' not in fields['files']:
             raise ModelError(f'{folder}/lit.json: files does not list lit.onnx')
-        return cls(tokenizer.id, fields['frames'], fields['window'], fields['channels'])
+        return cls(
+            f'lit@{fields["files"]["lit.onnx"][:12]}',
+            tokenizer.id,
+            fields['frames'],
+            fields['window'],
+            fields['channels'],
+        )
 
 
 def _image_size(value: Any) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Write a model folder: weights as safetensors, ONNX graphs checked against torch, JSON.
+"""Export networks as ONNX graphs, checked against torch.
 
 Every graph comes in two forms: ``encoder.onnx`` in float32, the truth, and beside it
 ``encoder.float16.onnx``, in which the model, and only the model, is in float16. The second is
@@ -9,7 +9,6 @@ that does not bear float16 has no such file.
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,39 +16,27 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adaptok_ros.errors import AdaptokError
 from adaptok_ros.footage.scene.scene import Scene
-from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
-from adaptok_ros.models.writing import replacing
+from adaptok_ros.networks.errors import ExportError
 from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
+from adaptok_ros.networks.half import (
+    HALF_GREY_LEVELS,
+    HALF_TOLERANCE,
+    Array,
+    check_types,
+    largest_delta,
+)
 from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
-from adaptok_ros.networks.tiny import TinyAutoencoder
 
 OPSET = 17
 TOLERANCE = 1e-3
 """Largest difference between torch and ONNX Runtime, in units of a channel's spread."""
-HALF_TOLERANCE = 0.02
-"""Largest delta that float16 may cause at any position: a fifth of the default tau."""
 GREY_LEVELS = 1.0
 """Largest difference between decoded pixels: rounding may fall either way."""
-HALF_GREY_LEVELS = 4.0
-"""Largest mean difference over the three colours of a decoded pixel in float16."""
-PRODUCTS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
-"""Operators that do a model's work."""
-
-Array = NDArray[Any]
-
-
-class ExportError(AdaptokError, RuntimeError):
-    """A graph that does not compute what the model computes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,45 +121,6 @@ def run_graph(path: Path, inputs: dict[str, Tensor]) -> Array:
     values = {name: value.numpy() for name, value in inputs.items()}
     result: Array = session.run(None, values)[0]
     return result
-
-
-def largest_delta(found: Array, expected: Array) -> float:
-    """Largest mean absolute difference over the last axis; NaN where a value is not finite."""
-    if not np.isfinite(found).all():
-        return float('nan')
-    return float(np.abs(found - expected).mean(axis=-1).max())
-
-
-def check_types(path: Path) -> None:
-    """Check that a graph is strongly typed, and in float16 from the first such tensor on.
-
-    :raises ExportError: a type is missing, or a product of something in float16 is in float32
-    :raises onnx.checker.ValidationError: not a valid graph
-    :raises onnx.shape_inference.InferenceError: inputs of an operator do not fit together
-    """
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-    graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        types[info.name] = info.type.tensor_type.elem_type
-    descends: set[str] = set()
-    products = 0
-    for node in graph.node:
-        for name in (*node.input, *node.output):
-            if name and types.get(name, TensorProto.UNDEFINED) == TensorProto.UNDEFINED:
-                raise ExportError(f'no type for {name}, of {node.name}')
-        if node.op_type in PRODUCTS:
-            half = types[node.output[0]] == TensorProto.FLOAT16
-            products += half
-            if not half and not descends.isdisjoint(node.input):
-                raise ExportError(f'{node.name} is not in float16 but what it multiplies was')
-        if not descends.isdisjoint(node.input) or any(
-            types[name] == TensorProto.FLOAT16 for name in node.output if name
-        ):
-            descends.update(node.output)
-    if not products:
-        raise ExportError('nothing is computed in float16')
 
 
 def example_images(height: int, width: int) -> Tensor:
@@ -261,130 +209,3 @@ def export_lit_graphs(model: LatentInpaintingTransformer, folder: Path) -> list[
         if not np.array_equal(found[sent], held[:, -1].numpy()[sent]):
             raise ExportError(f'{folder / file}: what was sent does not pass through bit for bit')
     return files
-
-
-def write_description(folder: Path, name: str, fields: dict[str, Any], files: list[str]) -> None:
-    """Write a JSON description with the SHA-256 of the files that belong to it."""
-    _write_json(folder / name, {**fields, 'files': _digests(folder, files)})
-
-
-def _digests(folder: Path, files: list[str]) -> dict[str, str]:
-    return {file: sha256(folder / file) for file in files}
-
-
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2) + '\n')
-
-
-def export_tokenizer(
-    model: TinyAutoencoder,
-    mean: list[float],
-    std: list[float],
-    name: str,
-    folder: Path,
-    training: dict[str, Any] | None = None,
-) -> None:
-    """Write ``tokenizer.json`` and what it describes.
-
-    :param training: how it was trained, see :func:`adaptok_ros.training.card.record`
-    :raises ExportError: ONNX Runtime and torch disagree; nothing is written
-    """
-    model = model.eval()
-    with replacing(folder, 'tokenizer.json') as partial:
-        save_file(model.state_dict(), partial / 'tokenizer.safetensors')
-        graphs = export_graphs(model, mean, std, model.stride, partial)
-        write_description(
-            partial,
-            'tokenizer.json',
-            {
-                'name': name,
-                'stride': model.stride,
-                'channels': model.channels,
-                'mean': mean,
-                'std': std,
-                'receptive_field': model.receptive_field,
-                'training': training or {},
-            },
-            ['tokenizer.safetensors', *graphs],
-        )
-
-
-def export_lit(
-    model: LatentInpaintingTransformer,
-    tokenizer: str,
-    folder: Path,
-    training: dict[str, Any] | None = None,
-) -> None:
-    """Write ``lit.json`` and what it describes beside the tokenizer it was trained on.
-
-    :param training: how it was trained, see :func:`adaptok_ros.training.card.record`
-    :raises ExportError: ONNX Runtime and torch disagree; nothing is written
-    """
-    model = model.eval()
-    with replacing(folder, 'lit.json') as partial:
-        save_file(model.state_dict(), partial / 'lit.safetensors')
-        graphs = export_lit_graphs(model, partial)
-        write_description(
-            partial,
-            'lit.json',
-            {
-                'tokenizer': tokenizer,
-                'channels': model.channels,
-                'frames': model.frames,
-                'window': MULTIPLE,
-                'parameters': sum(p.numel() for p in model.parameters()),
-                'training': training or {},
-            },
-            ['lit.safetensors', *graphs],
-        )
-
-
-def export_again(model: str) -> list[str]:
-    """Write the graphs of a model folder anew from its weights; everything else stays.
-
-    :param model: name of a shipped model, or path of a folder
-    :returns: names of the files
-    :raises ModelError: not a model folder, or one without graphs
-    :raises ExportError: ONNX Runtime and torch disagree
-    """
-    from adaptok_ros.models.description import TokenizerDescription
-    from adaptok_ros.networks.families import load_family
-    from adaptok_ros.networks.lit import load_lit
-
-    folder = find_model(model)
-    description = TokenizerDescription.load(folder)
-    if not (folder / 'encoder.onnx').is_file():
-        raise ModelError(f'{folder}: family {description.family} runs in torch and has no graphs')
-    frozen = load_family(folder, description.family, description.image_size)
-    files = _renew(
-        folder,
-        'tokenizer.json',
-        lambda partial: export_graphs(
-            frozen.model,
-            list(description.mean),
-            list(description.std),
-            description.stride,
-            partial,
-            description.image_size,
-            description.can_decode,
-        ),
-    )
-    if (folder / 'lit.json').is_file():
-        lit = load_lit(folder)
-        files += _renew(folder, 'lit.json', lambda partial: export_lit_graphs(lit, partial))
-    return files
-
-
-def _renew(folder: Path, name: str, write: Callable[[Path], list[str]]) -> list[str]:
-    """Exchange the graphs that a description lists for those that ``write`` writes."""
-    fields = read_description(folder, name)
-    others = {
-        file: digest for file, digest in fields['files'].items() if not file.endswith('.onnx')
-    }
-    with replacing(folder, name) as partial:
-        graphs = write(partial)
-        files = {**others, **_digests(partial, graphs)}
-        _write_json(partial / name, {**fields, 'files': files})
-    for file in fields['files'].keys() - files.keys():
-        (folder / file).unlink()
-    return graphs

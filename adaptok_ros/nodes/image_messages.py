@@ -10,9 +10,10 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.messages import byte_array, set_header
+from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
 from adaptok_ros.nodes.transport import fragmentation_hint
 from adaptok_ros.packet import Packet, unpack_mask
-from adaptok_ros.sending.images import ImageConverter, decode_compressed
+from adaptok_ros.sending.images import decode_compressed
 from adaptok_ros.sending.overlay import draw_kept
 
 CameraImage: TypeAlias = 'Image | CompressedImage'
@@ -24,31 +25,32 @@ class ImageReader:
     :ivar fragmentation: why the middleware may lose images of this size; '' if it does not
     """
 
-    def __init__(self, logger: RcutilsLogger) -> None:
+    def __init__(self, logger: RcutilsLogger, compressed: bool) -> None:
+        """Prepare to read.
+
+        :param compressed: the messages are CompressedImage
+        """
         self.fragmentation = ''
         self._logger = logger
-        self._converter = ImageConverter()
+        self._converter = None if compressed else MessageConverter(find_bridge())
+
+    @property
+    def conversion(self) -> str:
+        """What converted the last image, see :attr:`MessageConverter.used`."""
+        return self._converter.used if self._converter is not None else 'builtin'
 
     def read(self, message: CameraImage) -> Pixels:
         """``[h, w, 3]`` uint8 RGB, until the next call.
 
         :raises ImageError: a field of the message is wrong
         """
-        data = np.frombuffer(message.data, np.uint8)
-        if isinstance(message, CompressedImage):
-            return decode_compressed(data, message.format)
+        if self._converter is None:
+            return decode_compressed(np.frombuffer(message.data, np.uint8), message.format)
         if not self.fragmentation:
-            self.fragmentation = fragmentation_hint(data.size)
+            self.fragmentation = fragmentation_hint(len(message.data))
             if self.fragmentation:
                 self._logger.warning(self.fragmentation)
-        return self._converter.to_rgb(
-            message.encoding,
-            message.height,
-            message.width,
-            message.step,
-            bool(message.is_bigendian),
-            data,
-        )
+        return self._converter.to_rgb(message)
 
 
 def as_message(pixels: Pixels, stamp: int, frame_id: str) -> Image:

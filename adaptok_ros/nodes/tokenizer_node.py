@@ -52,7 +52,7 @@ class TokenizerNode(StreamNode):
         topic = self.resolve_topic_name('image')
         self._topic = f'{topic}/compressed' if self._compressed else topic
         self._camera_info = topic.rsplit('/', 1)[0] + '/camera_info'
-        self._reader = ImageReader(self.get_logger())
+        self._reader = ImageReader(self.get_logger(), self._compressed)
         self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
         tokens = qos.tokens(self._config.keyframe_interval)
@@ -168,7 +168,7 @@ class TokenizerNode(StreamNode):
         warnings = self.tell_rejected(self._sender.tokenizer.rejected)
         if self.is_active:
             warnings += self._figures.warnings(self, self._topic, self._reader.fragmentation)
-        return warnings, self._figures.report(self._sender, self._config)
+        return warnings, self._figures.report(self._sender, self._config, self._reader.conversion)
 
 
 def main(args: Sequence[str] | None = None) -> int:

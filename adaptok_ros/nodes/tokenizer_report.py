@@ -45,6 +45,7 @@ class TokenizerReport:
     device: str = figure('device')
     not_used: str = figure('not used')
     selection: str = figure('selection')
+    image_conversion: str = figure('image conversion')
 
 
 class TokenizerFigures:
@@ -94,8 +95,11 @@ class TokenizerFigures:
         self._encoded.add(100.0 * sender.encoded_share)
         self._bytes.add(packet.nbytes / 1e3)
 
-    def report(self, sender: Sender, config: SelectionConfig) -> TokenizerReport:
-        """The figures as of now."""
+    def report(self, sender: Sender, config: SelectionConfig, conversion: str) -> TokenizerReport:
+        """The figures as of now.
+
+        :param conversion: what converts the images
+        """
         p50, p95, p99 = self._latency.value(50, 95, 99)
         engine = sender.tokenizer.encoder
         return TokenizerReport(
@@ -123,6 +127,7 @@ class TokenizerFigures:
             device=engine.device if engine else 'none',
             not_used='; '.join(engine.notes) if engine else '',
             selection=sender.note,
+            image_conversion=conversion,
         )
 
     def warnings(self, node: Node, topic: str, fragmentation: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -12,16 +11,8 @@ from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.video import read_frames, shrink
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """One clip: ``frames`` is a list of ``[h, w, 3]`` uint8 RGB images of one size."""
-
-    name: str
-    frames: list[Image]
-
-
-def load_clips(footage: Sequence[Footage], longest: int, max_frames: int) -> list[Clip]:
-    """Consecutive frames from the start of every clip.
+def load_clips(footage: Sequence[Footage], longest: int, max_frames: int) -> list[list[Image]]:
+    """Consecutive frames from the start of every clip, ``[h, w, 3]`` uint8 RGB of one size.
 
     :raises FootageError: one cannot be decoded
     """
@@ -32,7 +23,7 @@ def load_clips(footage: Sequence[Footage], longest: int, max_frames: int) -> lis
             frames.append(shrink(image, longest))
             if len(frames) == max_frames:
                 break
-        clips.append(Clip(item.name, frames))
+        clips.append(frames)
     return clips
 
 

@@ -21,7 +21,7 @@ from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.sensor_noise import add_noise
 from adaptok_ros.networks.lit import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
 from adaptok_ros.sending.selection import SelectionConfig, Selector
-from adaptok_ros.training.data import Clip, load_clips, load_photos
+from adaptok_ros.training.data import load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
 Latents = NDArray[np.float16]
@@ -85,7 +85,9 @@ def enlarge(image: Image, shortest: int) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def encode_clips(clips: list[Clip], encode: Encode, crop: int, stride: int) -> list[Latents]:
+def encode_clips(
+    clips: list[list[Image]], encode: Encode, crop: int, stride: int
+) -> list[Latents]:
     """Every clip as it is, and mirrored with the grid elsewhere on the image.
 
     Latents cannot be mirrored after encoding: what a latent says about its patch would stay.
@@ -94,7 +96,7 @@ def encode_clips(clips: list[Clip], encode: Encode, crop: int, stride: int) -> l
     result = []
     shift = stride // 2
     for clip in tqdm(clips, unit='clip', mininterval=5.0):
-        frames = [enlarge(frame, crop * stride + shift) for frame in clip.frames]
+        frames = [enlarge(frame, crop * stride + shift) for frame in clip]
         result.append(encode_all(frames, encode))
         mirrored = [frame[shift:, : frame.shape[1] - shift][:, ::-1] for frame in frames]
         result.append(encode_all(mirrored, encode))
@@ -143,7 +145,7 @@ def prepare(
     if not clips:
         raise FootageError('data: no video; allowed: LIT is trained on videos')
     moving = encode_clips(clips, encode, config.crop, stride)
-    photos = load_photos(footage) or [clip.frames[0] for clip in clips]
+    photos = load_photos(footage) or [clip[0] for clip in clips]
     side = config.crop * stride
     pans, still = [], []
     for _ in tqdm(range(config.pans), unit='pan', mininterval=5.0):

@@ -75,7 +75,7 @@ def load_images(footage: Sequence[Footage], config: TokenizerTraining) -> list[I
     images = load_photos(footage)
     frames = FRAMES_APART * config.frames_per_clip
     for clip in load_clips(footage, config.longest_side, frames):
-        images += clip.frames[::FRAMES_APART]
+        images += clip[::FRAMES_APART]
     large = [image for image in images if min(image.shape[:2]) >= config.crop]
     if not large:
         raise FootageError(
