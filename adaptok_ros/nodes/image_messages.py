@@ -32,19 +32,19 @@ class ImageReader:
         """
         self.fragmentation = ''
         self._logger = logger
-        self._converter = None if compressed else MessageConverter(find_bridge())
+        self._converter = MessageConverter(find_bridge())
 
     @property
-    def conversion(self) -> str:
-        """What converted the last image, see :attr:`MessageConverter.used`."""
-        return self._converter.used if self._converter is not None else 'builtin'
+    def used(self) -> str:
+        """What converted the last raw image, see :attr:`MessageConverter.used`."""
+        return self._converter.used
 
     def read(self, message: CameraImage) -> Pixels:
         """``[h, w, 3]`` uint8 RGB, until the next call.
 
         :raises ImageError: a field of the message is wrong
         """
-        if self._converter is None:
+        if isinstance(message, CompressedImage):
             return decode_compressed(np.frombuffer(message.data, np.uint8), message.format)
         if not self.fragmentation:
             self.fragmentation = fragmentation_hint(len(message.data))

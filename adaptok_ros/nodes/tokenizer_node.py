@@ -168,7 +168,7 @@ class TokenizerNode(StreamNode):
         warnings = self.tell_rejected(self._sender.tokenizer.rejected)
         if self.is_active:
             warnings += self._figures.warnings(self, self._topic, self._reader.fragmentation)
-        return warnings, self._figures.report(self._sender, self._config, self._reader.conversion)
+        return warnings, self._figures.report(self._sender, self._config, self._reader.used)
 
 
 def main(args: Sequence[str] | None = None) -> int:

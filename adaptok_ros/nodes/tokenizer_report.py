@@ -98,7 +98,7 @@ class TokenizerFigures:
     def report(self, sender: Sender, config: SelectionConfig, conversion: str) -> TokenizerReport:
         """The figures as of now.
 
-        :param conversion: what converts the images
+        :param conversion: what converts the camera's messages
         """
         p50, p95, p99 = self._latency.value(50, 95, 99)
         engine = sender.tokenizer.encoder
