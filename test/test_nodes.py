@@ -1024,7 +1024,6 @@ def test_two_cameras_do_not_mix(ros, tmp_path, together):
 
 def test_compressed_images(robot, tokenizer):
     robot.start('tokenizer_node', transport='compressed', payload='float32')
-    robot.start_lit(mode='hold')
     topic = 'image/compressed'
     robot.cameras[topic] = robot.node.create_publisher(CompressedImage, topic, 1)
     image = picture(2, 45, 61)
