@@ -2,6 +2,8 @@
 
 import array
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -12,13 +14,8 @@ from hypothesis import strategies as st
 
 from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.nodes.image_conversion import find_bridge
-from adaptok_ros.sending.images import (
-    ENCODINGS,
-    ImageConverter,
-    ImageError,
-    decode_compressed,
-    to_rgb,
-)
+from adaptok_ros.sending.compressed import decode_compressed
+from adaptok_ros.sending.images import ENCODINGS, ImageConverter, ImageError, to_rgb
 
 PACKED_YUV = {'uyvy': 'UYVY', 'yuv422': 'UYVY', 'yuyv': 'YUYV', 'yuv422_yuy2': 'YUYV'}
 PLANAR_YUV = {'nv12': 'UV', 'nv21': 'VU'}
@@ -218,6 +215,16 @@ def test_a_message_is_never_written_to():
     np.testing.assert_array_equal(rgb, kept)
 
 
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_the_last_row_needs_no_padding(encoding):
+    packed = pad(pack(encoding, noise(6, 10, 3)), 5)
+    arguments = (encoding, 6, 10, packed.shape[1], False)
+    expected = to_rgb(*arguments, packed.tobytes())
+    np.testing.assert_array_equal(to_rgb(*arguments, packed.tobytes()[:-5]), expected)
+    with pytest.raises(ImageError, match='data is'):
+        to_rgb(*arguments, packed.tobytes()[:-6])
+
+
 def test_more_data_than_needed_is_accepted():
     rgb = noise(4, 6, 3)
     result = to_rgb('rgb8', 4, 6, 18, False, rgb.tobytes() + b'more')
@@ -241,7 +248,7 @@ def test_more_data_than_needed_is_accepted():
         ('nv12', 4, 4, 3, 48, 'step', '3', 'at least 4'),
         ('rgb8', 4, 4, 12, 47, 'data', '47 bytes', 'at least 48 (4 rows)'),
         ('rgb8', 4, 4, 12, 0, 'data', '0 bytes', 'at least 48'),
-        ('rgb8', 4, 4, 2**32 - 1, 48, 'data', '48 bytes', f'at least {4 * (2**32 - 1)}'),
+        ('rgb8', 4, 4, 2**32 - 1, 48, 'data', '48 bytes', f'at least {3 * (2**32 - 1) + 12}'),
         ('nv12', 4, 4, 4, 23, 'data', '23 bytes', 'at least 24 (6 rows)'),
         ('uyvy', 4, 5, 12, 48, 'width', '5', 'multiples of 2'),
         ('yuv422_yuy2', 4, 5, 12, 48, 'width', '5', 'multiples of 2'),
@@ -287,19 +294,19 @@ def encode(extension, picture, *parameters):
     return cv2.imencode(extension, picture, parameters)[1].tobytes()
 
 
+def png_chunk(kind, content):
+    checksum = zlib.crc32(kind + content)
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
+
+
 def png(height, width, rows=b'', depth=8, colour=0):
     """Write a png file by hand: whatever header, whatever rows."""
-
-    def chunk(kind, content):
-        checksum = zlib.crc32(kind + content)
-        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
-
     header = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
     return (
         b'\x89PNG\r\n\x1a\n'
-        + chunk(b'IHDR', header)
-        + chunk(b'IDAT', zlib.compress(rows))
-        + chunk(b'IEND', b'')
+        + png_chunk(b'IHDR', header)
+        + png_chunk(b'IDAT', zlib.compress(rows))
+        + png_chunk(b'IEND', b'')
     )
 
 
@@ -439,9 +446,119 @@ def test_a_jpeg_that_announces_too_much_is_not_decoded():
 
 @pytest.mark.parametrize('file', [JPEG, PNG], ids=['jpeg', 'png'])
 def test_a_file_cut_off_anywhere_is_refused(file):
-    for length in [*range(0, len(file), 7), *range(len(file) - 12, len(file))]:
+    end = len(file) - (2 if file is JPEG else 0)  # a jpeg without its end marker is whole
+    for length in [*range(0, end, 7), *range(end - 12, end)]:
         with pytest.raises(ImageError):
             decode_compressed(file[:length], 'jpeg')
+
+
+@pytest.mark.parametrize('missing', [1, 2])
+def test_a_whole_jpeg_needs_no_end_marker(missing):
+    expected = decode_compressed(JPEG, 'jpeg')
+    np.testing.assert_array_equal(decode_compressed(JPEG[:-missing], 'jpeg'), expected)
+
+
+@pytest.mark.parametrize('extra', [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
+@pytest.mark.parametrize('damage', [b'\xff\xd9', b'\xff\xd8', b'\xff\xc0', b'\xff\xd3'])
+def test_a_jpeg_with_a_marker_in_the_middle_is_refused(damage, extra):
+    file = encode('.jpg', noise(64, 64, 3), *extra)
+    scan = file.index(b'\xff\xda')
+    middle = (scan + file.index(b'\xff', scan + 20)) // 2 if extra else len(file) // 2
+    with pytest.raises(ImageError, match='cut off or damaged'):
+        decode_compressed(file[:middle] + damage + file[middle + 2 :], 'jpeg')
+
+
+def test_data_missing_from_the_middle_of_a_jpeg_is_seen():
+    file = encode('.jpg', noise(64, 64, 3))
+    with pytest.raises(ImageError, match='a part of the picture is missing'):
+        decode_compressed(file[: len(file) // 2] + file[-300:], 'jpeg')
+
+
+def test_restart_markers_out_of_order_are_seen():
+    file = encode('.jpg', noise(64, 64, 3), cv2.IMWRITE_JPEG_RST_INTERVAL, 4)
+    assert_image(decode_compressed(file, 'jpeg'), 64, 64)
+    first, second = file.index(b'\xff\xd0'), file.index(b'\xff\xd1')
+    with pytest.raises(ImageError, match='restart markers out of order'):
+        decode_compressed(file[:first] + file[second:], 'jpeg')
+    # Data is missing between two markers.
+    with pytest.raises(ImageError, match='a part of the picture is missing'):
+        decode_compressed(file[: first + 10] + file[second:], 'jpeg')
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('extra', [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
+def test_a_grey_picture_is_whole(channels, extra):
+    """It looks like what a decoder fills in."""
+    file = encode('.jpg', np.full((64, 64, channels), 128, np.uint8), *extra)
+    assert (decode_compressed(file, 'jpeg') == 128).all()
+
+
+def test_chunks_that_do_not_make_the_picture_are_not_decoded():
+    bomb = zlib.compress(bytes(1000))
+    chunks = [(b'iCCP', b'icc\0\0' + bomb), (b'zTXt', b'text\0\0' + bomb), (b'acTL', b'\xff' * 8)]
+    added = b''.join(png_chunk(*chunk) for chunk in chunks)
+    np.testing.assert_array_equal(
+        decode_compressed(PNG[:33] + added + PNG[33:], 'png'), smooth_picture()
+    )
+
+
+def scans(count):
+    """A jpeg file whose last scan stands there so many times more."""
+    file = encode('.jpg', noise(64, 64), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    last = file.rindex(b'\xff\xda')
+    return file[:last] + file[last:-2] * (count + 1) + file[-2:]
+
+
+def test_scans_of_a_jpeg_are_counted():
+    assert_image(decode_compressed(scans(50), 'jpeg'), 64, 64)
+    with pytest.raises(ImageError, match='allowed: at most 100 scans'):
+        decode_compressed(scans(100), 'jpeg')
+
+
+def costly_files():
+    """Small files that announce or repeat much."""
+    for kind in (b'IDAT', b'tEXt', b'acTL', b'fdAT', b'iCCP', b'IEND'):
+        yield PNG[:33] + b'\xc8\0\0\0' + kind + bytes(12)
+    for bit in range(8):  # one damaged byte of the length of the first IDAT
+        at = PNG.index(b'IDAT') - 4
+        yield PNG[:at] + bytes([1 << bit]) + PNG[at + 1 :]
+    header = JPEG.index(b'\xff\xc0')
+    yield JPEG[: header + 5] + struct.pack('>HH', LARGEST_SIDE, LARGEST_SIDE) + JPEG[header + 9 :]
+    for depth, colour in ((8, 2), (16, 6)):
+        yield png(LARGEST_SIDE, LARGEST_SIDE, bytes(1000), depth, colour)
+    yield scans(1000)
+
+
+CHILD = """
+import pathlib, resource, sys
+from adaptok_ros.sending.compressed import decode_compressed
+from adaptok_ros.sending.images import ImageError
+
+folder = pathlib.Path(sys.argv[1])
+decode_compressed((folder / 'whole').read_bytes(), '')
+mapped = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 64_000_000, -1))
+used = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 10, -1))
+for path in sorted(folder.glob('costly_*')):
+    try:
+        decode_compressed(path.read_bytes(), '')
+    except ImageError:
+        continue
+    raise SystemExit(f'{path.name} was decoded')
+assert decode_compressed((folder / 'bomb').read_bytes(), '').shape == (1, 1, 3)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='limits of Linux')
+def test_small_files_cost_little(tmp_path):
+    """64 MB of memory and 10 s of work are enough for all of them."""
+    (tmp_path / 'whole').write_bytes(PNG)
+    for index, file in enumerate(costly_files()):
+        assert len(file) < 1_000_000
+        (tmp_path / f'costly_{index:02}').write_bytes(file)
+    (tmp_path / 'bomb').write_bytes(png(1, 1, bytes(100_000_000)))
+    subprocess.run([sys.executable, '-c', CHILD, tmp_path], check=True)
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,7 +13,7 @@ from adaptok_ros.messages import byte_array, set_header
 from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
 from adaptok_ros.nodes.transport import fragmentation_hint
 from adaptok_ros.packet import Packet, unpack_mask
-from adaptok_ros.sending.images import decode_compressed
+from adaptok_ros.sending.compressed import decode_compressed
 from adaptok_ros.sending.overlay import draw_kept
 
 CameraImage: TypeAlias = 'Image | CompressedImage'

@@ -31,17 +31,7 @@ from adaptok_ros.errors import AdaptokError
 Buffer: TypeAlias = 'bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]'
 """Contiguous bytes; rclpy fills uint8[] fields with array.array."""
 
-_TO_EIGHT_BITS = 255 / 65535
-_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-_PNG_END = b'IEND\xaeB`\x82'
-_JPEG_SIGNATURE = b'\xff\xd8\xff'
-_CONVERSION_OF_DECODED = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}
-
-# Markers of a jpeg file, each after a byte 0xff.
-_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD8)}
-_END_OF_IMAGE = 0xD9
-_START_OF_SCAN = 0xDA
+TO_EIGHT_BITS = 255 / 65535
 
 
 class ImageError(AdaptokError, ValueError):
@@ -120,11 +110,11 @@ class ImageConverter:
 
         :param step: bytes from one row to the next
         :param is_bigendian: byte order of 16-bit encodings; of no meaning to the others
-        :param data: at least ``step`` bytes for every row
+        :param data: ``step`` bytes for every row; padding behind the last may be missing
         :raises ImageError: the first field that is out of range or does not fit the others
         """
         layout = _layout(encoding)
-        _check_size(height, width)
+        check_size(height, width)
         for name, side, multiple in zip(
             ('height', 'width'), (height, width), layout.block, strict=True
         ):
@@ -135,11 +125,14 @@ class ImageConverter:
             raise ImageError('step', step, f'at least {row_bytes} (a row of {encoding})')
         rows = height * 3 // 2 if layout.block == (2, 2) else height
         received = np.frombuffer(data, np.uint8)
-        if received.size < rows * step:
+        needed = (rows - 1) * step + row_bytes
+        if received.size < needed:
             raise ImageError(
-                'data', f'{received.size} bytes long', f'at least {rows * step} ({rows} rows)'
+                'data', f'{received.size} bytes long', f'at least {needed} ({rows} rows)'
             )
-        packed = received[: rows * step].reshape(rows, step)[:, :row_bytes]
+        packed: NDArray[np.uint8] = np.ndarray(
+            (rows, row_bytes), np.uint8, received, strides=(step, 1)
+        )
         if layout.conversion is None and step == row_bytes:
             return packed.reshape(height, width, 3)
 
@@ -165,123 +158,33 @@ class ImageConverter:
         np.copyto(self._words.view(np.uint8), packed)
         if bool(is_bigendian) != (sys.byteorder == 'big'):
             self._words.byteswap(inplace=True)
-        cv2.convertScaleAbs(self._words, dst=self._gray, alpha=_TO_EIGHT_BITS)
+        cv2.convertScaleAbs(self._words, dst=self._gray, alpha=TO_EIGHT_BITS)
         return self._gray
 
 
-def decode_compressed(data: Buffer, format: str) -> NDArray[np.uint8]:
-    """Decode a jpeg or png file to ``[h, w, 3]`` uint8, RGB, C-contiguous.
+def check_size(height: int, width: int) -> None:
+    """Verify the sides of an image.
 
-    The file tells its kind itself, for ``format`` is often wrong. What ``format`` decides, as in
-    compressed_image_transport: whether a grey picture is a Bayer mosaic (``bayer_rggb8; png
-    compressed``), and whether red and blue are swapped in the file (``...compressed rgb8``).
-    16-bit values are scaled so that 65535 becomes 255; alpha is dropped; EXIF does not turn the
-    picture, because camera_info would no longer fit.
-
-    :param format: as in ``sensor_msgs/CompressedImage``; may be empty
-    :raises ImageError: not a whole jpeg or png file, too large, or compressedDepth
+    :raises ImageError: a side that is 0 or above :data:`LARGEST_SIDE`
     """
-    if 'compressedDepth' in format:
-        raise ImageError(
-            'format',
-            _quote(format),
-            'jpeg and png; compressedDepth has its own transport: subscribe to the raw image',
-        )
-    encoded = bytes(data)
-    if not encoded.startswith((_PNG_SIGNATURE, _JPEG_SIGNATURE)):
-        found = f'{len(encoded)} bytes that begin with {encoded[:8].hex() or "nothing"}'
-        raise ImageError('data', f'{found} (format {_quote(format)})', 'jpeg and png files')
-    picture = _decode(encoded)
-    if picture is None:
-        raise ImageError('data', f'{len(encoded)} bytes, cut off or damaged', 'whole files')
-
-    height, width = picture.shape[:2]
-    original, _, transport = format.partition(';')
-    compressed_as = transport.partition('compressed')[2].strip()
-    if picture.ndim == 2 and original.startswith('bayer_') and not compressed_as:
-        return to_rgb(original, height, width, width, False, picture)
-    channels = 1 if picture.ndim == 2 else picture.shape[2]
-    rgb = np.empty((height, width, 3), np.uint8)
-    cv2.cvtColor(picture, _CONVERSION_OF_DECODED[channels], dst=rgb)
-    if compressed_as.startswith('rgb'):
-        return np.ascontiguousarray(rgb[:, :, ::-1])
-    return rgb
-
-
-def _decode(encoded: bytes) -> NDArray[np.uint8] | None:
-    """``[h, w]`` grey or ``[h, w, 3 or 4]`` BGR(A); None if cut off or damaged."""
-    png = encoded.startswith(_PNG_SIGNATURE)
-    size = _png_size(encoded) if png else _jpeg_size(encoded)
-    if size is None:
-        return None
-    # Before decoding, which allocates whatever the file announces.
-    _check_size(*size)
-    try:
-        # Unchanged, because OpenCV would cut 16 bits down to 8 without rounding.
-        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-    if picture is None:
-        return None
-    if picture.dtype == np.uint16:
-        picture = cv2.convertScaleAbs(picture, alpha=_TO_EIGHT_BITS)
-    return np.asarray(picture, np.uint8)
-
-
-def _png_size(encoded: bytes) -> tuple[int, int] | None:
-    """Height and width; None if the beginning or the end is missing."""
-    if encoded[12:16] != b'IHDR' or encoded.rfind(_PNG_END, 24) < 0:
-        return None
-    return int.from_bytes(encoded[20:24], 'big'), int.from_bytes(encoded[16:20], 'big')
-
-
-def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Height and width; None if the frame header or the end is missing.
-
-    The end is looked for because some versions of OpenCV (4.5 is one) fill what is missing with
-    grey and say nothing.
-    """
-    at = 2
-    while True:
-        at = encoded.find(b'\xff', at)
-        if at < 0:
-            return None
-        while encoded[at : at + 1] == b'\xff':
-            at += 1
-        if at + 8 > len(encoded) or encoded[at] in (_END_OF_IMAGE, _START_OF_SCAN):
-            return None
-        if encoded[at] in _FRAME_HEADERS:
-            break
-        at += 1
-        if encoded[at - 1] not in _WITHOUT_LENGTH:
-            at += int.from_bytes(encoded[at : at + 2], 'big')
-    if encoded.rfind(b'\xff\xd9', at) < 0:
-        return None
-    return (
-        int.from_bytes(encoded[at + 4 : at + 6], 'big'),
-        int.from_bytes(encoded[at + 6 : at + 8], 'big'),
-    )
+    for name, side in (('height', height), ('width', width)):
+        if not 1 <= side <= LARGEST_SIDE:
+            raise ImageError(name, side, f'1 to {LARGEST_SIDE}')
 
 
 def _layout(encoding: str) -> _Layout:
     if encoding[:3] in ('16F', '32F', '64F'):
         raise ImageError(
             'encoding',
-            _quote(encoding),
+            quote(encoding),
             'integers; floats (depth in metres, NaN) have no fixed range: convert to mono8 or '
             '16UC1 first',
         )
     if encoding not in _LAYOUTS:
-        raise ImageError('encoding', _quote(encoding), ', '.join(ENCODINGS))
+        raise ImageError('encoding', quote(encoding), ', '.join(ENCODINGS))
     return _LAYOUTS[encoding]
 
 
-def _check_size(height: int, width: int) -> None:
-    for name, side in (('height', height), ('width', width)):
-        if not 1 <= side <= LARGEST_SIDE:
-            raise ImageError(name, side, f'1 to {LARGEST_SIDE}')
-
-
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
     """Short and in one line, whatever a message held."""
     return repr(text[:64])
