@@ -85,6 +85,48 @@ def _png_header(encoded: bytes, header: bytes) -> tuple[tuple[int, int], int]:
     return (height, width), height * (-(-width * header[8] * _PNG_CHANNELS[header[9]] // 8))
 
 
+def is_webp(encoded: bytes) -> bool:
+    """Whether it begins as webp files do."""
+    return encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP'
+
+
+def check_webp(encoded: bytes) -> None:
+    """Verify a still picture's chunks and the sizes that they announce.
+
+    :raises ImageError: the chunks do not fit the file, a size is not allowed, or it moves
+    """
+    end = 8 + int.from_bytes(encoded[4:8], 'little')
+    if end > len(encoded):
+        raise damaged(encoded, 'no end')
+    at, pictures = 12, 0
+    while at + 8 <= end:
+        kind = encoded[at : at + 4]
+        length = int.from_bytes(encoded[at + 4 : at + 8], 'little')
+        content = encoded[at + 8 : at + 18]
+        at += 8 + length + length % 2
+        if at > end:
+            raise damaged(encoded, f'a chunk of {length} bytes')
+        if kind in (b'ANIM', b'ANMF'):
+            raise ImageError('data', 'a webp file that moves', 'still pictures')
+        if kind in (b'VP8 ', b'VP8L', b'VP8X'):
+            check_size(*_webp_size(kind, content))
+            pictures += kind != b'VP8X'
+    if pictures != 1:
+        raise damaged(encoded, f'{pictures} pictures')
+
+
+def _webp_size(kind: bytes, content: bytes) -> tuple[int, int]:
+    """Height and width, 0 where bytes are missing."""
+    if kind == b'VP8X':
+        width, height = (int.from_bytes(content[i : i + 3], 'little') + 1 for i in (4, 7))
+    elif kind == b'VP8L':
+        bits = int.from_bytes(content[1:5], 'little')
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (int.from_bytes(content[i : i + 2], 'little') & 0x3FFF for i in (6, 8))
+    return height, width
+
+
 class Jpeg(NamedTuple):
     """Structure of a jpeg file.
 
