@@ -1,11 +1,13 @@
 """Reading frames: videos, folders of images, and everything that is neither."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
 from adaptok_ros.footage.errors import FootageError
-from adaptok_ros.footage.video import IMAGE_SUFFIXES, frame_rate, read_frames
+from adaptok_ros.footage.video import IMAGE_SUFFIXES, frame_rate, natural_order, read_frames
 
 WIDTH, HEIGHT, COUNT = 96, 64, 7
 
@@ -96,6 +98,21 @@ def test_folder_in_the_order_of_names(folder):
     for index, frame in enumerate(frames):
         assert frame.dtype == np.uint8
         np.testing.assert_array_equal(frame, picture(index))
+
+
+def test_frames_are_counted_and_not_spelt(tmp_path):
+    for index in range(12):
+        write_image(tmp_path / f'frame_{index}.png', np.full((8, 8, 3), index, np.uint8))
+    assert [frame[0, 0, 0] for frame in read_frames(tmp_path)] == list(range(12))
+    assert [frame[0, 0, 0] for frame in read_frames(tmp_path, step=5)] == [0, 5, 10]
+
+
+def test_names_in_natural_order():
+    names = ['2.png', '10.png', '010.png', 'a.png', 'a1b10.png', 'a1b9.png', 'a02b1.png', '²1.png']
+    ordered = sorted(map(Path, names), key=natural_order)
+    assert [path.name for path in ordered] == [
+        '2.png', '010.png', '10.png', 'a.png', 'a1b9.png', 'a1b10.png', 'a02b1.png', '²1.png',
+    ]  # fmt: skip
 
 
 def test_rate_of_a_folder_is_the_default(folder):

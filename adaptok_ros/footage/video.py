@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def shrink(image: Image, longest: int, at_least: int = 1) -> Image:
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """Key that sorts names as people count: frame_2 goes before frame_10."""
+    parts = re.split('([0-9]+)', path.name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
+
+
 def _image_files(source: str | Path) -> list[Path] | None:
     """Files of a folder of images, or an image alone; None for a video or device."""
     folder = Path(source)
@@ -50,18 +57,18 @@ def _image_files(source: str | Path) -> list[Path] | None:
         # OpenCV would take 001.png for the first of a sequence.
         alone = folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES
         return [folder] if alone else None
-    paths = sorted(
+    paths = [
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
         and not path.name.startswith('.')
-    )
+    ]
     if not paths:
         raise FootageError(
             f'{folder}: no image in this folder; allowed: {", ".join(sorted(IMAGE_SUFFIXES))}'
         )
-    return paths
+    return sorted(paths, key=natural_order)
 
 
 def _open(source: str | Path) -> cv2.VideoCapture:
@@ -107,7 +114,7 @@ def frame_count(source: str | Path) -> int:
 def read_frames(source: str | Path, step: int = 1) -> Iterator[Image]:
     """Yield every ``step``-th frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
 
-    A folder yields its images in the order of their names, and one that does not decode is an
+    A folder yields its images in the order of the numbers in their names, and one that does not decode is an
     error. A damaged video ends at the damage, as OpenCV does not tell it from the end.
 
     :raises FootageError: at the first frame asked for: the source cannot be opened, or none of
