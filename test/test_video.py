@@ -97,7 +97,7 @@ def encode_video(
 ):
     """Write pictures with PyAV, which has codecs that OpenCV has not.
 
-    :param times: of the pictures, in 25ths of a second
+    :param times: of the pictures, in units of 1/25 s
     """
     try:
         av.codec.Codec(codec, 'w')
