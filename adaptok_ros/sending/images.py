@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE
-from adaptok_ros.errors import AdaptokError
+from adaptok_ros.errors import AdaptokError, quote
 
 Buffer: TypeAlias = 'bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]'
 """Contiguous bytes; rclpy fills uint8[] fields with array.array."""
@@ -184,13 +184,13 @@ def decode_compressed(data: Buffer, format: str) -> NDArray[np.uint8]:
     if 'compressedDepth' in format:
         raise ImageError(
             'format',
-            _quote(format),
+            quote(format),
             'jpeg and png; compressedDepth has its own transport: subscribe to the raw image',
         )
     encoded = bytes(data)
     if not encoded.startswith((_PNG_SIGNATURE, _JPEG_SIGNATURE)):
         found = f'{len(encoded)} bytes that begin with {encoded[:8].hex() or "nothing"}'
-        raise ImageError('data', f'{found} (format {_quote(format)})', 'jpeg and png files')
+        raise ImageError('data', f'{found} (format {quote(format)})', 'jpeg and png files')
     picture = _decode(encoded)
     if picture is None:
         raise ImageError('data', f'{len(encoded)} bytes, cut off or damaged', 'whole files')
@@ -267,12 +267,12 @@ def _layout(encoding: str) -> _Layout:
     if encoding[:3] in ('16F', '32F', '64F'):
         raise ImageError(
             'encoding',
-            _quote(encoding),
+            quote(encoding),
             'integers; floats (depth in metres, NaN) have no fixed range: convert to mono8 or '
             '16UC1 first',
         )
     if encoding not in _LAYOUTS:
-        raise ImageError('encoding', _quote(encoding), ', '.join(ENCODINGS))
+        raise ImageError('encoding', quote(encoding), ', '.join(ENCODINGS))
     return _LAYOUTS[encoding]
 
 
@@ -280,8 +280,3 @@ def _check_size(height: int, width: int) -> None:
     for name, side in (('height', height), ('width', width)):
         if not 1 <= side <= LARGEST_SIDE:
             raise ImageError(name, side, f'1 to {LARGEST_SIDE}')
-
-
-def _quote(text: str) -> str:
-    """Short and in one line, whatever a message held."""
-    return repr(text[:64])
