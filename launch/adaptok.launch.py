@@ -1,5 +1,10 @@
 """Start a tokenizer and a LIT node for each camera; ``ros2 launch adaptok_ros … -s`` lists all."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 from launch.actions import (
     DeclareLaunchArgument,
     GroupAction,
@@ -10,17 +15,19 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, TOKENIZER_NODE
+from adaptok_ros.errors import SettingError
+from adaptok_ros.nodes.parameter import NodeParameter
+from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, NODES, TOKENIZER_NODE
 from adaptok_ros.nodes.transport import profile_environment
 from launch import LaunchContext, LaunchDescription
 
 # Arguments that both nodes take have one name; what only one takes keeps its own.
 TOKENIZER_ARGUMENTS = tuple(parameter.name for parameter in TOKENIZER_NODE)
-LIT_ARGUMENTS = ('mode', 'restore', 'tokenizer', 'backend', 'autostart')
+LIT_ARGUMENTS = ('mode', 'lit_scope', 'tokenizer', 'backend', 'autostart')
 CAMERA_ARGUMENTS = ('source', 'rate')
 
 
-def argument(parameter):
+def argument(parameter: NodeParameter) -> DeclareLaunchArgument:
     """Launch argument of a node parameter; left out, the node or the file decides."""
     return DeclareLaunchArgument(
         parameter.name,
@@ -30,71 +37,97 @@ def argument(parameter):
     )
 
 
-def node_parameters(context, table, names, common):
-    """Parameters of a node: the file first, then the arguments that were given."""
+def given_parameters(
+    context: LaunchContext, table: Sequence[NodeParameter], arguments: Sequence[str]
+) -> dict[str, ParameterValue]:
+    """Parameters whose launch arguments were given; they go before those in the file."""
     values = {}
     for parameter in table:
         value = LaunchConfiguration(parameter.name)
-        if parameter.name in names and value.perform(context) != '':
+        if parameter.name in arguments and value.perform(context) != '':
             # Typed, for YAML would make an integer of tau:=1 and ROS refuse it.
             values[parameter.name] = ParameterValue(value, value_type=type(parameter.default))
-    return [*common, values]
+    return values
 
 
-def truth(context, name):
+def truth(context: LaunchContext, name: str) -> bool:
     """Boolean launch argument."""
-    text = LaunchConfiguration(name).perform(context).lower()
+    text: str = LaunchConfiguration(name).perform(context).lower()
     if text not in ('true', 'false'):
-        raise ValueError(f'{name} is {text!r}; allowed: true, false')
+        raise SettingError(f'{name} is {text!r}; allowed: true, false')
     return text == 'true'
 
 
-def start_cameras(context: LaunchContext):
-    """Nodes of every camera."""
-    text = LaunchConfiguration('cameras').perform(context)
-    namespaces = [name.strip() for name in text.split(',')]
-    common = []
+def common_parameters(context: LaunchContext) -> list[str | dict[str, bool]]:
+    """What every node gets: the file, and where the time comes from."""
+    common: list[str | dict[str, bool]] = []
     params_file = LaunchConfiguration('params_file').perform(context)
     if params_file:
         common.append(params_file)
     if LaunchConfiguration('use_sim_time').perform(context) != '':
         common.append({'use_sim_time': truth(context, 'use_sim_time')})
+    return common
+
+
+def nodes_of(
+    context: LaunchContext,
+    name: str,
+    arguments: Sequence[str],
+    remappings: Sequence[tuple[str, str]],
+    shareable: bool = True,
+) -> list[Node]:
+    """One node for each camera.
+
+    :param name: of the nodes; their executable is NAME_node
+    :param arguments: names of the launch arguments that they take
+    :param shareable: one process may hold the nodes of all cameras
+    """
+    executable = f'{name}_node'
+    cameras: str = LaunchConfiguration('cameras').perform(context)
+    namespaces = [namespace.strip() for namespace in cameras.split(',')]
+    log_level = ['--ros-args', '--log-level', LaunchConfiguration('log_level').perform(context)]
+    processes: list[dict[str, Any]]
+    if shareable and len(namespaces) > 1 and truth(context, 'one_process'):
+        # Such a process gives its nodes names and namespaces itself.
+        processes = [{'arguments': ['--cameras', ','.join(namespaces), *log_level]}]
+    else:
+        processes = [
+            {'arguments': log_level, 'name': name, 'namespace': namespace}
+            for namespace in namespaces
+        ]
+    return [
+        Node(
+            package='adaptok_ros',
+            executable=executable,
+            output='screen',
+            parameters=[
+                *common_parameters(context),
+                given_parameters(context, NODES[executable], arguments),
+            ],
+            remappings=remappings,
+            **process,
+        )
+        for process in processes
+    ]
+
+
+def start_cameras(context: LaunchContext) -> list[Node]:
+    """Nodes of every camera."""
     image = LaunchConfiguration('image').perform(context)
     remap_image = [('image', image)] if image != 'image' else []
-    log_level = ['--ros-args', '--log-level', LaunchConfiguration('log_level').perform(context)]
-    # One process for all cameras gives its nodes names and namespaces itself.
-    together = truth(context, 'one_process') and len(namespaces) > 1
-    nodes = []
-
-    def add(name, table, names, remappings, shared=False):
-        for namespace in [None] if shared else namespaces:
-            nodes.append(
-                Node(
-                    package='adaptok_ros',
-                    executable=f'{name}_node',
-                    output='screen',
-                    parameters=node_parameters(context, table, names, common),
-                    remappings=remappings,
-                    **(
-                        {'arguments': ['--cameras', text.replace(' ', ''), *log_level]}
-                        if shared
-                        else {'arguments': log_level, 'name': name, 'namespace': namespace}
-                    ),
-                )
-            )
-
-    add('tokenizer', TOKENIZER_NODE, TOKENIZER_ARGUMENTS, remap_image, together)
+    remap_tokens = [('tokens', 'tokenizer/tokens')]
+    nodes = nodes_of(context, 'tokenizer', TOKENIZER_ARGUMENTS, remap_image)
     if truth(context, 'lit'):
-        add('lit', LIT_NODE, LIT_ARGUMENTS, [('tokens', 'tokenizer/tokens')], together)
+        nodes += nodes_of(context, 'lit', LIT_ARGUMENTS, remap_tokens)
     if truth(context, 'demo'):
-        add('camera', CAMERA_NODE, CAMERA_ARGUMENTS, remap_image)
+        nodes += nodes_of(context, 'camera', CAMERA_ARGUMENTS, remap_image, shareable=False)
     return nodes
 
 
-def generate_launch_description():
+def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and start the nodes."""
     by_name = {p.name: p for p in (*CAMERA_NODE, *LIT_NODE, *TOKENIZER_NODE)}
-    names = [*TOKENIZER_ARGUMENTS, 'mode', 'restore', *CAMERA_ARGUMENTS]
+    names = [*TOKENIZER_ARGUMENTS, 'mode', 'lit_scope', *CAMERA_ARGUMENTS]
     return LaunchDescription(
         [
             DeclareLaunchArgument(
@@ -106,8 +139,8 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'one_process',
                 default_value='false',
-                description='serve all cameras from one tokenizer and one LIT process, whose nodes '
-                'share their engines: less memory, one core for what is not an engine',
+                description='serve all cameras from one tokenizer and one LIT process, whose '
+                'nodes share their engines: less memory, one core for what is not an engine',
             ),
             DeclareLaunchArgument(
                 'image',
@@ -122,7 +155,8 @@ def generate_launch_description():
             DeclareLaunchArgument(
                 'use_sim_time',
                 default_value='',
-                description='take the time from /clock [node default: false; allowed: true, false]',
+                description='take the time from /clock [node default: false; allowed: true, '
+                'false]',
             ),
             DeclareLaunchArgument(
                 'lit', default_value='true', description='start the LIT node as well'

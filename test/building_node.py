@@ -5,7 +5,7 @@ import sys
 from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.tensorrt.request import specify
 from adaptok_ros.models.folders import find_model, shipped_models
-from adaptok_ros.nodes.base import run
+from adaptok_ros.nodes.executable import run
 from adaptok_ros.nodes.tokenizer_node import TokenizerNode
 
 

@@ -1,5 +1,6 @@
 """Real nodes as processes, and the robot around them: needs ROS 2 and the built package."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import rclpy
@@ -24,6 +26,10 @@ from std_srvs.srv import Trigger
 
 from adaptok_ros.messages import byte_array, set_header, stamp_of
 from adaptok_ros.msg import DenseLatents, SparseTokens
+from adaptok_ros.nodes.diagnostics import from_text
+from adaptok_ros.nodes.faults import FaultReport
+from adaptok_ros.nodes.lit_report import LITReport
+from adaptok_ros.nodes.tokenizer_report import TokenizerReport
 from adaptok_ros.nodes.transport import profile_environment
 
 DEADLINE = 30.0
@@ -36,6 +42,8 @@ REPEATABLE = (GetState, GetParameters, SetParameters)
 FRAME = 33_000_000
 """Nanoseconds from one image to the next."""
 HUMBLE_RCLPY = 3
+REPORTS = {'tokenizer': TokenizerReport, 'lit': LITReport}
+FAULT_FIGURES = len(dataclasses.fields(FaultReport))
 
 
 def isolate():
@@ -75,7 +83,10 @@ def picture(seed, height=48, width=64):
 
 
 class NodeProcess:
-    """One of the package's nodes, or a file that is one, as a process of its own."""
+    """One of the package's nodes, or a file that is one, as a process of its own.
+
+    :ivar has_bug: a traceback in its log is wanted
+    """
 
     def __init__(
         self, executable, folder, name='', namespace='', remaps=None, parameters=None, cameras=()
@@ -92,6 +103,7 @@ class NodeProcess:
         for parameter, value in (parameters or {}).items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
             command += ['-p', f'{parameter}:={text}']
+        self.has_bug = False
         self._log = folder / f'{name or Path(executable).stem}-{time.monotonic_ns()}.log'
         # In a folder without sources: Python puts the current one in front of all others.
         with self._log.open('w') as log:
@@ -132,7 +144,7 @@ class NodeProcess:
             self.kill()
             raise AssertionError(f'does not stop:\n{self.output}') from None
         assert code == 0, f'exit code {code}:\n{self.output}'
-        assert 'Traceback' not in self.output, self.output
+        assert ('Traceback' in self.output) == self.has_bug, self.output
 
 
 class Robot:
@@ -278,23 +290,31 @@ class Robot:
         said = '\n'.join(process.output for process in self.processes)
         raise AssertionError(f'no whole latents:\n{said}')
 
-    def diagnostics(self, name='tokenizer', condition=lambda values: True, poke=None, every=0.3):
-        """Figures of a node as text, the next that meet a condition; with level and message."""
+    def diagnostics(self, name='tokenizer', condition=lambda report: True, poke=None, every=0.3):
+        """The next report of a node that meets a condition, see :func:`read_status`."""
+        return self._next_status(name, condition, poke, every, whole=True)
+
+    def progress(self, condition):
+        """The next status of the tokenizer that meets a condition, with or without figures."""
+        return self._next_status('tokenizer', condition, None, 0.3, whole=False)
+
+    def _next_status(self, name, condition, poke, every, whole):
         full_name = f'{self.namespace}/{name}'
         del self._diagnostics[:]
 
-        def next_values():
+        def next_report():
             while self._diagnostics:
                 array = self._diagnostics.pop(0)
                 for status in array.status:
-                    values = {pair.key: pair.value for pair in status.values}
-                    values['level'], values['message'] = status.level, status.message
-                    values['stamp'] = stamp_of(array.header)
-                    if status.name == full_name and condition(values):
-                        return values
+                    has_figures = len(status.values) > FAULT_FIGURES
+                    if status.name != full_name or (whole and not has_figures):
+                        continue
+                    report = read_status(status, stamp_of(array.header))
+                    if condition(report):
+                        return report
             return None
 
-        return self.until(next_values, f'diagnostics of {full_name}', poke=poke, every=every)
+        return self.until(next_report, f'diagnostics of {full_name}', poke=poke, every=every)
 
     # Services.
 
@@ -365,6 +385,21 @@ class Robot:
     def request_keyframe(self):
         """Answer of the tokenizer's service."""
         return self.call(Trigger, 'tokenizer/request_keyframe', Trigger.Request())
+
+
+def read_status(status, stamp):
+    """Level, message, stamp and every field of a node's reports.
+
+    These are :class:`FaultReport` and, once its models are loaded, one of :data:`REPORTS`.
+    """
+    values = {pair.key: pair.value for pair in status.values}
+    kinds = [FaultReport]
+    if len(values) > FAULT_FIGURES:
+        kinds.append(REPORTS[status.name.rsplit('/', 1)[1]])
+    fields = {}
+    for kind in kinds:
+        fields |= dataclasses.asdict(from_text(kind, values))
+    return SimpleNamespace(level=status.level, message=status.message, stamp=stamp, **fields)
 
 
 def find(messages, stamp=None, **fields):

@@ -265,6 +265,9 @@ def test_manifest_layout(tmp_path):
     manifest.write_text('name,use,kind\na,evaluate,fixed\n,evaluate,fixed\n')
     with pytest.raises(FootageError, match=r'MANIFEST\.csv, line 3: no name'):
         find_clips(tmp_path)
+    manifest.write_text('name,use,kind\na,evaluate,fixed\na,evaluate,drive\n')
+    with pytest.raises(FootageError, match=r'MANIFEST\.csv: a 2 times; allowed: once'):
+        find_clips(tmp_path)
     manifest.write_bytes('name,use,kind\na,evaluate,Stra\xdfe\n'.encode('latin-1'))
     with pytest.raises(FootageError, match=r'MANIFEST\.csv: cannot be read'):
         find_clips(tmp_path)

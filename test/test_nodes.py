@@ -47,6 +47,8 @@ from adaptok_ros.msg import DenseLatents, SparseTokens, TokenizerInfo  # noqa: E
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
 
+DEADLY_SIZE = (40, 72)
+"""Of images that failing_node.py cannot bear."""
 EXAMPLES = Path(__file__).parent.parent / 'examples'
 POSITIONS = 6 * 8
 """Of a :func:`picture` as it comes."""
@@ -161,13 +163,13 @@ def test_stamp_and_frame_are_the_cameras(system):
 
 
 def test_negative_stamps_are_stamps(system):
-    before = int(system.diagnostics()['errors'])
+    before = system.diagnostics().errors
     tokens = system.exchange(picture(1), stamp=-1_500_000_000)
     assert stamp_of(tokens.header) == -1_500_000_000
     assert system.latents_of(tokens).status == DenseLatents.STATUS_OK
     tokens = system.exchange(picture(1), stamp=1_000_000_000_000)
     system.latents_of(tokens)
-    assert int(system.diagnostics()['errors']) == before
+    assert system.diagnostics().errors == before
 
 
 def test_info_is_latched_and_published_again(system, tokenizer):
@@ -211,7 +213,7 @@ def test_tau_changes_while_running(system):
 
 
 def test_ceiling_changes_while_running(system):
-    before = int(system.diagnostics()['ceiling hits'])
+    before = system.diagnostics().ceiling_hits
     assert system.set(max_tokens=5) == ''
     first = system.exchange(picture(8))
     assert first.kept == 5 and first.deferred > 0.5 * POSITIONS
@@ -220,8 +222,8 @@ def test_ceiling_changes_while_running(system):
         arrived |= unpack_mask(packet_from_message(system.exchange(picture(8))))
     last = system.exchange(picture(8))
     assert last.deferred == 0 and arrived.sum() > 0.8 * POSITIONS
-    values = system.diagnostics(condition=lambda v: int(v['ceiling hits']) > before)
-    assert values['max_tokens'] == '5'
+    report = system.diagnostics(condition=lambda v: v.ceiling_hits > before)
+    assert report.max_tokens == 5
 
 
 def test_periods_change_while_running(system):
@@ -280,7 +282,7 @@ def test_image_size_changes(system, tokenizer):
 
 
 def test_a_stamp_that_jumps_back_begins_an_epoch(system):
-    jumps = int(system.diagnostics()['time jumps'])
+    jumps = system.diagnostics().time_jumps
     bag = [(1_000 + 33 * i) * 1_000_000 for i in range(4)]
     epochs = []
     for _ in range(3):
@@ -291,7 +293,7 @@ def test_a_stamp_that_jumps_back_begins_an_epoch(system):
         assert system.latents_of(packets[-1]).status == DenseLatents.STATUS_OK
         epochs.append(packets[0].epoch)
     assert len(set(epochs)) == 3
-    system.diagnostics(condition=lambda values: int(values['time jumps']) >= jumps + 3)
+    system.diagnostics(condition=lambda v: v.time_jumps >= jumps + 3)
 
 
 def bad_images():
@@ -317,23 +319,39 @@ def bad_images():
 
 def test_bad_images_are_counted_and_said_but_harm_nothing(system):
     before = system.exchange(picture(3))
-    errors = int(system.diagnostics()['errors'])
+    errors = system.diagnostics().errors
     log = len(system.process.output)
     started = time.monotonic()
     for name, message, said in bad_images():
-        values = system.diagnostics(
-            condition=lambda v, least=errors: int(v['errors']) > least,
+        report = system.diagnostics(
+            condition=lambda v, least=errors: v.errors > least,
             poke=lambda m=message: system.show(m),
         )
-        assert said in values['last error'], name
-        assert f'image on {system.namespace}/image dropped' in values['last error']
-        assert values['level'] == b'\1' and said in values['message']
-        errors = int(values['errors'])
+        assert said in report.last_error, name
+        assert f'image on {system.namespace}/image dropped' in report.last_error
+        assert report.level > DiagnosticStatus.OK and said in report.message
+        errors = report.errors
         tokens = system.exchange(picture(3))
         assert tokens.epoch == before.epoch and tokens.kept == 0, name
     lines = system.process.output[log:].count('dropped')
     assert 1 <= lines <= (time.monotonic() - started) / 5 + 1
     assert system.latents_of(tokens).status == DenseLatents.STATUS_OK
+
+
+def test_bad_images_warn_while_good_ones_pass(system):
+    bad = bad_images()[0][1]
+    shown = itertools.cycle([bad, picture(3)])
+    system.diagnostics(
+        condition=lambda v: v.level == DiagnosticStatus.WARN and 'dropped' in v.message,
+        poke=lambda: system.show(next(shown)),
+        every=0.1,
+    )
+    report = system.diagnostics(
+        condition=lambda v: v.level == DiagnosticStatus.ERROR, poke=lambda: system.show(bad)
+    )
+    assert 'dropped' in report.message and report.bugs == 0
+    system.exchange(picture(3))
+    system.diagnostics(condition=lambda v: v.level == DiagnosticStatus.OK)
 
 
 @pytest.mark.parametrize(
@@ -386,45 +404,22 @@ def test_pictures_only_for_those_who_look(system, tokenizer):
     assert np.abs(received.astype(int) - expected).max() <= 1
 
 
+def numbers_of(report):
+    return [value for value in vars(report).values() if isinstance(value, int | float)]
+
+
 def test_diagnostics_hold_the_figures(system):
     for seed in range(3):
         system.exchange(picture(seed))
-    values = system.diagnostics(condition=lambda v: float(v['images in (Hz)']) > 0)
-    for figure in (
-        'images in (Hz)',
-        'packets out (Hz)',
-        'kept (% of positions, median)',
-        'packet size (kB, median)',
-        'latency p50 (ms)',
-        'latency p95 (ms)',
-        'latency p99 (ms)',
-        'images received',
-        'images replaced by newer ones',
-        'ceiling hits',
-        'errors',
-        'tau',
-    ):
-        assert np.isfinite(float(values[figure])), figure
-    assert (values['backend'], values['device']) == ('onnxruntime', 'cpu')
-    assert values['level'] == b'\0' and values['message'] == 'running'
+    report = system.diagnostics(condition=lambda v: v.images_in > 0)
+    assert all(np.isfinite(value) for value in numbers_of(report))
+    assert (report.backend, report.device) == ('onnxruntime', 'cpu')
+    assert report.level == DiagnosticStatus.OK and report.message == 'running'
 
-    values = system.diagnostics('lit', lambda v: float(v['latents out (Hz)']) > 0)
-    for figure in (
-        'packets in (Hz)',
-        'latents out (Hz)',
-        'latency p50 (ms)',
-        'latency p95 (ms)',
-        'latency p99 (ms)',
-        'frames not restored (newer ones waited)',
-        'gaps',
-        'packets lost',
-        'packets rejected',
-        'keyframes requested',
-        'errors',
-    ):
-        assert np.isfinite(float(values[figure])), figure
-    assert (values['backend'], values['device']) == ('onnxruntime', 'cpu')
-    assert values['status'] == 'OK' and values['level'] == b'\0'
+    report = system.diagnostics('lit', lambda v: v.latents_out > 0)
+    assert all(np.isfinite(value) for value in numbers_of(report))
+    assert (report.backend, report.device) == ('onnxruntime', 'cpu')
+    assert report.status == 'OK' and report.level == DiagnosticStatus.OK
 
 
 def test_slow_cameras_are_noticed(system):
@@ -436,15 +431,13 @@ def test_slow_cameras_are_noticed(system):
         if next(frames) % 10 == 0:
             system.show(picture(0))
 
-    values = system.diagnostics(
-        condition=lambda v: float(v['camera_info in (Hz)']) > 2 * float(v['images in (Hz)']) > 0,
-        poke=announce,
-        every=0.04,
+    report = system.diagnostics(
+        condition=lambda v: v.camera_infos_in > 2 * v.images_in > 0, poke=announce, every=0.04
     )
-    assert values['level'] == b'\1' and 'drops images' in values['message']
+    assert report.level == DiagnosticStatus.WARN and 'drops images' in report.message
     system.node.destroy_publisher(infos)
     # The rates are those of the last seconds: other tests begin without this one's.
-    system.diagnostics(condition=lambda v: float(v['camera_info in (Hz)']) == 0)
+    system.diagnostics(condition=lambda v: v.camera_infos_in == 0)
 
 
 def test_example_policy(system):
@@ -563,10 +556,10 @@ def test_a_gap_is_counted_and_healed_by_a_keyframe(receiver, tokenizer):
     camera.request_keyframe()
     latents = receiver.take(camera.send(patched(3)))
     assert latents.status is Status.OK and latents.age.max() == 0
-    values = robot.diagnostics('lit', lambda v: int(v['gaps']) == int(before['gaps']) + 1)
-    assert int(values['packets lost']) == int(before['packets lost']) + 2
-    assert int(values['keyframes requested']) > int(before['keyframes requested'])
-    assert values['status'] == 'OK'
+    report = robot.diagnostics('lit', lambda v: v.gaps == before.gaps + 1)
+    assert report.packets_lost == before.packets_lost + 2
+    assert report.keyframes_requested > before.keyframes_requested
+    assert report.status == 'OK'
 
 
 def test_requests_are_repeated_but_not_with_every_packet(receiver, tokenizer):
@@ -613,8 +606,8 @@ def test_a_new_publisher_is_taken_over(receiver, tokenizer):
     assert latents.epoch == packet.epoch and latents.status is Status.STALE
     camera.request_keyframe()
     assert receiver.take(camera.send(patched(1))).status is Status.OK
-    restarts = int(before['publisher restarts']) + 1
-    receiver.robot.diagnostics('lit', lambda v: int(v['publisher restarts']) == restarts)
+    restarts = before.restarts + 1
+    receiver.robot.diagnostics('lit', lambda v: v.restarts == restarts)
 
 
 def test_a_bag_that_loops_starts_over(receiver, tokenizer):
@@ -629,7 +622,7 @@ def test_a_bag_that_loops_starts_over(receiver, tokenizer):
     for one, other in zip(first, second, strict=True):
         assert other.status is Status.OK
         assert np.array_equal(one.age, other.age)
-    robot.diagnostics('lit', lambda v: int(v['rewinds']) == int(before['rewinds']) + 1)
+    robot.diagnostics('lit', lambda v: v.rewinds == before.rewinds + 1)
 
 
 def malformed(packet):
@@ -673,13 +666,13 @@ def test_malformed_packets_change_nothing(receiver, tokenizer):
     bad = malformed(packet)
     for changes in bad:
         receiver.publish(packet, **changes)
-    rejected = int(before['packets rejected']) + len(bad)
-    values = robot.diagnostics('lit', lambda v: int(v['packets rejected']) == rejected)
-    assert int(values['errors']) == int(before['errors']) + len(bad)
-    assert 'packet dropped: packet field kept is' in values['last error']
-    assert 'packet dropped' in values['message'] and values['level'] == b'\1'
-    assert values['packets applied'] == before['packets applied']
-    assert values['status'] == 'OK' and len(robot.latents) == count
+    rejected = before.packets_rejected + len(bad)
+    report = robot.diagnostics('lit', lambda v: v.packets_rejected == rejected)
+    assert report.errors == before.errors + len(bad)
+    assert 'packet dropped: packet field kept is' in report.last_error
+    assert 'packet dropped' in report.message and report.level == DiagnosticStatus.ERROR
+    assert report.packets_applied == before.packets_applied
+    assert report.status == 'OK' and len(robot.latents) == count
     assert 1 <= receiver.process.output[log:].count('packet dropped') <= 2
 
     latents = receiver.take(packet)
@@ -688,7 +681,7 @@ def test_malformed_packets_change_nothing(receiver, tokenizer):
     assert latents.status is Status.OK
     assert np.array_equal(latents.values[kept], sent.astype(np.float32))
     assert np.array_equal(latents.age, np.where(kept, 0, 1))
-    assert robot.diagnostics('lit')['gaps'] == before['gaps']
+    assert robot.diagnostics('lit').gaps == before.gaps
 
 
 def test_no_reconstruction_larger_than_its_grid(receiver, tokenizer):
@@ -724,7 +717,7 @@ def test_a_killed_tokenizer_is_replaced(robot):
     assert tokens.epoch != epoch
     latents = robot.latents_of(tokens)
     assert latents.status == DenseLatents.STATUS_OK
-    robot.diagnostics('lit', lambda v: v['publisher restarts'] == '1' and v['status'] == 'OK')
+    robot.diagnostics('lit', lambda v: v.restarts == 1 and v.status == 'OK')
 
 
 def test_lost_packets_are_noticed_and_the_loop_heals_itself(robot):
@@ -755,8 +748,8 @@ def test_lost_packets_are_noticed_and_the_loop_heals_itself(robot):
     )
     latents = robot.latents_of(keyframe)
     assert latents.status == DenseLatents.STATUS_OK
-    values = robot.diagnostics('lit', lambda v: v['gaps'] == '1')
-    assert values['packets lost'] == '3' and int(values['keyframes requested']) >= 1
+    report = robot.diagnostics('lit', lambda v: v.gaps == 1)
+    assert report.packets_lost == 3 and report.keyframes_requested >= 1
 
 
 # Lifecycle.
@@ -804,8 +797,8 @@ def test_inactive_nodes_are_silent(robot):
             poke=lambda: robot.show(picture(1)),
             every=0.05,
         )
-        values = robot.diagnostics()
-        assert values['message'] == 'inactive' and values['level'] == b'\0'
+        report = robot.diagnostics()
+        assert report.message == 'inactive' and report.level == DiagnosticStatus.OK
         assert len(robot.tokens) == count
 
     # Longer than it takes an active node to wonder where the images are.
@@ -823,7 +816,7 @@ def test_inactive_nodes_are_silent(robot):
     for seed in range(5):
         robot.exchange(picture(seed))
     assert len(robot.tokens) == tokens + 5 and len(robot.latents) == latents
-    assert robot.diagnostics('lit')['message'] == 'inactive'
+    assert robot.diagnostics('lit').message == 'inactive'
     assert robot.change('activate', 'lit')
     robot.settle()
     assert robot.change('active_shutdown', 'lit') and robot.state('lit') == 'finalized'
@@ -838,7 +831,7 @@ def test_lifecycle_of_the_lit(robot):
         assert robot.set('lit', mode=mode, payload=payload) == ''
         assert robot.change('configure', 'lit') and robot.state('lit') == 'inactive'
         robot.until(lambda: robot.node.count_publishers(topic) == 1, 'the publisher')
-        assert robot.diagnostics('lit')['mode'] == mode
+        assert robot.diagnostics('lit').mode == mode
         assert robot.change('activate', 'lit')
         robot.settle()
         assert robot.latents[-1].payload == Payload[payload.upper()]
@@ -889,6 +882,46 @@ def test_a_node_survives_broken_models_and_can_be_mended(robot, tmp_path):
     robot.settle()
 
 
+# Bugs of this package.
+
+
+def test_bugs_are_told_from_bad_images(robot):
+    process = robot.start(Path(__file__).parent / 'failing_node.py')
+    process.has_bug = True
+    robot.settle_tokens()
+    deadly = picture(0, *DEADLY_SIZE)
+    for _ in range(2):
+        report = robot.diagnostics(
+            condition=lambda v: v.level == DiagnosticStatus.ERROR, poke=lambda: robot.show(deadly)
+        )
+    assert re.search(
+        r'bug in adaptok_ros: ValueError: .* at adaptok_ros/nodes/tokenizer_node\.py:\d+, '
+        'please report',
+        report.message,
+    )
+    assert report.bugs >= 2 and report.errors == 0 and 'dropped' not in report.message
+    shown = itertools.cycle([deadly, picture(0)])
+    robot.diagnostics(
+        condition=lambda v: v.level == DiagnosticStatus.WARN and 'bug' in v.message,
+        poke=lambda: robot.show(next(shown)),
+        every=0.1,
+    )
+    assert process.output.count('Traceback') == 1
+    assert 'test/failing_node.py' in process.output
+    robot.exchange(picture(1))
+
+
+def test_a_bug_in_a_callback_does_not_end_the_process(robot):
+    process = robot.start(Path(__file__).parent / 'failing_node.py')
+    process.has_bug = True
+    infos = robot.node.create_publisher(CameraInfo, 'camera_info', 10)
+    report = robot.diagnostics(
+        condition=lambda v: v.bugs > 0, poke=lambda: infos.publish(CameraInfo())
+    )
+    assert 'TypeError' in report.last_error
+    robot.exchange(picture(1))
+
+
 # Engines that have to be built first.
 
 
@@ -905,8 +938,8 @@ def building(robot, tmp_path, monkeypatch):
 
 def begin_to_build(robot):
     assert robot.change('configure') and robot.state() == 'inactive'
-    values = robot.diagnostics(condition=lambda v: v['message'].startswith('building an engine'))
-    assert values['level'] == DiagnosticStatus.WARN and 'adaptok-tiny' in values['message']
+    report = robot.progress(lambda v: v.message.startswith('building an engine'))
+    assert report.level == DiagnosticStatus.WARN and 'adaptok-tiny' in report.message
 
 
 def test_a_node_answers_while_it_builds(building, robot):
@@ -919,8 +952,8 @@ def test_a_node_answers_while_it_builds(building, robot):
     robot.settle_tokens()
     assert len(list(cache.glob('*.plan'))) == len(shipped_models())
     assert robot.tokens[-1].tau == np.float32(0.3)
-    dropped = robot.diagnostics()['images dropped while an engine was built']
-    assert int(dropped) >= 1
+    dropped = robot.diagnostics().images_unready
+    assert dropped >= 1
     assert process.output.count('building an engine for adaptok-tiny') >= 1
 
 
@@ -1002,9 +1035,9 @@ def test_compressed_images(robot, tokenizer):
             np.testing.assert_allclose(values, tokenizer.encode(image), atol=ROUNDING)
     for damaged in (b'', b'not an image', data.tobytes()[:100]):
         bad = CompressedImage(format='jpeg', data=byte_array(np.frombuffer(damaged, np.uint8)))
-        errors = int(robot.diagnostics()['errors'])
+        errors = robot.diagnostics().errors
         robot.diagnostics(
-            condition=lambda v, least=errors: int(v['errors']) > least,
+            condition=lambda v, least=errors: v.errors > least,
             poke=lambda m=bad: robot.show(m, topic=topic),
         )
         assert robot.exchange(message, 'front', topic).kept < POSITIONS
@@ -1071,7 +1104,7 @@ def test_simulated_time(robot):
         clocks.publish(now)
 
     for node in ('tokenizer', 'lit'):
-        robot.diagnostics(node, lambda v: v['stamp'] == 77_250_000_000, poke=tick)
+        robot.diagnostics(node, lambda v: v.stamp == 77_250_000_000, poke=tick)
     # The time stands still from here on, and nothing waits for it.
     robot.stamp = 77_000_000_000 - helpers.FRAME
     for stamp in range(10):
@@ -1082,8 +1115,8 @@ def test_simulated_time(robot):
         poke=lambda: robot.exchange(picture(0), stamp=77_000_000_000),
     )
     for node in ('tokenizer', 'lit'):
-        values = robot.diagnostics(node, lambda v: np.isfinite(float(v['latency p50 (ms)'])))
-        assert values['latency p50 (ms)'] == values['latency p99 (ms)'] == '250.00'
+        report = robot.diagnostics(node, lambda v: np.isfinite(v.latency_p50))
+        assert report.latency_p50 == report.latency_p99 == 250.0
     assert stamp_of(tokens.header) == 77_000_000_000
 
 
@@ -1091,12 +1124,12 @@ def test_silence_is_explained(robot):
     robot.node.destroy_publisher(robot.cameras.pop('image'))
     robot.start('tokenizer_node')
     robot.start_lit()
-    values = robot.diagnostics(condition=lambda v: 'nobody publishes' in v['message'])
-    assert f'{robot.namespace}/image' in values['message'] and values['level'] == b'\1'
-    assert 'no packet yet' in robot.diagnostics('lit')['message']
+    report = robot.diagnostics(condition=lambda v: 'nobody publishes' in v.message)
+    assert f'{robot.namespace}/image' in report.message and report.level == DiagnosticStatus.WARN
+    assert 'no packet yet' in robot.diagnostics('lit').message
     robot.node.create_publisher(CameraInfo, 'image', 1)
-    values = robot.diagnostics(condition=lambda v: 'publisher(s)' in v['message'])
-    assert 'sensor_msgs/msg/CameraInfo' in values['message']
+    report = robot.diagnostics(condition=lambda v: 'publisher(s)' in v.message)
+    assert 'sensor_msgs/msg/CameraInfo' in report.message
 
 
 def test_a_camera_node_feeds_the_others(robot, tmp_path):
@@ -1120,8 +1153,8 @@ def test_a_camera_node_feeds_the_others(robot, tmp_path):
     robot.until(lambda: len(robot.tokens) >= count + 10, 'more than one round of the folder')
     stamps = [stamp_of(message.header) for message in robot.tokens]
     assert stamps == sorted(stamps)
-    values = robot.diagnostics(condition=lambda v: float(v['camera_info in (Hz)']) > 0)
-    assert float(values['images in (Hz)']) > 0
+    report = robot.diagnostics(condition=lambda v: v.camera_infos_in > 0)
+    assert report.images_in > 0
 
 
 def test_whole_images_cross_process_borders(robot):

@@ -221,7 +221,8 @@ mend_header_paths() {
   local include numpy
   include=$("$env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
   numpy=$("$env/bin/python" -c 'import numpy; print(numpy.get_include())')
-  grep -rlZ --include='*.cmake' /opt/python/ "$env/share" | xargs -0 -r sed -E -i \
+  # None are left where the wheels are old and only other packages were added.
+  { grep -rlZ --include='*.cmake' /opt/python/ "$env/share" || true; } | xargs -0 -r sed -E -i \
     -e "s#/opt/python/[^;\"]*/numpy/_?core/include#$numpy#g" \
     -e "s#/opt/python/[^;\"]*/include/python3\.[0-9]+#$include#g"
 }

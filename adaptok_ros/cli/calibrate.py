@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs='+',
         required=True,
-        help='images and videos like those the robot will see: files or folders of them',
+        help='images and videos like those the robot will see: files, or folders as training '
+        'takes them',
     )
     parser.add_argument('--output', type=Path, required=True, help='model folder to make')
     parser.add_argument(

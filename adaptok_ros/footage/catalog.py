@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import enum
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,9 @@ def _listed(data: Path, use: Use) -> tuple[Footage, ...]:
         entries += _episodes(data / 'robot')
     if not entries:
         raise FootageError(f'{data / MANIFEST}: no row with use = {use.value}')
+    for name, count in Counter(entry.name for entry in entries).items():
+        if count > 1:
+            raise FootageError(f'{data / MANIFEST}: {name} {count} times; allowed: once')
     return tuple(entries)
 
 

@@ -10,16 +10,18 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 
+from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.footage.video import frame_rate, read_frames
-from adaptok_ros.messages import byte_array
 from adaptok_ros.nodes import qos
-from adaptok_ros.nodes.base import run
-from adaptok_ros.nodes.parameters import CAMERA_NODE, declare, read
+from adaptok_ros.nodes.executable import run
+from adaptok_ros.nodes.faults import FaultLog
+from adaptok_ros.nodes.image_messages import as_message
+from adaptok_ros.nodes.parameter import declare, read
+from adaptok_ros.nodes.parameters import CAMERA_NODE
 
 SCENE_SIZE = (480, 640)
 SCENE_RATE = 30.0
@@ -48,7 +50,7 @@ class CameraNode(Node):
         )
         self._thread.start()
 
-    def _frames(self) -> Iterator[NDArray[np.uint8]]:
+    def _frames(self) -> Iterator[Pixels]:
         if not self._source:
             scene = Scene(self._size[1] or SCENE_SIZE[1], self._size[0] or SCENE_SIZE[0])
             yield from (scene.frame(index) for index in itertools.count())
@@ -68,19 +70,16 @@ class CameraNode(Node):
                 due = max(due + period, time.monotonic())
                 self._publish(frame)
             self.get_logger().info(f'{self._source}: played to its end')
-        except ValueError as error:
-            self.get_logger().error(str(error))
+        except Exception as error:  # the node lives on, without images
+            FaultLog(self.get_logger()).fail(error)
 
-    def _publish(self, frame: NDArray[np.uint8]) -> None:
+    def _publish(self, frame: Pixels) -> None:
         height, width = self._size[0] or frame.shape[0], self._size[1] or frame.shape[1]
         if frame.shape[:2] != (height, width):
             frame = np.asarray(
                 cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8
             )
-        image = Image(height=height, width=width, encoding='rgb8', step=3 * width)
-        image.header.stamp = self.get_clock().now().to_msg()
-        image.header.frame_id = self._frame_id
-        image.data = byte_array(frame)
+        image = as_message(frame, self.get_clock().now().nanoseconds, self._frame_id)
         self._image.publish(image)
         self._info.publish(CameraInfo(header=image.header, height=height, width=width))
 

@@ -57,3 +57,7 @@ class Percentiles:
         if not filled.size:
             return tuple(float('nan') for _ in percents)
         return tuple(float(v) for v in np.percentile(filled, percents))
+
+    def median(self) -> float:
+        """The median; NaN without samples."""
+        return self.value(50)[0]

@@ -1,85 +1,18 @@
-"""Every parameter of every node in one table; the README's table is checked against it."""
+"""Every parameter of every node; ``python -m`` of this file prints the README's tables."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-from typing import Any
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.node import Node
-
 from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.engines.interface import BACKENDS
-from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.packet import Payload
+from adaptok_ros.nodes.parameter import NodeParameter, readme_table
+from adaptok_ros.packet import TAU_LIMIT, Payload
 from adaptok_ros.receiving.latents import MODES
-from adaptok_ros.receiving.restoration import Restoration
-from adaptok_ros.sending.selection import (
-    DEFAULT_TAU,
-    PERIOD_LIMIT,
-    TAU_LIMIT,
-    TOKEN_LIMIT,
-    Reference,
-)
+from adaptok_ros.receiving.restoration import RestorationScope
+from adaptok_ros.sending.selection import DEFAULT_TAU, PERIOD_LIMIT, TOKEN_LIMIT, Reference
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 TRANSPORTS = ('raw', 'compressed')
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeParameter:
-    """One parameter.
-
-    :ivar low: smallest number allowed, or None
-    :ivar high: largest number allowed, or None
-    :ivar choices: values allowed, or empty for any
-    :ivar runtime: may change while the node is configured
-    """
-
-    name: str
-    default: bool | int | float | str
-    description: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    runtime: bool = False
-
-    def descriptor(self) -> ParameterDescriptor:
-        """What ``ros2 param describe`` shows and rclpy enforces."""
-        descriptor = ParameterDescriptor(description=self.description)
-        if self.choices:
-            descriptor.additional_constraints = 'one of: ' + ', '.join(self.choices)
-        elif not self.runtime:
-            descriptor.additional_constraints = 'takes effect when the node is configured'
-        if self.low is not None and self.high is not None:
-            if isinstance(self.default, float):
-                descriptor.floating_point_range = [
-                    FloatingPointRange(from_value=self.low, to_value=self.high)
-                ]
-            else:
-                descriptor.integer_range = [
-                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)
-                ]
-        return descriptor
-
-    def default_text(self) -> str:
-        """The default as one would write it on a command line."""
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        return str(self.default)
-
-    def allowed(self) -> str:
-        """The allowed values in words."""
-        if self.choices:
-            return ', '.join(self.choices)
-        if isinstance(self.default, bool):
-            return 'true, false'
-        if self.low is not None:
-            return f'{self.low:.10g} to {self.high:.10g}'
-        return 'text'
-
 
 AUTOSTART = NodeParameter(
     'autostart', True, 'configure and activate at start; false leaves that to a lifecycle manager'
@@ -181,11 +114,11 @@ LIT_NODE = (
     ),
     NodeParameter('backend', 'auto', 'engine that runs LIT and the decoder', choices=BACKENDS),
     NodeParameter(
-        'restore',
+        'lit_scope',
         'all',
         'what LIT restores in a frame: all of the grid, or what lies around '
         'changes (changed), on the CPU',
-        choices=tuple(kind.value for kind in Restoration),
+        choices=tuple(kind.value for kind in RestorationScope),
     ),
     NodeParameter(
         'keyframe_service',
@@ -229,51 +162,14 @@ CAMERA_NODE = (
 NODES = {'tokenizer_node': TOKENIZER_NODE, 'lit_node': LIT_NODE, 'camera_node': CAMERA_NODE}
 
 
-def declare(node: Node, table: Iterable[NodeParameter]) -> None:
-    """Declare a table of parameters."""
-    for parameter in table:
-        node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+def readme_tables() -> str:
+    """The tables of all nodes, as they stand in the README."""
+    return '\n\n'.join(
+        f'**{executable}** (node name `{executable.removesuffix("_node")}`)\n\n'
+        f'{readme_table(table)}'
+        for executable, table in NODES.items()
+    )
 
 
-def read(node: Node, table: Iterable[NodeParameter]) -> dict[str, Any]:
-    """Current values by name.
-
-    :raises SettingError: a value that is none of the choices
-    """
-    values = {parameter.name: node.get_parameter(parameter.name).value for parameter in table}
-    for parameter in table:
-        check_choice(parameter, values[parameter.name])
-    return values
-
-
-def check_choice(parameter: NodeParameter, value: object) -> None:
-    """Verify what ROS's own descriptors cannot express.
-
-    :raises SettingError: a value that is none of the choices
-    """
-    if parameter.choices and value not in parameter.choices:
-        raise SettingError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
-
-
-def readme_table(table: Iterable[NodeParameter]) -> str:
-    """The parameters of a node as the Markdown table that stands in the README."""
-    lines = ['| parameter | default | allowed | runtime | meaning |', '|---|---|---|---|---|']
-    for parameter in table:
-        lines.append(
-            f'| `{parameter.name}` | {parameter.default_text() or "(empty)"} | '
-            f'{parameter.allowed()} | {"yes" if parameter.runtime else ""} | '
-            f'{parameter.description} |'
-        )
-    return '\n'.join(lines)
-
-
-def usage(node: str) -> str:
-    """The parameters of a node as text for ``--help``."""
-    lines = ['parameters (-p name:=value):']
-    for parameter in NODES[node]:
-        default = parameter.default_text() or 'empty'
-        lines += [
-            f'  {parameter.name} (default {default}; allowed: {parameter.allowed()})',
-            f'      {parameter.description}',
-        ]
-    return '\n'.join(lines)
+if __name__ == '__main__':
+    print(readme_tables())

@@ -1,0 +1,100 @@
+"""Publishers, subscriptions, services and clients that come and go together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rclpy.exceptions import NameValidationException, ParameterException
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.qos import InvalidQoSProfileException, QoSProfile
+
+from adaptok_ros.errors import SettingError
+from adaptok_ros.nodes import qos
+
+if TYPE_CHECKING:
+    from rclpy.client import Client
+    from rclpy.type_support import MsgT, Srv, SrvRequestT, SrvResponseT
+
+USER_ERRORS = (
+    NameValidationException,
+    ParameterException,
+    InvalidQoSProfileException,
+    RuntimeError,
+)
+"""What names and qualities of service that a user may choose make rclpy raise."""
+
+
+class Endpoints:
+    """Makes endpoints of a node and destroys them in one go.
+
+    The quality of service of publishers and subscriptions can be overridden. Every method
+    that makes one raises SettingError where a name or an override is wrong.
+    """
+
+    def __init__(self, node: LifecycleNode) -> None:
+        self._node = node
+        self._undo: list[Callable[[], object]] = []
+
+    def publisher(
+        self, message_type: type[MsgT], topic: str, profile: QoSProfile
+    ) -> LifecyclePublisher[MsgT]:
+        """A publisher that is silent while the node is not active."""
+        node = self._node
+        with _settings(topic):
+            publisher = node.create_lifecycle_publisher(
+                message_type, topic, profile, qos_overriding_options=qos.overridable()
+            )
+        self.add(lambda: node.destroy_lifecycle_publisher(publisher))
+        return publisher
+
+    def subscription(
+        self,
+        message_type: type[MsgT],
+        topic: str,
+        callback: Callable[[MsgT], None],
+        profile: QoSProfile,
+    ) -> None:
+        """A subscription."""
+        node = self._node
+        with _settings(topic):
+            subscription = node.create_subscription(
+                message_type, topic, callback, profile, qos_overriding_options=qos.overridable()
+            )
+        self.add(lambda: node.destroy_subscription(subscription))
+
+    def service(
+        self,
+        kind: type[Srv],
+        name: str,
+        callback: Callable[[SrvRequestT, SrvResponseT], SrvResponseT],
+    ) -> None:
+        """A service."""
+        with _settings(name):
+            service = self._node.create_service(kind, name, callback)
+        self.add(lambda: self._node.destroy_service(service))
+
+    def client(self, kind: type[Srv], name: str) -> Client[SrvRequestT, SrvResponseT]:
+        """A client of a service."""
+        with _settings(name):
+            client: Client[SrvRequestT, SrvResponseT] = self._node.create_client(kind, name)
+        self.add(lambda: self._node.destroy_client(client))
+        return client
+
+    def add(self, close: Callable[[], object]) -> None:
+        """Close something else with them."""
+        self._undo.append(close)
+
+    def close(self) -> None:
+        """Destroy everything, the newest first."""
+        while self._undo:
+            self._undo.pop()()
+
+
+@contextlib.contextmanager
+def _settings(name: str) -> Iterator[None]:
+    try:
+        yield
+    except USER_ERRORS as error:
+        raise SettingError(f'{name}: {error}') from error

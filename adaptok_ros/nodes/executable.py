@@ -1,0 +1,131 @@
+"""The body of every executable: arguments, signals, and the life of the nodes."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import rclpy
+from rclpy.exceptions import NameValidationException, ParameterException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+
+from adaptok_ros.errors import AdaptokError
+from adaptok_ros.nodes.faults import FaultLog
+from adaptok_ros.nodes.lifecycle import ManagedNode
+from adaptok_ros.nodes.parameter import usage
+from adaptok_ros.nodes.parameters import NODES
+
+SIGNAL_PERIOD = 0.2
+"""Seconds within which a signal to stop is noticed."""
+START_ERRORS = (
+    AdaptokError,
+    ParameterException,
+    NameValidationException,
+    rclpy_implementation.RCLError,
+    rclpy_implementation.UnknownROSArgsError,
+)
+"""What wrong arguments raise while a node is created."""
+
+
+def run(
+    executable: str, create: Callable[[], Node], args: Sequence[str] | None, description: str
+) -> int:
+    """Run one node until it is told to stop; returns the exit code."""
+    return _run(_parser(executable, description), lambda _: [create()], args)
+
+
+def run_cameras(
+    executable: str,
+    create: Callable[[str | None], ManagedNode],
+    args: Sequence[str] | None,
+    description: str,
+) -> int:
+    """Run one node, or one for each of ``--cameras``, until they are told to stop.
+
+    Nodes of one process share the engines that they have in common.
+
+    :param create: makes a node in a namespace; None = where ROS arguments put it
+    """
+    parser = _parser(executable, description)
+    parser.add_argument(
+        '--cameras',
+        metavar='NAMESPACE,…',
+        type=lambda text: text.split(','),
+        default=[None],
+        help='namespaces of several cameras, each of which gets a node in this one process',
+    )
+    return _run(parser, lambda arguments: [create(name) for name in arguments.cameras], args)
+
+
+def _parser(executable: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=executable,
+        description=description,
+        epilog=usage(NODES[executable]) + '\n\nROS arguments follow --ros-args: '
+        '-p name:=value, -r topic:=other, -r __ns:=/name, --params-file FILE.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    create: Callable[[argparse.Namespace], Sequence[Node]],
+    args: Sequence[str] | None,
+) -> int:
+    arguments = list(sys.argv if args is None else args)
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        parsed = parser.parse_args(remove_ros_args(arguments)[1:])
+        # rclpy's own handlers would invalidate the context under the worker's hands.
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        nodes = create(parsed)
+    except START_ERRORS as error:
+        print(f'{parser.prog}: {error}', file=sys.stderr)
+        if rclpy.ok():
+            rclpy.shutdown()
+        return 1
+    _live(nodes, stopping)
+    for node in nodes:
+        node.destroy_node()
+    rclpy.shutdown()
+    return 0
+
+
+def _live(nodes: Sequence[Node], stopping: threading.Event) -> None:
+    """Let the nodes work until it is time to stop."""
+    managed = [node for node in nodes if isinstance(node, ManagedNode)]
+    executor = SingleThreadedExecutor()
+    for node in nodes:
+        executor.add_node(node)
+    _autostart(managed)
+    faults = managed[0].faults if managed else FaultLog(nodes[0].get_logger())
+    while not stopping.is_set():
+        try:
+            executor.spin_once(timeout_sec=SIGNAL_PERIOD)
+        except rclpy_implementation.RCLError as error:  # before Kilted: an impossible transition
+            nodes[0].get_logger().error(str(error))
+        except Exception as error:  # in a callback, whose node lives on
+            faults.fail(error)
+    for node in managed:
+        try:
+            node.shut_down()
+        except Exception as error:  # the others are to be shut down all the same
+            node.get_logger().error(f'while shutting down: {node.faults.explain(error)}')
+    executor.shutdown()
+
+
+def _autostart(nodes: Iterable[ManagedNode]) -> None:
+    for node in nodes:
+        if node.get_parameter('autostart').value:
+            if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+                node.trigger_activate()

@@ -1,0 +1,92 @@
+"""Reports of nodes as records and as text, and the level of what went wrong."""
+
+import dataclasses
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is missing: diagnostics are those of the nodes')
+
+import rclpy.logging
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from adaptok_ros.errors import SettingError
+from adaptok_ros.nodes.diagnostics import as_text, from_text
+from adaptok_ros.nodes.faults import FaultLog, FaultReport
+from adaptok_ros.nodes.lit_report import LITReport
+from adaptok_ros.nodes.tokenizer_report import TokenizerReport
+
+KINDS = (TokenizerReport, LITReport, FaultReport)
+
+
+def example(kind):
+    """A report with another value in every field."""
+    make = {'int': lambda n: n, 'float': lambda n: n + 0.25, 'str': lambda n: f'text {n}'}
+    fields = dataclasses.fields(kind)
+    return kind(*(make[field.type](number) for number, field in enumerate(fields)))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_reports_survive_being_text(kind):
+    report = example(kind)
+    values = as_text(report)
+    assert len(values) == len(dataclasses.fields(kind))
+    assert from_text(kind, {**values, 'of another report': ''}) == report
+    values.popitem()
+    with pytest.raises(KeyError):
+        from_text(kind, values)
+
+
+def test_units_are_in_the_keys():
+    values = as_text(example(TokenizerReport))
+    assert values['convert (ms, median)'] == '9.25'
+    assert {'encode (ms, median)', 'select (ms, median)', 'images in (Hz)', 'tau'} <= set(values)
+    assert 'restored (% of the grid, median)' in as_text(example(LITReport))
+
+
+@pytest.fixture
+def faults():
+    return FaultLog(rclpy.logging.get_logger('test_diagnostics'))
+
+
+def broken():
+    return [][1]
+
+
+def caught(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError('nothing was raised')
+
+
+def test_expected_faults_are_reported_as_they_are(faults, capfd):
+    faults.fail(SettingError('tau is -1; allowed: 0 to 100'), 'image dropped')
+    assert faults.report() == FaultReport(1, 0, 'image dropped: tau is -1; allowed: 0 to 100')
+    assert faults.explain(SettingError('tau is -1')) == 'tau is -1'
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_bugs_tell_where_and_leave_one_traceback_a_place(faults, capfd):
+    for _ in range(3):
+        faults.fail(caught(broken), 'image dropped')
+    report = faults.report()
+    assert (report.errors, report.bugs) == (0, 3)
+    assert report.last_error.startswith('bug in adaptok_ros: IndexError: list index out of range')
+    assert report.last_error.endswith(
+        f'test_diagnostics.py:{broken.__code__.co_firstlineno + 1}, please report'
+    )
+    faults.fail(caught(lambda: {}['key']))
+    assert capfd.readouterr().err.count('Traceback') == 2
+
+
+def test_the_level_is_that_of_the_time_since_the_last_report(faults):
+    assert faults.take_news() == (DiagnosticStatus.OK, '')
+    faults.fail(SettingError('no'))
+    assert faults.take_news() == (DiagnosticStatus.ERROR, 'no')
+    assert faults.take_news() == (DiagnosticStatus.OK, '')
+    faults.succeed()
+    faults.fail(SettingError('no'))
+    assert faults.take_news() == (DiagnosticStatus.WARN, 'no')
+    faults.succeed()
+    assert faults.take_news() == (DiagnosticStatus.OK, '')
