@@ -10,12 +10,15 @@ import dataclasses
 import enum
 import struct
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.errors import AdaptokError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 VERSION = 1
 """Of the format of all messages; docs/adr/0004-wire-version.md says when it changes."""
@@ -66,7 +69,7 @@ class Packet:
     :ivar scale: ``[C]`` float32 with :attr:`Payload.INT8`, else ``[0]``
     :ivar mask: ``[ceil(H*W/8)]`` uint8, least significant bit first; ``[0]`` if keyframe
     :ivar data: ``[kept * C * bytes per value]`` uint8, token after token in position order
-    :ivar grid_checksum: of what the receiver then holds, see :func:`grid_checksum`; None = not said
+    :ivar grid_checksum: of what the receiver then holds, None = not said
     :ivar checksum: of all fields above but stamp and frame_id, see :func:`checksum`
     """
 
@@ -192,7 +195,13 @@ def checksum(packet: Packet) -> int:
     except (struct.error, OverflowError) as error:
         raise PacketError('of fixed size', 'out of range', str(error)) from error
     crc = zlib.crc32(fixed)
-    for part in (packet.tokenizer.encode(), packet.scale, packet.mask, packet.data):
+    parts: tuple[Buffer, ...] = (
+        packet.tokenizer.encode(),
+        packet.scale.data,
+        packet.mask.data,
+        packet.data.data,
+    )
+    for part in parts:
         crc = zlib.crc32(part, crc)
     return crc
 
@@ -204,7 +213,7 @@ def seal(packet: Packet) -> Packet:
 
 def grid_checksum(held: NDArray[np.float32]) -> int:
     """CRC-32 (as in zlib) of ``[H, W, C]`` or ``[P, C]`` held values, as little-endian float32."""
-    return zlib.crc32(np.ascontiguousarray(held, '<f4'))
+    return zlib.crc32(np.ascontiguousarray(held, '<f4').data)
 
 
 def _check_mask(packet: Packet, positions: int) -> None:

@@ -102,7 +102,7 @@ class DeviceSelector:
         return self._state.delta
 
     def held(self) -> NDArray[np.float32] | None:
-        """As :attr:`Selector.held`, copied to the host on the current stream, which is waited for."""
+        """As :attr:`Selector.held`, copied to the host; waits for the current stream."""
         if self.config.reference is not Reference.HELD or not bool(self._state.known.all()):
             return None
         held: NDArray[np.float32] = self._state.reference.cpu().numpy()
