@@ -19,6 +19,7 @@ from adaptok_ros.packet import (
     decode_values,
     encode_values,
     pack_mask,
+    seal,
     unpack_mask,
 )
 from adaptok_ros.receiving.receiver import Receiver, Status
@@ -56,7 +57,7 @@ def hand_made(**changes):
         'mask': bytes_of(0b00000101, 0b00000001),
         'data': np.frombuffer(struct.pack('<6e', 1, -2, 3.5, 4, -5, 0.25), np.uint8),
     }
-    return Packet(**{**fields, **changes})
+    return seal(Packet(**{**fields, **changes}))
 
 
 def int8_fields(*steps, scale=(0.5, 2.0)):

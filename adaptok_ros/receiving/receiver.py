@@ -30,8 +30,13 @@ As in RFC 3550, appendix A.1.
 """
 
 REMEMBERED = 64
-"""Packets within which a keyframe that comes again is a duplicate, and not a recording that was
-rewound."""
+"""Packets within which an overtaken one is told from a replayed one."""
+
+CONFIRMATIONS = 2
+"""Packets in a row that are believed though the first of them may be an error or a copy."""
+
+LATE_CONFIRMATIONS = 8
+"""The same where they may just have been overtaken, all together."""
 
 REMEMBERED_EPOCHS = 8
 """Epochs before this one, of which a late packet may come."""
@@ -85,12 +90,14 @@ class Receiver:
 
     A packet that skips one waits for one more packet, in case the two were only reordered. After
     a gap the grid is kept, and its positions count as stale until they are renewed; so they do
-    when the sender's checksum of the grid is not that of the held one. A packet from before the
-    last is late, and is dropped. What cannot be told from an error or a delayed copy is believed
-    when a second packet follows it directly: a jump of more than :data:`MAX_DROPOUT` packets, and
-    a stream that goes on from an earlier packet (a bag that loops, or was rewound), which starts
-    over. A keyframe needs no second one, unless it may be a copy of one of the last
-    :data:`REMEMBERED` packets or of an earlier epoch.
+    when the sender's checksum of the grid is not that of the held one.
+
+    A packet from before the last is late, and is dropped. But some of these, and jumps of more
+    than :data:`MAX_DROPOUT` packets, are believed once :data:`CONFIRMATIONS` of them follow each
+    other directly: what was applied before, or lies further back than :data:`REMEMBERED` packets
+    (a bag that loops, or was rewound: the stream starts over), and what belongs to an earlier
+    epoch. What was never applied and is not so old may have been overtaken: it takes
+    :data:`LATE_CONFIRMATIONS`. A keyframe from further back, or ahead, is believed at once.
 
     :ivar held: ``[H, W, C]`` float32 values last received, 0 where none
     :ivar kept: ``[H, W]`` bool, positions that the last packet carried
@@ -131,7 +138,7 @@ class Receiver:
         """Forget the stream, but not the counters."""
         self.last: Packet | None = None
         self._early: Packet | None = None
-        self._doubtful: Packet | None = None
+        self._doubtful: list[Packet] = []
         self._seen: deque[int] = deque(maxlen=REMEMBERED)
         self.held = np.zeros((0, 0, 0), np.float32)
         self.kept = np.zeros((0, 0), np.bool_)
@@ -223,17 +230,17 @@ class Receiver:
 
     def _take_ahead(self, packet: Packet, last: Packet) -> None:
         """A packet before which some are missing."""
-        if _ahead(packet, last) - 1 > MAX_DROPOUT and not packet.keyframe:
-            doubtful = self._confirmed_by(packet)
-            if doubtful is None:
-                return
-            self.counters.jumps += 1
-            self._renewed.fill(False)
-            self._write(doubtful, frames=AGE_LIMIT)
-            self._write(packet, frames=1)
+        ahead = _ahead(packet, last)
+        if ahead - 1 > MAX_DROPOUT and not packet.keyframe:
+            run = self._doubt(packet, CONFIRMATIONS)
+            if run:
+                self.counters.jumps += 1
+                self._renewed.fill(False)
+                self._write(run[0], frames=AGE_LIMIT)
+                self._write_all(run[1:])
             return
         early, self._early = self._early, None
-        if early is None and _ahead(packet, last) == 2 and not packet.keyframe:
+        if early is None and ahead == 2 and not packet.keyframe:
             self._early = packet
             return
         waited = [] if early is None else [early]
@@ -260,42 +267,43 @@ class Receiver:
         if behind == 0:
             self.counters.late += 1
             return
-        if packet.keyframe and packet.sequence not in self._seen and behind > REMEMBERED:
-            self._rewind(packet)
-            return
-        doubtful = self._confirmed_by(packet)
-        if doubtful is not None:
-            self._rewind(doubtful, packet)
+        distant = behind > REMEMBERED
+        if packet.keyframe and distant:
+            run = [packet]
+        else:
+            known = distant or packet.sequence in self._seen
+            run = self._doubt(packet, CONFIRMATIONS if known else LATE_CONFIRMATIONS)
+        if run:
+            self.counters.rewinds += 1
+            self.reset()
+            self._start(run[0])
+            self._write_all(run[1:])
 
     def _take_epoch(self, packet: Packet, last: Packet) -> None:
         """A packet of another epoch: of a new one, or late, or of a recording."""
-        if packet.epoch not in self._epochs:
-            self._restart(packet, last)
-            return
-        doubtful = self._confirmed_by(packet)
-        if doubtful is not None:
-            self._restart(doubtful, last)
-            self._write(packet, frames=1)
+        new = packet.epoch not in self._epochs
+        run = [packet] if new else self._doubt(packet, CONFIRMATIONS)
+        if run:
+            self._restart(run[0], last)
+            self._write_all(run[1:])
 
-    def _confirmed_by(self, packet: Packet) -> Packet | None:
-        """The packet in doubt, where this one follows it directly; else this one is in doubt."""
-        doubtful, self._doubtful = self._doubtful, packet
-        if (
-            doubtful is not None
-            and doubtful.epoch == packet.epoch
-            and _ahead(packet, doubtful) == 1
-        ):
-            self.counters.late -= 1
-            return doubtful
-        self.counters.late += 1
-        return None
+    def _doubt(self, packet: Packet, confirmations: int) -> list[Packet]:
+        """Add to the packets in doubt, if it follows them.
 
-    def _rewind(self, *packets: Packet) -> None:
-        self.counters.rewinds += 1
-        self.reset()
-        first, *rest = packets
-        self._start(first)
-        for packet in rest:
+        :returns: all of them, if they may be believed now; else none
+        """
+        run = self._doubtful
+        if not run or run[-1].epoch != packet.epoch or _ahead(packet, run[-1]) != 1:
+            run.clear()
+        run.append(packet)
+        if len(run) < confirmations:
+            self.counters.late += 1
+            return []
+        self.counters.late -= len(run) - 1
+        return run
+
+    def _write_all(self, packets: list[Packet]) -> None:
+        for packet in packets:
             self._write(packet, frames=1)
 
     def _start(self, packet: Packet) -> None:
@@ -340,7 +348,7 @@ class Receiver:
         self._arrived |= keep
         self._renewed |= keep
         self.last = packet
-        self._doubtful = None
+        self._doubtful = []
         self._seen.append(packet.sequence)
         self.counters.applied += 1
         self._compare_grids(packet)
