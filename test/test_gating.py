@@ -7,8 +7,6 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.calibration.sensor_noise import measure_sensor_noise
-from adaptok_ros.cli import main
 from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import shipped_models
@@ -175,7 +173,7 @@ def test_threads_give_the_same_latents(grid):
         image[np.kron(changed, np.ones((stride, stride), bool))] ^= 255
 
 
-@pytest.mark.parametrize('method', ['update', 'calibrate'])
+@pytest.mark.parametrize('method', ['update', 'measure_bounds'])
 def test_a_failure_is_not_taken_for_encoded(tokenizer, monkeypatch, method):
     image = Scene(160, 128).clean(0)
     other = image.copy()
@@ -221,7 +219,7 @@ def test_black_bars_do_not_lower_the_bounds(tokenizer):
     bounds = []
     for image in (picture, barred):
         encoder.resize(image.shape[0] // stride, image.shape[1] // stride)
-        encoder.calibrate(image, 2.0)
+        encoder.measure_bounds(image, 2.0)
         bounds.append(encoder._bounds)
     np.testing.assert_allclose(*bounds, rtol=0.25)
 
@@ -328,8 +326,8 @@ def test_the_sender_sends_the_same_with_and_without():
 def test_bad_settings_are_refused(tmp_path):
     tokenizer = Tokenizer('adaptok-tiny', threads=1)
     for noise in (-1.0, float('nan'), 1e3):
-        with pytest.raises(ValueError, match=r'noise is .*allowed: 0 to 64'):
-            Sender(tokenizer, SelectionConfig(), gating=Gating.NOISE, noise=noise)
+        with pytest.raises(ValueError, match=r'gating_noise is .*allowed: 0 to 64'):
+            Sender(tokenizer, SelectionConfig(), gating=Gating.NOISE, gating_noise=noise)
 
 
 def test_other_families_name_what_is_allowed(monkeypatch):
@@ -337,26 +335,3 @@ def test_other_families_name_what_is_allowed(monkeypatch):
     tokenizer.description = dataclasses.replace(tokenizer.description, family='dinov2')
     with pytest.raises(EngineError, match=r'gating is exact; allowed by adaptok-tiny.*: off'):
         tokenizer.stream(Gating.EXACT)
-
-
-@pytest.mark.parametrize('sigma', [1.0, 2.0, 5.0])
-def test_noise_is_measured_though_something_moves(sigma):
-    random = np.random.default_rng(4)
-    images = []
-    for index in range(8):
-        image = np.full((96, 128, 3), 120, np.uint8)
-        image[10:40, 10 * index : 10 * index + 30] = 250
-        images.append(noisy(image, sigma, random))
-    assert measure_sensor_noise(images) == pytest.approx(sigma, rel=0.08)
-
-
-def test_noise_command(tmp_path, capsys):
-    random = np.random.default_rng(5)
-    for index in range(6):
-        image = noisy(np.full((64, 64, 3), 100, np.uint8), 3.0, random)
-        cv2.imwrite(str(tmp_path / f'{index}.png'), image)
-    assert main(['noise', str(tmp_path)]) == 0
-    name, value = capsys.readouterr().out.split()
-    assert name == 'gating_noise:' and float(value) == pytest.approx(3.0, rel=0.1)
-    assert main(['noise', str(tmp_path), '--frames', '1']) == 1
-    assert '--frames is 1; allowed: 2 or more' in capsys.readouterr().err
