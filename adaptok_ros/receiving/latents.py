@@ -89,11 +89,11 @@ class LatentStream:
         self.restorer: Restorer | None = None
         if mode == 'lit':
             self.restorer = Restorer(tokenizer, backend, threads, build, scope)
-        observe = self.restorer.observe if self.restorer else None
+        observer = self.restorer.observe if self.restorer else None
         if tokenizer:
             expected = TokenizerDescription.load(find_model(tokenizer))
             self.receiver = Receiver(
-                expected.id, expected.channels, expected.stride, max_positions, observe
+                expected.id, expected.channels, expected.stride, max_positions, observer
             )
         else:
             self.receiver = Receiver(max_positions=max_positions)

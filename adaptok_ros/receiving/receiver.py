@@ -104,6 +104,7 @@ class Receiver:
     :ivar age: ``[H, W]`` uint8 frames since a position was sent, saturating at 255; 255 also
         where nothing has arrived
     :ivar last: the packet applied last
+    :ivar observer: called after every packet that was applied
     :ivar generation: raised whenever the grid begins anew, so that what remembers earlier grids
         begins anew as well
     """
@@ -114,7 +115,7 @@ class Receiver:
         channels: int = 0,
         stride: int = 0,
         max_positions: int = 0,
-        observe: Callable[[Receiver], None] | None = None,
+        observer: Callable[[Receiver], None] | None = None,
     ) -> None:
         """Prepare to receive.
 
@@ -122,7 +123,7 @@ class Receiver:
         :param channels: the only number of channels to accept; 0 = any
         :param stride: pixels per position along each axis, which the grid has to fit; 0 = any
         :param max_positions: largest grid to accept, H * W; 0 = what fits a packet
-        :param observe: called after every packet that was applied
+        :param observer: called after every packet that was applied
         """
         self.tokenizer = tokenizer
         self.channels = channels
@@ -130,7 +131,7 @@ class Receiver:
         self.max_positions = max_positions
         self.counters = Counters()
         self.generation = 0
-        self._observe = observe
+        self.observer = observer
         self._epochs: deque[int] = deque(maxlen=REMEMBERED_EPOCHS)
         self.reset()
 
@@ -352,8 +353,8 @@ class Receiver:
         self._seen.append(packet.sequence)
         self.counters.applied += 1
         self._compare_grids(packet)
-        if self._observe is not None:
-            self._observe(self)
+        if self.observer is not None:
+            self.observer(self)
 
     def _compare_grids(self, packet: Packet) -> None:
         """Where the sender says what a receiver holds: whether this one does."""
