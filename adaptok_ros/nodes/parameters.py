@@ -12,7 +12,9 @@ from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.sending.selection import DEFAULT_TAU, PERIOD_LIMIT, TOKEN_LIMIT, Reference
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
-TRANSPORTS = ('raw', 'compressed')
+TRANSPORTS = ('raw', 'compressed', 'compressedDepth')
+VALUE_LIMIT = 65535.0
+"""Of the values of images with more than 8 bits."""
 
 AUTOSTART = NodeParameter(
     'autostart', True, 'configure and activate at start; false leaves that to a lifecycle manager'
@@ -93,8 +95,23 @@ TOKENIZER_NODE = (
     NodeParameter(
         'transport',
         'raw',
-        'subscribe to image (raw) or to image/compressed (compressed)',
+        'subscribe to image (raw), image/compressed or image/compressedDepth',
         choices=TRANSPORTS,
+    ),
+    NodeParameter(
+        'range_min',
+        0.0,
+        'value that becomes black in images with more than 8 bits, in their unit: counts, or '
+        'millimetres or metres of depth',
+        -VALUE_LIMIT,
+        VALUE_LIMIT,
+    ),
+    NodeParameter(
+        'range_max',
+        0.0,
+        'value that becomes white; both 0 = all of 16 bits',
+        -VALUE_LIMIT,
+        VALUE_LIMIT,
     ),
     AUTOSTART,
 )
@@ -138,7 +155,10 @@ LIT_NODE = (
 
 CAMERA_NODE = (
     NodeParameter(
-        'source', '', 'video file, folder of images or V4L2 device; empty = a rendered scene'
+        'source',
+        '',
+        'video file, folder of images, URL of a stream (rtsp://, http://) or V4L2 device; empty = '
+        'a rendered scene',
     ),
     NodeParameter('rate', 0.0, 'frames per second; 0 = those of the source', 0.0, 1000.0),
     NodeParameter('loop', True, 'start over at the end of a file or folder'),

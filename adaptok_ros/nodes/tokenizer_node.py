@@ -48,11 +48,11 @@ class TokenizerNode(StreamNode):
             payload=Payload[values['payload'].upper()],
             reference=Reference(values['reference']),
         )
-        self._compressed = values['transport'] == 'compressed'
+        self._compressed = values['transport'] != 'raw'
         topic = self.resolve_topic_name('image')
-        self._topic = f'{topic}/compressed' if self._compressed else topic
+        self._topic = f'{topic}/{values["transport"]}' if self._compressed else topic
         self._camera_info = topic.rsplit('/', 1)[0] + '/camera_info'
-        self._reader = ImageReader(self.get_logger(), self._compressed)
+        self._reader = ImageReader(self.get_logger(), values)
         self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
         tokens = qos.tokens(self._config.keyframe_interval)
@@ -167,7 +167,7 @@ class TokenizerNode(StreamNode):
         assert self._sender is not None
         warnings = self.tell_rejected(self._sender.tokenizer.rejected)
         if self.is_active:
-            warnings += self._figures.warnings(self, self._topic, self._reader.fragmentation)
+            warnings += self._figures.warnings(self, self._topic, self._reader)
         return warnings, self._figures.report(self._sender, self._config, self._reader.used)
 
 

@@ -8,6 +8,7 @@ import time
 from rclpy.node import Node
 
 from adaptok_ros.nodes.diagnostics import figure
+from adaptok_ros.nodes.image_messages import ImageReader
 from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
@@ -130,18 +131,19 @@ class TokenizerFigures:
             image_conversion=conversion,
         )
 
-    def warnings(self, node: Node, topic: str, fragmentation: str) -> list[str]:
-        """Why images may be missing on a topic to which an active node listens."""
+    def warnings(self, node: Node, topic: str, reader: ImageReader) -> list[str]:
+        """Why images may be missing or black on a topic to which an active node listens."""
         if time.monotonic() - self._last_image > SILENCE:
             return [_explain_silence(node, topic)]
+        warnings = [reader.range_use.warning()]
         images, announced = self.images.value(), self.camera_infos.value()
-        if announced <= 1.0 or images >= 0.5 * announced:
-            return []
-        lost = (
-            f'images arrive at {images:.1f} Hz but camera_info at {announced:.1f} Hz: the '
-            'middleware drops images'
-        )
-        return [lost, fragmentation] if fragmentation else [lost]
+        if announced > 1.0 and images < 0.5 * announced:
+            lost = (
+                f'images arrive at {images:.1f} Hz but camera_info at {announced:.1f} Hz: the '
+                'middleware drops images'
+            )
+            warnings += [lost, reader.fragmentation]
+        return [warning for warning in warnings if warning]
 
 
 def _explain_silence(node: Node, topic: str) -> str:
