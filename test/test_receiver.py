@@ -590,7 +590,7 @@ def test_one_packet_far_ahead_makes_no_receiver_deaf(keyframe, jump):
 
 
 def test_a_jump_that_goes_on_is_believed():
-    recorded = record(1, 4000, (1, 2, 1), refresh_period=2)
+    recorded = record(1, 4000, (1, 4, 1), kind='constant', refresh_period=4)
     receiver = Receiver()
     for sent in recorded[:5]:
         receiver.apply(sent.packet)
