@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.errors import quote
 from adaptok_ros.sending.image_files import (
     JPEG_SIGNATURE,
     PNG_SIGNATURE,
@@ -27,7 +28,7 @@ from adaptok_ros.sending.image_files import (
     is_webp,
     read_jpeg,
 )
-from adaptok_ros.sending.images import FULL_RANGE, Buffer, ImageError, quote, to_rgb
+from adaptok_ros.sending.images import FULL_RANGE, Buffer, ImageError, to_rgb
 from adaptok_ros.sending.value_range import ValueRange
 
 _END_MARKER = b'\xff\xd9'

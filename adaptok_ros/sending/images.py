@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE
-from adaptok_ros.errors import AdaptokError
+from adaptok_ros.errors import AdaptokError, quote
 from adaptok_ros.sending.value_range import ValueRange
 
 Buffer: TypeAlias = 'bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]'
@@ -241,8 +241,3 @@ def _layout(encoding: str) -> _Layout:
     if encoding not in _LAYOUTS:
         raise ImageError('encoding', quote(encoding), ', '.join(ENCODINGS))
     return _LAYOUTS[encoding]
-
-
-def quote(text: str) -> str:
-    """Short and in one line, whatever a message held."""
-    return repr(text[:64])
