@@ -97,14 +97,16 @@ class Recording:
     @contextlib.contextmanager
     def _open(self, number: int, skipped: Skipped) -> Iterator[McapFile | SqliteFile]:
         path = self.files[number]
+        storage = _storage(path)
         with contextlib.ExitStack() as stack:
             if path.suffix == COMPRESSED:
                 whole = stack.enter_context(tempfile.NamedTemporaryFile())
                 skipped.cut += not decompress_file(path, whole)
                 whole.flush()
-                yield stack.enter_context(READERS[_storage(path)](Path(whole.name), skipped))
-            else:
-                yield stack.enter_context(READERS[_storage(path)](path, skipped))
+                path = Path(whole.name)
+            file: McapFile | SqliteFile = READERS[storage](path, skipped)
+            with file:
+                yield file
 
 
 def _storage(file: Path) -> str:
