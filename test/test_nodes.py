@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask
 from adaptok_ros.receiving.latents import LatentStream
@@ -44,6 +45,8 @@ from adaptok_ros.messages import (  # noqa: E402
     stamp_of,
 )
 from adaptok_ros.msg import DenseLatents, SparseTokens, TokenizerInfo  # noqa: E402
+from adaptok_ros.nodes.cameras import split_cameras  # noqa: E402
+from adaptok_ros.nodes.parameter import NodeParameter  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
 
@@ -242,7 +245,11 @@ def test_periods_change_while_running(system):
         ('tokenizer', {'tau': -0.1}, 'range'),
         ('tokenizer', {'tau': 1000.0}, 'range'),
         ('tokenizer', {'tau': float('nan')}, 'tau'),
-        ('tokenizer', {'tau': 'much'}, 'type'),
+        ('tokenizer', {'tau': 'much'}, "tau is 'much'; allowed: a number, 0 to 100"),
+        ('tokenizer', {'tau': 1000}, 'allowed: a number, 0 to 100'),
+        ('tokenizer', {'max_tokens': 5.5}, 'allowed: a whole number'),
+        ('tokenizer', {'max_tokens': True}, 'allowed: a whole number'),
+        ('tokenizer', {'gating': True}, 'allowed: off, exact, noise'),
         ('tokenizer', {'max_tokens': -1}, 'range'),
         ('tokenizer', {'refresh_period': 10_000_000}, 'range'),
         ('tokenizer', {'payload': 'int9'}, "'int9'; allowed: float32, float16, int8"),
@@ -1215,7 +1222,7 @@ def test_nodes_stop_on_either_signal(robot):
 
 WRONG_STARTS = [
     ('tokenizer_node', ['-p', 'tau:=-1.0'], 'tau'),
-    ('tokenizer_node', ['-p', 'tau:=1'], 'DOUBLE'),
+    ('tokenizer_node', ['-p', 'tau:=abc'], "tau is 'abc'; allowed: a number, 0 to 100"),
     ('lit_node', ['-p', 'mode:=1'], 'mode'),
     ('lit_node', ['-p', 'no equals sign'], 'no equals sign'),
     ('camera_node', ['-p', 'rate:=-5.0'], 'rate'),
@@ -1235,16 +1242,77 @@ def run_node(executable, *arguments, folder):
 
 
 def test_wrong_starts_end_with_one_line(tmp_path):
+    starts = [(node, ['--ros-args', *arguments], said) for node, arguments, said in WRONG_STARTS]
+    starts.append(('lit_node', ['--cameras', 'front,,wrist'], "cameras is 'front,,wrist'"))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = pool.map(
-            lambda start: run_node(start[0], '--ros-args', *start[1], folder=tmp_path),
-            WRONG_STARTS,
-        )
-        for (executable, _, said), result in zip(WRONG_STARTS, results, strict=True):
+        results = pool.map(lambda start: run_node(start[0], *start[1], folder=tmp_path), starts)
+        for (executable, _, said), result in zip(starts, results, strict=True):
             assert result.returncode == 1
             lines = [line for line in result.stderr.splitlines() if line.startswith(executable)]
             assert len(lines) == 1 and said in lines[0], result.stderr
             assert 'Traceback' not in result.stderr
+
+
+def test_what_yaml_makes_of_words_and_numbers_is_accepted(robot, tmp_path):
+    """And what no node knows is named once."""
+    file = tmp_path / 'parameters.yaml'
+    file.write_text("""
+/**:
+  ros__parameters: {taw: 0.3, lit_scope: all}
+/**/tokenizer_node:
+  ros__parameters: {tau: 5.0}
+""")
+    process = robot.start('tokenizer_node', params_file=file, gating='off', tau=1)
+    assert robot.exchange(picture(0)).tau == 1.0
+    assert robot.set(tau=2) == ''
+    assert robot.exchange(picture(0)).tau == 2.0
+    assert process.output.count('taw (did you mean tau?)') == 1
+    assert 'lit_scope' not in process.output
+    assert process.output.count('section /**/tokenizer_node applies to no node') == 1
+
+
+@pytest.mark.parametrize(
+    'parameter, value, taken',
+    [
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), 1, 1.0),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), 101, None),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), float('nan'), None),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), True, None),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), None, None),
+        (NodeParameter('tokens', 0, '', 0, 9), 5, 5),
+        (NodeParameter('tokens', 0, '', 0, 9), 5.0, None),
+        (NodeParameter('tokens', 0, '', 0, 9), False, None),
+        (NodeParameter('gating', 'off', '', choices=('off', 'exact')), False, 'off'),
+        (NodeParameter('gating', 'off', '', choices=('off', 'exact')), True, None),
+        (NodeParameter('mode', 'lit', '', choices=('lit', 'hold')), False, None),
+        (NodeParameter('source', '', ''), 0, None),
+        (NodeParameter('loop', True, ''), False, False),
+        (NodeParameter('loop', True, ''), 'off', None),
+    ],
+)
+def test_values_have_the_type_of_the_default(parameter, value, taken):
+    if taken is None:
+        with pytest.raises(SettingError, match=f'{parameter.name} is {value!r}; allowed: '):
+            parameter.check(value)
+    else:
+        result = parameter.check(value)
+        assert result == taken and type(result) is type(taken)
+        assert parameter.parse(str(taken)) == taken
+
+
+@pytest.mark.parametrize('text', ['a,a', 'a,/a', 'front,,wrist', '', ',', '/'])
+def test_cameras_are_different_names(text):
+    with pytest.raises(SettingError, match=re.escape(f'cameras is {text!r}')):
+        split_cameras(text)
+
+
+def test_cameras_of_one_process_lie_below_its_namespace(robot):
+    robot.start('lit_node', cameras=['front', '/aside'], autostart=False)
+    for namespace in (f'{robot.namespace}/front', '/aside'):
+        robot.until(
+            lambda n=namespace: ('lit', n) in robot.node.get_node_names_and_namespaces(),
+            f'the node in {namespace}',
+        )
 
 
 def test_a_wrong_qos_override_is_said(robot):

@@ -11,9 +11,10 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.diagnostics import DiagnosticsPublisher, new_status
 from adaptok_ros.nodes.lifecycle import ManagedNode
-from adaptok_ros.nodes.parameter import NodeParameter, check_changes
+from adaptok_ros.nodes.parameter import NodeParameter
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -82,14 +83,26 @@ class StreamNode(ManagedNode, abc.ABC):
         return warnings
 
     def _take_parameters(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
-        changes = {p.name: p.value for p in parameters if p.name in self.table}
         try:
-            check_changes(self.table, changes, self.is_configured)
+            changes = {
+                p.name: self.table[p.name].check(p.value)
+                for p in parameters
+                if p.name in self.table
+            }
             if changes and self.is_configured:
-                self.apply(changes)
+                self._change(changes)
         except Exception as error:  # rclpy would let it end the process
             return SetParametersResult(successful=False, reason=self.faults.explain(error))
         return SetParametersResult(successful=True)
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        for name in changes:
+            if not self.table[name].runtime:
+                raise SettingError(
+                    f'{name} cannot change while the node is configured; clean it up, set it and '
+                    'configure it again'
+                )
+        self.apply(changes)
 
     def _diagnose(self) -> DiagnosticStatus | None:
         """The status to publish now; None where the node has just given up."""

@@ -18,13 +18,16 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from adaptok_ros.errors import AdaptokError
+from adaptok_ros.nodes.cameras import absolute_namespace, split_cameras
 from adaptok_ros.nodes.faults import FaultLog
 from adaptok_ros.nodes.lifecycle import ManagedNode
 from adaptok_ros.nodes.parameter import usage
 from adaptok_ros.nodes.parameters import NODES
+from adaptok_ros.nodes.unknown import tell_misnamed_sections, tell_unknown
 
 SIGNAL_PERIOD = 0.2
 """Seconds within which a signal to stop is noticed."""
+KNOWN_PARAMETERS = {parameter.name for table in NODES.values() for parameter in table}
 START_ERRORS = (
     AdaptokError,
     ParameterException,
@@ -52,17 +55,32 @@ def run_cameras(
 
     Nodes of one process share the engines that they have in common.
 
-    :param create: makes a node in a namespace; None = where ROS arguments put it
+    :param create: makes a node in an absolute namespace; None = where ROS arguments put it
     """
     parser = _parser(executable, description)
     parser.add_argument(
         '--cameras',
-        metavar='NAMESPACE,…',
-        type=lambda text: text.split(','),
-        default=[None],
-        help='namespaces of several cameras, each of which gets a node in this one process',
+        metavar='NAMESPACE,...',
+        help='namespaces of several cameras, each of which gets a node in this one process; '
+        'relative ones are below that of the process',
     )
-    return _run(parser, lambda arguments: [create(name) for name in arguments.cameras], args)
+
+    def create_all(arguments: argparse.Namespace) -> list[ManagedNode]:
+        if arguments.cameras is None:
+            return [create(None)]
+        cameras = split_cameras(arguments.cameras)
+        base = _namespace_of_process()
+        return [create(absolute_namespace(base, camera)) for camera in cameras]
+
+    return _run(parser, create_all, args)
+
+
+def _namespace_of_process() -> str:
+    """Where the arguments of the process put a node."""
+    probe = Node('namespace_probe', enable_rosout=False, start_parameter_services=False)
+    namespace: str = probe.get_namespace()
+    probe.destroy_node()
+    return namespace
 
 
 def _parser(executable: str, description: str) -> argparse.ArgumentParser:
@@ -89,6 +107,9 @@ def _run(
         # rclpy's own handlers would invalidate the context under the worker's hands.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         nodes = create(parsed)
+        for node in nodes:
+            tell_unknown(node, KNOWN_PARAMETERS)
+        tell_misnamed_sections(nodes[0], parser.prog, arguments)
     except START_ERRORS as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
         if rclpy.ok():
