@@ -283,10 +283,12 @@ class Robot:
             f'latents of {tokens.epoch}/{tokens.sequence}',
         )
 
-    def settle_tokens(self):
+    def settle_tokens(self, seconds=DEADLINE):
         """Show images until one has become tokens."""
         count = len(self.tokens)
-        self.until(lambda: len(self.tokens) > count, 'tokens', poke=lambda: self.show(picture(0)))
+        self.until(
+            lambda: len(self.tokens) > count, 'tokens', seconds, poke=lambda: self.show(picture(0))
+        )
 
     def settle(self, messages=None):
         """Show images until the latents of the running epoch are whole."""

@@ -11,9 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from adaptok_ros.bags.bag import read_packets
-from adaptok_ros.cli.demo import LOG, SCENE_SIZE, SHEET_COLUMNS
+from adaptok_ros.cli.demo import LOG, SCENE_SIZE
+from adaptok_ros.cli.demo_pictures import ANIMATION_WIDTH, SHEET_COLUMNS
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
@@ -52,7 +54,7 @@ def run(folder, *arguments):
 def check_results(folder, output, size):
     """Verify what a demo left in its only folder; the packets of the bag."""
     (results,) = folder.iterdir()
-    for name in ('sheet.png', 'plot.png', 'tokens'):
+    for name in ('sheet.png', 'demo.webp', 'plot.png', 'tokens'):
         assert str(results / name) in output
     sheet = cv2.imread(str(results / 'sheet.png'))
     columns = sheet.shape[1] // size[1]
@@ -60,6 +62,9 @@ def check_results(folder, output, size):
     assert 1 <= columns <= SHEET_COLUMNS
     camera, _, restored = np.split(sheet, 3)
     assert np.abs(camera.astype(float) - restored).mean() < 40
+    with Image.open(results / 'demo.webp') as animation:
+        assert animation.is_animated or columns == 1
+        assert animation.width <= 3 * ANIMATION_WIDTH
     plot = cv2.imread(str(results / 'plot.png'))
     assert plot.shape[:2] == PLOT_SIZE
     log = (results / LOG).read_text()

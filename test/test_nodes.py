@@ -50,6 +50,8 @@ from adaptok_ros.nodes.parameter import NodeParameter  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
 
+BUILD_DEADLINE = 200.0
+"""Seconds within which engines are built, on a machine busy with other work."""
 DEADLY_SIZE = (40, 72)
 """Of images that failing_node.py cannot bear."""
 EXAMPLES = Path(__file__).parent.parent / 'examples'
@@ -949,6 +951,7 @@ def begin_to_build(robot):
     assert report.level == DiagnosticStatus.WARN and 'adaptok-tiny' in report.message
 
 
+@pytest.mark.timeout(3 * BUILD_DEADLINE)
 def test_a_node_answers_while_it_builds(building, robot):
     process, cache = building
     begin_to_build(robot)
@@ -956,7 +959,7 @@ def test_a_node_answers_while_it_builds(building, robot):
     assert robot.change('activate') and robot.state() == 'active'
     built = len(list(cache.glob('*.plan')))
     assert built < len(shipped_models()), 'it was built before this test had looked'
-    robot.settle_tokens()
+    robot.settle_tokens(BUILD_DEADLINE)
     assert len(list(cache.glob('*.plan'))) == len(shipped_models())
     assert robot.tokens[-1].tau == np.float32(0.3)
     dropped = robot.diagnostics().images_unready
@@ -981,6 +984,7 @@ def test_cleaning_up_cancels_a_build(building, robot):
     assert_cancelled()
 
 
+@pytest.mark.timeout(3 * BUILD_DEADLINE)
 def test_a_build_that_fails_leaves_the_node_unconfigured(building, robot):
     process, _ = building
     begin_to_build(robot)
@@ -991,7 +995,7 @@ def test_a_build_that_fails_leaves_the_node_unconfigured(building, robot):
     robot.until(lambda: robot.state() == 'unconfigured', 'the end of it')
     assert 'no longer configured' in process.output and 'SIGKILL' in process.output
     assert robot.change('configure') and robot.change('activate')
-    robot.settle_tokens()
+    robot.settle_tokens(BUILD_DEADLINE)
 
 
 # Ways of starting.
@@ -1027,7 +1031,6 @@ def test_two_cameras_do_not_mix(ros, tmp_path, together):
 
 def test_compressed_images(robot, tokenizer):
     robot.start('tokenizer_node', transport='compressed', payload='float32')
-    robot.start_lit(mode='hold')
     topic = 'image/compressed'
     robot.cameras[topic] = robot.node.create_publisher(CompressedImage, topic, 1)
     image = picture(2, 45, 61)
@@ -1040,6 +1043,7 @@ def test_compressed_images(robot, tokenizer):
         if suffix == '.png':
             values = np.frombuffer(tokens.data, np.float32).reshape(6, 8, -1)
             np.testing.assert_allclose(values, tokenizer.encode(image), atol=ROUNDING)
+    assert robot.diagnostics().image_conversion == 'builtin'
     for damaged in (b'', b'not an image', data.tobytes()[:100]):
         bad = CompressedImage(format='jpeg', data=byte_array(np.frombuffer(damaged, np.uint8)))
         errors = robot.diagnostics().errors

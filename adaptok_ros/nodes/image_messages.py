@@ -25,22 +25,26 @@ class ImageReader:
     :ivar fragmentation: why the middleware may lose images of this size; '' if it does not
     """
 
-    def __init__(self, logger: RcutilsLogger) -> None:
+    def __init__(self, logger: RcutilsLogger, compressed: bool) -> None:
+        """Prepare to read.
+
+        :param compressed: the messages are CompressedImage, for which cv_bridge is not needed
+        """
         self.fragmentation = ''
         self._logger = logger
-        self._converter = MessageConverter(find_bridge())
+        self._converter = None if compressed else MessageConverter(find_bridge())
 
     @property
     def used(self) -> str:
-        """What converted the last raw image, see :attr:`MessageConverter.used`."""
-        return self._converter.used
+        """What converted the last image, see :attr:`MessageConverter.used`."""
+        return self._converter.used if self._converter is not None else 'builtin'
 
     def read(self, message: CameraImage) -> Pixels:
         """``[h, w, 3]`` uint8 RGB, until the next call.
 
         :raises ImageError: a field of the message is wrong
         """
-        if isinstance(message, CompressedImage):
+        if self._converter is None:
             return decode_compressed(np.frombuffer(message.data, np.uint8), message.format)
         if not self.fragmentation:
             self.fragmentation = fragmentation_hint(len(message.data))

@@ -52,7 +52,7 @@ class TokenizerNode(StreamNode):
         topic = self.resolve_topic_name('image')
         self._topic = f'{topic}/compressed' if self._compressed else topic
         self._camera_info = topic.rsplit('/', 1)[0] + '/camera_info'
-        self._reader = ImageReader(self.get_logger())
+        self._reader = ImageReader(self.get_logger(), self._compressed)
         self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
         tokens = qos.tokens(self._config.keyframe_interval)
