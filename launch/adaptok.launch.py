@@ -20,9 +20,10 @@ from launch_ros.actions import Node, PushRosNamespace
 from launch_ros.parameter_descriptions import ParameterValue
 
 from adaptok_ros.errors import AdaptokError, SettingError
+from adaptok_ros.nodes.camera_parameters import CAMERA_NODE
 from adaptok_ros.nodes.cameras import split_cameras
 from adaptok_ros.nodes.parameter import NodeParameter
-from adaptok_ros.nodes.parameters import CAMERA_NODE, LIT_NODE, TOKENIZER_NODE
+from adaptok_ros.nodes.parameters import LIT_NODE, TOKENIZER_NODE
 from adaptok_ros.nodes.transport import profile_environment
 from launch import LaunchContext, LaunchDescription
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import io
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +23,7 @@ from adaptok_ros.nodes.faults import FaultLog
 from adaptok_ros.nodes.lifecycle import ManagedNode
 from adaptok_ros.nodes.parameter import usage
 from adaptok_ros.nodes.parameters import NODES
+from adaptok_ros.nodes.stopping import EndOfNode, stop_on_signals
 from adaptok_ros.nodes.unknown import tell_misnamed_sections, tell_unknown
 
 SIGNAL_PERIOD = 0.2
@@ -100,8 +101,9 @@ def _run(
 ) -> int:
     arguments = list(sys.argv if args is None else args)
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+    stop_on_signals(parser.prog, stopping)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # not every terminal can show the help
     try:
         parsed = parser.parse_args(remove_ros_args(arguments)[1:])
         # rclpy's own handlers would invalidate the context under the worker's hands.
@@ -115,15 +117,16 @@ def _run(
         if rclpy.ok():
             rclpy.shutdown()
         return 1
-    _live(nodes, stopping)
+    code = _live(nodes, stopping)
     for node in nodes:
         node.destroy_node()
     rclpy.shutdown()
-    return 0
+    return code
 
 
-def _live(nodes: Sequence[Node], stopping: threading.Event) -> None:
-    """Let the nodes work until it is time to stop."""
+def _live(nodes: Sequence[Node], stopping: threading.Event) -> int:
+    """Let the nodes work until it is time to stop; the exit code."""
+    code = 0
     managed = [node for node in nodes if isinstance(node, ManagedNode)]
     executor = SingleThreadedExecutor()
     for node in nodes:
@@ -133,6 +136,9 @@ def _live(nodes: Sequence[Node], stopping: threading.Event) -> None:
     while not stopping.is_set():
         try:
             executor.spin_once(timeout_sec=SIGNAL_PERIOD)
+        except EndOfNode as end:
+            code = end.code
+            break
         except rclpy_implementation.RCLError as error:  # before Kilted: an impossible transition
             nodes[0].get_logger().error(str(error))
         except Exception as error:  # in a callback, whose node lives on
@@ -143,6 +149,7 @@ def _live(nodes: Sequence[Node], stopping: threading.Event) -> None:
         except Exception as error:  # the others are to be shut down all the same
             node.get_logger().error(f'while shutting down: {node.faults.explain(error)}')
     executor.shutdown()
+    return code
 
 
 def _autostart(nodes: Iterable[ManagedNode]) -> None:
