@@ -31,7 +31,6 @@ setup(
     extras_require={
         'train': ['torch>=2.1', 'onnx>=1.15'],
         'tokenizers': requirements('tokenizers'),
-        'evaluate': requirements('evaluate'),
         'test': requirements('test'),
     },
     entry_points={'console_scripts': ['adaptok = adaptok_ros.cli:main']},

@@ -17,3 +17,8 @@ class SettingError(AdaptokError, ValueError):
 
 class MissingPackageError(AdaptokError):
     """A package that a command needs and that is not installed; says how to get it."""
+
+
+def quote(text: str, longest: int = 64) -> str:
+    """Text from a message or a file as it may stand in an error: in one line, and short."""
+    return repr(text if len(text) <= longest else f'{text[:longest]}…')

@@ -62,13 +62,21 @@ def token_fields(packet: Packet) -> dict[str, Any]:
         'image_height',
         'image_width',
         'tau',
+        'bounded',
         'kept',
         'deferred',
+        'invalid',
         'scale',
         'mask',
         'data',
+        'checksum',
     )
-    return {**{name: getattr(packet, name) for name in names}, 'payload': int(packet.payload)}
+    return {
+        **{name: getattr(packet, name) for name in names},
+        'payload': int(packet.payload),
+        'grid_checked': packet.grid_checksum is not None,
+        'grid_checksum': packet.grid_checksum or 0,
+    }
 
 
 def fill_tokens(message: Any, packet: Packet) -> None:
@@ -98,12 +106,16 @@ def packet_from_message(message: Any) -> Packet:
         image_height=message.image_height,
         image_width=message.image_width,
         tau=message.tau,
+        bounded=message.bounded,
         kept=message.kept,
         deferred=message.deferred,
+        invalid=message.invalid,
         payload=message.payload,
         scale=np.asarray(message.scale, np.float32),
         mask=np.frombuffer(message.mask, np.uint8),
         data=np.frombuffer(message.data, np.uint8),
+        grid_checksum=message.grid_checksum if message.grid_checked else None,
+        checksum=message.checksum,
     )
 
 
@@ -116,6 +128,9 @@ def fill_latents(message: Any, latents: DenseLatents, payload: Payload) -> None:
     message.sequence = latents.sequence
     message.grid_height, message.grid_width, message.channels = latents.values.shape
     message.status = int(latents.status)
+    message.tau = latents.tau
+    message.deferred = latents.deferred
+    message.invalid = latents.invalid
     message.payload = int(payload)
     message.age = byte_array(latents.age)
     message.data = byte_array(encode_values(latents.values, payload)[0])
@@ -131,7 +146,8 @@ def latents_from_message(message: Any) -> DenseLatents:
     if message.payload not in (Payload.FLOAT32, Payload.FLOAT16):
         raise PacketError('payload', message.payload, '0 (float32), 1 (float16)')
     if message.status not in tuple(Status):
-        raise PacketError('status', message.status, '0 (ok), 1 (incomplete), 2 (stale)')
+        names = ', '.join(f'{s.value} ({s.name.lower()})' for s in Status)
+        raise PacketError('status', message.status, names)
     value_type = VALUE_TYPES[Payload(message.payload)]
     expected = shape[0] * shape[1] * shape[2] * value_type.itemsize
     if len(message.data) != expected:
@@ -146,6 +162,9 @@ def latents_from_message(message: Any) -> DenseLatents:
         epoch=message.epoch,
         sequence=message.sequence,
         status=Status(message.status),
+        tau=message.tau,
+        deferred=message.deferred,
+        invalid=message.invalid,
         values=values.astype(np.float32, copy=False),
         age=np.frombuffer(message.age, np.uint8).reshape(shape[:2]),
     )

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.errors import AdaptokError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 VERSION = 1
 """Of the format of all messages; docs/adr/0004-wire-version.md says when it changes."""
@@ -53,18 +58,22 @@ class PacketError(AdaptokError, ValueError):
         self.field = field
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Packet:
-    """The tokens of one frame.
+    """The tokens of one frame; made whole by :func:`seal`.
 
     :ivar version: of the format, see :data:`VERSION`
     :ivar stamp: time of the image in nanoseconds
+    :ivar bounded: what was not sent, deferred or invalid is within tau of what the receiver holds
+    :ivar invalid: positions whose latents were NaN, infinite or too large
     :ivar scale: ``[C]`` float32 with :attr:`Payload.INT8`, else ``[0]``
     :ivar mask: ``[ceil(H*W/8)]`` uint8, least significant bit first; ``[0]`` if keyframe
     :ivar data: ``[kept * C * bytes per value]`` uint8, token after token in position order
+    :ivar grid_checksum: of what the receiver then holds, None = not said
+    :ivar checksum: of all fields above but stamp and frame_id, see :func:`checksum`
     """
 
-    version: int = dataclasses.field(default=VERSION, kw_only=True)
+    version: int = VERSION
     stamp: int
     frame_id: str
     tokenizer: str
@@ -77,12 +86,16 @@ class Packet:
     image_height: int
     image_width: int
     tau: float
+    bounded: bool = True
     kept: int
     deferred: int
+    invalid: int = 0
     payload: int
     scale: NDArray[np.float32]
     mask: NDArray[np.uint8]
     data: NDArray[np.uint8]
+    grid_checksum: int | None = None
+    checksum: int = 0
 
     @property
     def positions(self) -> int:
@@ -136,11 +149,71 @@ def check(packet: Packet) -> None:
         raise PacketError('kept', packet.kept, f'{positions} (all positions) in a keyframe')
     if packet.deferred > positions - packet.kept:
         raise PacketError('deferred', packet.deferred, f'at most {positions - packet.kept}')
+    if packet.invalid > positions:
+        raise PacketError('invalid', packet.invalid, f'at most {positions}')
     if packet.payload not in VALUE_TYPES:
         names = ', '.join(f'{p.value} ({p.name.lower()})' for p in Payload)
         raise PacketError('payload', packet.payload, names)
     _check_mask(packet, positions)
     _check_values(packet)
+    expected = checksum(packet)
+    if packet.checksum != expected:
+        raise PacketError('checksum', packet.checksum, f'{expected} (the packet is damaged)')
+
+
+_FIXED = struct.Struct('<BII?HHHHHf?IIIB?I')
+"""The fields of fixed size that a checksum covers, in the order of the message."""
+
+
+def checksum(packet: Packet) -> int:
+    """CRC-32 (as in zlib) of a packet: the fixed fields, then tokenizer, scale, mask and data.
+
+    Without stamp and frame_id: those are the header's, which relays may change.
+
+    :raises PacketError: a number that does not fit its field
+    """
+    try:
+        fixed = _FIXED.pack(
+            packet.version,
+            packet.epoch,
+            packet.sequence,
+            packet.keyframe,
+            packet.grid_height,
+            packet.grid_width,
+            packet.channels,
+            packet.image_height,
+            packet.image_width,
+            packet.tau,
+            packet.bounded,
+            packet.kept,
+            packet.deferred,
+            packet.invalid,
+            packet.payload,
+            packet.grid_checksum is not None,
+            packet.grid_checksum or 0,
+        )
+    except (struct.error, OverflowError) as error:
+        raise PacketError('of fixed size', 'out of range', str(error)) from error
+    crc = zlib.crc32(fixed)
+    parts: tuple[Buffer, ...] = (
+        packet.tokenizer.encode(),
+        packet.scale.data,
+        packet.mask.data,
+        packet.data.data,
+    )
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def seal(packet: Packet) -> Packet:
+    """The packet with its checksum."""
+    return dataclasses.replace(packet, checksum=checksum(packet))
+
+
+def grid_checksum(held: NDArray[np.float32]) -> int:
+    """CRC-32 (as in zlib) of ``[H, W, C]`` or ``[P, C]`` held values, as little-endian float32."""
+    return zlib.crc32(np.ascontiguousarray(held, '<f4').data)
 
 
 def _check_mask(packet: Packet, positions: int) -> None:

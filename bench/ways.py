@@ -17,7 +17,7 @@ from adaptok_ros.arrays import Image
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.sending.images import decode_compressed
+from adaptok_ros.sending.compressed import decode_compressed
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.gating.changes import Gating

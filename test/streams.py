@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from adaptok_ros.packet import Packet, pack_mask
-from adaptok_ros.sending.selection import SelectionConfig, Selector
+from adaptok_ros.packet import Packet, pack_mask, seal
+from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
 
 TOKENIZER = 'test@0123456789ab'
 FLOAT16_LIMIT = 65504.0
@@ -72,25 +72,29 @@ class Stream:
     def send(self, latents):
         rows, columns, channels = self.shape
         chosen = self.selector.step(latents.reshape(-1, channels))
-        packet = Packet(
-            stamp=self.sequence * 33_000_000,
-            frame_id='camera',
-            tokenizer=TOKENIZER,
-            epoch=self.epoch,
-            sequence=self.sequence,
-            keyframe=chosen.keyframe,
-            grid_height=rows,
-            grid_width=columns,
-            channels=channels,
-            image_height=8 * rows,
-            image_width=8 * columns,
-            tau=float(np.float32(self.config.tau)),
-            kept=chosen.kept,
-            deferred=chosen.deferred,
-            payload=chosen.payload,
-            scale=chosen.scale,
-            mask=np.empty(0, np.uint8) if chosen.keyframe else pack_mask(chosen.keep),
-            data=chosen.data,
+        packet = seal(
+            Packet(
+                stamp=self.sequence * 33_000_000,
+                frame_id='camera',
+                tokenizer=TOKENIZER,
+                epoch=self.epoch,
+                sequence=self.sequence,
+                keyframe=chosen.keyframe,
+                grid_height=rows,
+                grid_width=columns,
+                channels=channels,
+                image_height=8 * rows,
+                image_width=8 * columns,
+                tau=float(np.float32(self.config.tau)),
+                kept=chosen.kept,
+                deferred=chosen.deferred,
+                bounded=self.config.reference is Reference.HELD,
+                invalid=chosen.invalid,
+                payload=chosen.payload,
+                scale=chosen.scale,
+                mask=np.empty(0, np.uint8) if chosen.keyframe else pack_mask(chosen.keep),
+                data=chosen.data,
+            )
         )
         self.sequence = (self.sequence + 1) & 0xFFFFFFFF
         return packet

@@ -10,6 +10,7 @@ import pytest
 
 from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.sending.images import ENCODINGS, ImageError
+from adaptok_ros.sending.value_range import ValueRange
 
 pytest.importorskip('sensor_msgs', reason='no sensor_msgs (source a ROS 2 workspace)')
 
@@ -22,14 +23,25 @@ BRIDGE = find_bridge()
 needs_cv_bridge = pytest.mark.skipif(BRIDGE.convert is None, reason=BRIDGE.name)
 SIZES = [(1, 2), (2, 2), (3, 4), (46, 62), (480, 640), (2, LARGEST_SIDE), (LARGEST_SIDE, 2)]
 ODD_SIZES = [(1, 1), (7, 1), (45, 61)]
-OTHERS = sorted(set(ENCODINGS) - set(PIXEL_BYTES))
-BYTES_PER_PIXEL = {'8UC1': 1, 'nv12': 1, 'nv21': 1, '8UC3': 3} | PIXEL_BYTES
+INTEGERS = sorted(set(ENCODINGS) - {'32FC1'})
+OTHERS = sorted(set(INTEGERS) - set(PIXEL_BYTES))
+BYTES_PER_PIXEL = PIXEL_BYTES | {
+    '8UC1': 1,
+    '8UC3': 3,
+    '8UC4': 4,
+    '32FC1': 4,
+    'rgb16': 6,
+    'bgr16': 6,
+    'nv12': 1,
+    'nv21': 1,
+    'i420': 1,
+}
 
 
 def message(encoding, height, width, padding=0, behind=0, changes=()):
     """Noise in rows with so many bytes behind each, and more behind the last; then change it."""
     step = width * BYTES_PER_PIXEL.get(encoding, 2) + padding
-    rows = height * 3 // 2 if encoding.startswith('nv') else height
+    rows = height * 3 // 2 if encoding in ('nv12', 'nv21', 'i420') else height
     values = np.random.default_rng(0).integers(0, 256, rows * step + behind, np.uint8)
     made = Image(
         encoding=encoding,
@@ -110,6 +122,7 @@ def test_what_cv_bridge_refuses_goes_the_builtin_way(encoding, monkeypatch):
     ('changes', 'field'),
     [
         ({'encoding': '32FC1'}, 'encoding'),
+        ({'encoding': '64FC1'}, 'encoding'),
         ({'encoding': 'rgb'}, 'encoding'),
         ({'height': 0}, 'height'),
         ({'width': 0}, 'width'),
@@ -128,7 +141,14 @@ def test_errors_are_our_own(bridge, changes, field):
     assert converter.used.startswith('builtin (')
 
 
-@pytest.mark.parametrize('encoding', ENCODINGS)
+@pytest.mark.parametrize('encoding', ['mono16', '32FC1'])
+def test_a_range_goes_the_builtin_way(encoding):
+    converter = MessageConverter(Bridge('a bridge', lambda *_: None), ValueRange(0.0, 4095.0))
+    assert converter.to_rgb(message(encoding, 6, 8)).shape == (6, 8, 3)
+    assert converter.used == 'builtin (range_min and range_max are not for cv_bridge)'
+
+
+@pytest.mark.parametrize('encoding', INTEGERS)
 def test_without_cv_bridge_everything_goes_the_builtin_way(encoding):
     converter = MessageConverter(NO_BRIDGE)
     assert converter.used == 'none yet'

@@ -2,6 +2,8 @@
 
 import array
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -11,21 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptok_ros.arrays import LARGEST_SIDE
+from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.image_conversion import find_bridge
-from adaptok_ros.sending.images import (
-    ENCODINGS,
-    ImageConverter,
-    ImageError,
-    decode_compressed,
-    to_rgb,
-)
+from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
+from adaptok_ros.sending.images import ENCODINGS, ImageConverter, ImageError, is_wide, to_rgb
+from adaptok_ros.sending.value_range import RangeUse, ValueRange
 
 PACKED_YUV = {'uyvy': 'UYVY', 'yuv422': 'UYVY', 'yuyv': 'YUYV', 'yuv422_yuy2': 'YUYV'}
 PLANAR_YUV = {'nv12': 'UV', 'nv21': 'VU'}
+PLANES = ['i420']
 BAYER = ['bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8']
+BAYER_16 = [name.replace('8', '16') for name in BAYER]
 GREY_8 = ['mono8', '8UC1']
 GREY_16 = ['mono16', '16UC1']
-COLOUR_ORDER = {'rgb8': 'RGB', 'bgr8': 'BGR', '8UC3': 'BGR', 'rgba8': 'RGBA', 'bgra8': 'BGRA'}
+FLOATS = ['32FC1']
+COLOUR_ORDER = {
+    'rgb8': 'RGB',
+    'bgr8': 'BGR',
+    '8UC3': 'BGR',
+    'rgba8': 'RGBA',
+    'bgra8': 'BGRA',
+    '8UC4': 'BGRA',
+}
+COLOUR_16 = {'rgb16': 'rgb8', 'bgr16': 'bgr8'}
+WIDE = [*GREY_16, *BAYER_16, *COLOUR_16, *FLOATS]
 
 BRIDGE = find_bridge()
 needs_cv_bridge = pytest.mark.skipif(BRIDGE.convert is None, reason=BRIDGE.name)
@@ -37,6 +48,9 @@ def smooth_picture(height=24, width=32):
     columns = np.linspace(40, 200, width)[None, :]
     planes = np.broadcast_arrays(columns, rows, (rows + columns) / 2)
     return np.stack(planes, axis=2).round().astype(np.uint8)
+
+
+PADDABLE = [name for name in ENCODINGS if name not in PLANES]
 
 
 def noise(height, width, *channels, seed=0):
@@ -64,6 +78,12 @@ def pack(encoding, rgb):
         return rgb[:, :, 0].copy()
     if encoding in GREY_16:
         return (rgb[:, :, 0].astype('<u2') * 257).view(np.uint8)
+    if encoding in COLOUR_16:
+        return (pack(COLOUR_16[encoding], rgb).astype('<u2') * 257).view(np.uint8)
+    if encoding in BAYER_16:
+        return (pack(encoding.replace('16', '8'), rgb).astype('<u2') * 257).view(np.uint8)
+    if encoding in FLOATS:
+        return (rgb[:, :, 0].astype('<f4') / 25.5).view(np.uint8)  # 0 to 10 m, see RANGE
     if encoding in BAYER:
         mosaic = np.empty((height, width), np.uint8)
         for index, letter in enumerate(encoding[len('bayer_') : -1]):
@@ -78,6 +98,9 @@ def pack(encoding, rgb):
         packed[:, order.index('U') :: 4] = u[:, ::2]
         packed[:, order.index('V') :: 4] = v[:, ::2]
         return packed
+    if encoding in PLANES:
+        colours = np.concatenate([u[::2, ::2].ravel(), v[::2, ::2].ravel()])
+        return np.concatenate([y, colours.reshape(-1, width)])
     colour = np.empty((height // 2, width), np.uint8)
     colour[:, PLANAR_YUV[encoding].index('U') :: 2] = u[::2, ::2]
     colour[:, PLANAR_YUV[encoding].index('V') :: 2] = v[::2, ::2]
@@ -90,11 +113,21 @@ def pad(packed, padding):
 
 
 def swapped_bytes(packed):
+    """Little-endian 16-bit numbers to big-endian ones."""
     return packed.reshape(packed.shape[0], -1, 2)[:, :, ::-1].reshape(packed.shape)
 
 
+def ranged(encoding):
+    """The range for an encoding that has none of its own."""
+    return (ValueRange(0.0, 10.0),) if encoding in FLOATS else ()
+
+
+def convert(encoding, *fields):
+    return to_rgb(encoding, *fields, *ranged(encoding))
+
+
 def is_grey(encoding):
-    return encoding in GREY_8 + GREY_16
+    return encoding in GREY_8 + GREY_16 + FLOATS
 
 
 def assert_image(result, height, width):
@@ -107,11 +140,11 @@ def assert_image(result, height, width):
 def test_every_encoding_gives_the_picture_back(encoding):
     rgb = smooth_picture()
     packed = pack(encoding, rgb)
-    result = to_rgb(encoding, 24, 32, packed.shape[1], False, packed.tobytes())
+    result = convert(encoding, 24, 32, packed.shape[1], False, packed.tobytes())
     assert_image(result, 24, 32)
     expected = rgb[:, :, :1].repeat(3, axis=2) if is_grey(encoding) else rgb
     # Where colour is shared by neighbours or interpolated, it is off by the slope of the picture.
-    exact = is_grey(encoding) or encoding in COLOUR_ORDER
+    exact = is_grey(encoding) or encoding in COLOUR_ORDER or encoding in COLOUR_16
     inner = np.s_[:, :] if exact else np.s_[2:-2, 2:-2]
     error = np.abs(result[inner].astype(int) - expected[inner])
     assert error.max() <= (0 if exact else 12)
@@ -119,24 +152,26 @@ def test_every_encoding_gives_the_picture_back(encoding):
 
 
 @pytest.mark.parametrize('padding', [1, 2, 3, 4, 5, 31])
-@pytest.mark.parametrize('encoding', ENCODINGS)
+@pytest.mark.parametrize('encoding', PADDABLE)
 def test_padding_of_rows_is_skipped(encoding, padding):
     packed = pack(encoding, noise(6, 10, 3))
     step = packed.shape[1]
-    plain = to_rgb(encoding, 6, 10, step, False, packed.tobytes())
-    padded = to_rgb(encoding, 6, 10, step + padding, False, pad(packed, padding).tobytes())
+    plain = convert(encoding, 6, 10, step, False, packed.tobytes())
+    padded = convert(encoding, 6, 10, step + padding, False, pad(packed, padding).tobytes())
     assert_image(padded, 6, 10)
     np.testing.assert_array_equal(padded, plain)
 
 
-@pytest.mark.parametrize('encoding', sorted(set(ENCODINGS) - set(PACKED_YUV) - set(PLANAR_YUV)))
+@pytest.mark.parametrize(
+    'encoding', sorted(set(ENCODINGS) - set(PACKED_YUV) - set(PLANAR_YUV) - set(PLANES))
+)
 @pytest.mark.parametrize(('height', 'width'), [(1, 1), (1, 7), (7, 1), (3, 5), (9, 7)])
 def test_odd_sizes(encoding, height, width):
     packed = pack(encoding, np.full((height, width, 3), 90, np.uint8))
-    result = to_rgb(encoding, height, width, packed.shape[1], False, packed.tobytes())
+    result = convert(encoding, height, width, packed.shape[1], False, packed.tobytes())
     assert_image(result, height, width)
     # OpenCV cannot interpolate a mosaic of fewer than 3 rows or columns, and leaves it black.
-    interpolable = encoding not in BAYER or min(height, width) >= 3
+    interpolable = encoding not in BAYER + BAYER_16 or min(height, width) >= 3
     assert (result == (90 if interpolable else 0)).all()
 
 
@@ -147,7 +182,7 @@ def test_packed_yuv_may_have_an_odd_height(encoding):
     assert np.abs(result.astype(int) - 90).max() <= 2
 
 
-@pytest.mark.parametrize('encoding', GREY_16)
+@pytest.mark.parametrize('encoding', GREY_16 + BAYER_16)
 def test_big_endian(encoding):
     packed = pad(np.arange(6 * 10, dtype='<u2').reshape(6, 10).view(np.uint8) * 7, 2)
     little = to_rgb(encoding, 6, 10, 22, False, packed.tobytes())
@@ -155,7 +190,16 @@ def test_big_endian(encoding):
     np.testing.assert_array_equal(big, little)
 
 
-@pytest.mark.parametrize('encoding', sorted(set(ENCODINGS) - set(GREY_16)))
+def test_big_endian_floats():
+    packed = pack('32FC1', noise(6, 10, 3))
+    swapped = packed.view('<f4').astype('>f4')
+    np.testing.assert_array_equal(
+        convert('32FC1', 6, 10, 40, True, swapped.tobytes()),
+        convert('32FC1', 6, 10, 40, False, packed.tobytes()),
+    )
+
+
+@pytest.mark.parametrize('encoding', sorted(set(ENCODINGS) - set(WIDE)))
 def test_byte_order_means_nothing_to_bytes(encoding):
     packed = pack(encoding, noise(4, 6, 3))
     arguments = (encoding, 4, 6, packed.shape[1])
@@ -189,10 +233,10 @@ def test_rgb8_of_an_array_is_a_view():
 
 @pytest.mark.parametrize('encoding', ENCODINGS)
 def test_a_converter_keeps_its_memory(encoding):
-    converter = ImageConverter()
+    converter = ImageConverter(*ranged(encoding))
     results, copies = [], []
     for seed in range(2):
-        packed = pad(pack(encoding, noise(4, 6, 3, seed=seed)), 3)
+        packed = pad(pack(encoding, noise(4, 6, 3, seed=seed)), 0 if encoding in PLANES else 3)
         results.append(converter.to_rgb(encoding, 4, 6, packed.shape[1], False, packed))
         copies.append(results[-1].copy())
         assert not np.shares_memory(results[-1], packed)
@@ -201,12 +245,13 @@ def test_a_converter_keeps_its_memory(encoding):
 
 
 def test_a_converter_follows_changes_of_size_and_encoding():
-    converter = ImageConverter()
+    converter = ImageConverter(ValueRange(0.0, 10.0))
     for height, width in ((4, 6), (6, 4), (2, 12), (4, 6)):
         for encoding in ENCODINGS:
             packed = pack(encoding, noise(height, width, 3))
             arguments = (encoding, height, width, packed.shape[1], False, packed)
-            np.testing.assert_array_equal(converter.to_rgb(*arguments), to_rgb(*arguments))
+            expected = to_rgb(*arguments, ValueRange(0.0, 10.0))
+            np.testing.assert_array_equal(converter.to_rgb(*arguments), expected)
 
 
 def test_a_message_is_never_written_to():
@@ -216,6 +261,16 @@ def test_a_message_is_never_written_to():
     converter.to_rgb('rgb8', 4, 6, 18, False, rgb)
     converter.to_rgb('bgr8', 4, 6, 18, False, noise(4, 6, 3, seed=1))
     np.testing.assert_array_equal(rgb, kept)
+
+
+@pytest.mark.parametrize('encoding', PADDABLE)
+def test_the_last_row_needs_no_padding(encoding):
+    packed = pad(pack(encoding, noise(6, 10, 3)), 5)
+    arguments = (encoding, 6, 10, packed.shape[1], False)
+    expected = convert(*arguments, packed.tobytes())
+    np.testing.assert_array_equal(convert(*arguments, packed.tobytes()[:-5]), expected)
+    with pytest.raises(ImageError, match='data is'):
+        convert(*arguments, packed.tobytes()[:-6])
 
 
 def test_more_data_than_needed_is_accepted():
@@ -230,8 +285,9 @@ def test_more_data_than_needed_is_accepted():
         ('rgb', 4, 4, 12, 48, 'encoding', "'rgb'", ', '.join(ENCODINGS)),
         ('', 4, 4, 12, 48, 'encoding', "''", 'rgb8'),
         ('a\nb' * 99, 4, 4, 12, 48, 'encoding', repr(('a\nb' * 99)[:64]), 'rgb8'),
-        ('32FC1', 4, 4, 16, 64, 'encoding', "'32FC1'", 'no fixed range: convert to mono8 or'),
-        ('64FC3', 4, 4, 96, 384, 'encoding', "'64FC3'", 'no fixed range'),
+        ('32FC1', 4, 4, 16, 64, 'encoding', "'32FC1'", '(range_min and range_max)'),
+        ('64FC3', 4, 4, 96, 384, 'encoding', "'64FC3'", 'rgb8'),
+        ('i420', 4, 4, 5, 64, 'step', '5', '4 (rows of i420 have no padding)'),
         ('rgb8', 0, 4, 12, 48, 'height', '0', '1 to 8192'),
         ('rgb8', 4, 0, 12, 48, 'width', '0', '1 to 8192'),
         ('rgb8', 8193, 1, 3, 8193 * 3, 'height', '8193', '1 to 8192'),
@@ -241,7 +297,7 @@ def test_more_data_than_needed_is_accepted():
         ('nv12', 4, 4, 3, 48, 'step', '3', 'at least 4'),
         ('rgb8', 4, 4, 12, 47, 'data', '47 bytes', 'at least 48 (4 rows)'),
         ('rgb8', 4, 4, 12, 0, 'data', '0 bytes', 'at least 48'),
-        ('rgb8', 4, 4, 2**32 - 1, 48, 'data', '48 bytes', f'at least {4 * (2**32 - 1)}'),
+        ('rgb8', 4, 4, 2**32 - 1, 48, 'data', '48 bytes', f'at least {3 * (2**32 - 1) + 12}'),
         ('nv12', 4, 4, 4, 23, 'data', '23 bytes', 'at least 24 (6 rows)'),
         ('uyvy', 4, 5, 12, 48, 'width', '5', 'multiples of 2'),
         ('yuv422_yuy2', 4, 5, 12, 48, 'width', '5', 'multiples of 2'),
@@ -261,6 +317,71 @@ def test_errors_name_field_value_and_what_is_allowed(
     assert '\n' not in message
 
 
+@pytest.mark.parametrize('encoding', ['mono16', '16UC1'])
+@pytest.mark.parametrize(
+    'low, high', [(7000, 8000), (-100, 155), (0, 16383), (7000.4, 7000.6), (65534, 65535)]
+)
+def test_a_range_of_16_bits_becomes_all_levels(encoding, low, high):
+    values = np.arange(65536, dtype='<u2')
+    result = to_rgb(encoding, 256, 256, 512, False, values.tobytes(), ValueRange(low, high))
+    bottom = round(low)
+    top = max(bottom + 1, round(high))
+    expected = np.clip((values.astype(float) - bottom) * 255 / (top - bottom), 0, 255)
+    assert np.abs(result[..., 1].ravel() - expected).max() <= 0.5 + 1e-6
+    assert result.max() == 255
+
+
+@pytest.mark.parametrize('encoding', COLOUR_16)
+def test_a_range_holds_for_every_colour(encoding):
+    packed = (pack(COLOUR_16[encoding], smooth_picture()).astype('<u2') * 4 + 100).view(np.uint8)
+    arguments = (encoding, 24, 32, packed.shape[1], False, packed.tobytes())
+    result = to_rgb(*arguments, ValueRange(100, 100 + 4 * 255))
+    np.testing.assert_array_equal(result, smooth_picture())
+
+
+@pytest.mark.parametrize('encoding', BAYER_16)
+def test_a_range_holds_for_a_mosaic(encoding):
+    packed = (pack(encoding.replace('16', '8'), smooth_picture()).astype('<u2') * 16).view(
+        np.uint8
+    )
+    arguments = (encoding, 24, 32, packed.shape[1], False, packed.tobytes())
+    result = to_rgb(*arguments, ValueRange(0, 16 * 255))
+    expected = to_rgb(encoding, 24, 32, 64, False, pack(encoding, smooth_picture()).tobytes())
+    assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+def test_depth_in_metres():
+    depth = np.array([[0.5, 1.75, 3.0, 0.0, 9.0, np.nan, np.inf, -np.inf]], '<f4')
+    result = to_rgb('32FC1', 1, 8, 32, False, depth.tobytes(), ValueRange(0.5, 3.0))
+    assert result[0, :, 0].tolist() == [0, 128, 255, 0, 255, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    'low, high', [(1, 1), (2, 1), (0, -1), (1, 0), (float('nan'), 1), (0, float('inf'))]
+)
+def test_a_range_that_is_none(low, high):
+    with pytest.raises(SettingError, match=r'range_min is .* and range_max is .*; allowed: '):
+        ValueRange(low, high)
+
+
+def test_use_of_a_range():
+    use = RangeUse(ValueRange())
+    assert use.warning() == ''
+    thermal = np.linspace(7000, 8000, 256 * 256).astype('<u2').reshape(256, 256)
+    thermal[0, 0] = 65535  # a hot pixel
+    use.add(to_rgb('mono16', 256, 256, 512, False, thermal.tobytes()))
+    assert 'less than 1/16 of their range (values of about 6939 to 7967): set' in use.warning()
+    use.add(to_rgb('mono16', 256, 256, 512, False, thermal.tobytes(), ValueRange(7000, 8000)))
+    assert use.warning() == ''
+    use.add(np.zeros((64, 64, 3), np.uint8))  # the lens is covered
+    assert use.warning() == ''
+
+
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_a_range_applies_to_more_than_8_bits(encoding):
+    assert is_wide(encoding) == (encoding in WIDE)
+
+
 uint32 = st.integers(0, 2**32 - 1)
 
 
@@ -272,12 +393,13 @@ uint32 = st.integers(0, 2**32 - 1)
     step=st.integers(0, 60) | uint32,
     is_bigendian=st.booleans(),
     data=st.integers(0, 1000).map(bytes) | st.binary(max_size=300),
+    value_range=st.sampled_from([ValueRange(), ValueRange(-3.0, 0.5), ValueRange(1000, 1001)]),
 )
 def test_whatever_a_message_holds_gives_an_image_or_an_image_error(
-    encoding, height, width, step, is_bigendian, data
+    encoding, height, width, step, is_bigendian, data, value_range
 ):
     try:
-        result = to_rgb(encoding, height, width, step, is_bigendian, data)
+        result = to_rgb(encoding, height, width, step, is_bigendian, data, value_range)
     except ImageError:
         return
     assert_image(result, height, width)
@@ -287,19 +409,19 @@ def encode(extension, picture, *parameters):
     return cv2.imencode(extension, picture, parameters)[1].tobytes()
 
 
+def png_chunk(kind, content):
+    checksum = zlib.crc32(kind + content)
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
+
+
 def png(height, width, rows=b'', depth=8, colour=0):
     """Write a png file by hand: whatever header, whatever rows."""
-
-    def chunk(kind, content):
-        checksum = zlib.crc32(kind + content)
-        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', checksum)
-
     header = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
     return (
         b'\x89PNG\r\n\x1a\n'
-        + chunk(b'IHDR', header)
-        + chunk(b'IDAT', zlib.compress(rows))
-        + chunk(b'IEND', b'')
+        + png_chunk(b'IHDR', header)
+        + png_chunk(b'IDAT', zlib.compress(rows))
+        + png_chunk(b'IEND', b'')
     )
 
 
@@ -368,6 +490,79 @@ def test_sixteen_bits_of_a_png_are_rounded():
     np.testing.assert_array_equal(result, expected)
 
 
+def test_a_range_of_a_png():
+    values = np.linspace(7000, 8000, 24 * 32).astype(np.uint16).reshape(24, 32)
+    file = encode('.png', values)
+    assert is_wide_file(file, 'mono16; png compressed ')
+    assert not is_wide_file(PNG, 'png') and not is_wide_file(JPEG, '')
+    result = decode_compressed(file, 'mono16; png compressed ', ValueRange(7000, 8000))
+    expected = to_rgb('mono16', 24, 32, 64, False, values.tobytes(), ValueRange(7000, 8000))
+    np.testing.assert_array_equal(result, expected)
+
+
+def depth_header(scale=0.0, offset=0.0):
+    """As compressed_depth_image_transport writes it."""
+    return struct.pack('<iff', 0, scale, offset)
+
+
+@pytest.mark.parametrize('format', ['16UC1; compressedDepth', '16UC1; compressedDepth png'])
+def test_compressed_depth_in_millimetres(format):
+    values = np.linspace(500, 3000, 24 * 32).astype(np.uint16).reshape(24, 32)
+    file = depth_header() + encode('.png', values)
+    assert is_wide_file(file, format)
+    expected = to_rgb('16UC1', 24, 32, 64, False, values.tobytes(), ValueRange(500, 3000))
+    np.testing.assert_array_equal(decode_compressed(file, format, ValueRange(500, 3000)), expected)
+
+
+def test_compressed_depth_in_metres():
+    """Depth is sent as scale / depth + offset, with 0 where nothing was seen."""
+    scale, offset = 10000.0, -1000.0
+    depth = np.linspace(0.5, 3.0, 24 * 32).reshape(24, 32)
+    values = np.rint(scale / depth + offset).astype(np.uint16)
+    values[0, 0] = 0
+    file = depth_header(scale, offset) + encode('.png', values)
+    result = decode_compressed(file, '32FC1; compressedDepth png', ValueRange(0.5, 3.0))
+    expected = (depth - 0.5) / 2.5 * 255
+    assert np.abs(result[..., 0] - expected)[1:].max() < 1
+    assert result[0, 0].max() == 0
+    with pytest.raises(ImageError, match='range_min and range_max'):
+        decode_compressed(file, '32FC1; compressedDepth png')
+    for header in (depth_header(), depth_header(float('nan'), 1.0), depth_header(1.0, 40000.0)):
+        assert_image(
+            decode_compressed(header + file[12:], '32FC1; compressedDepth', ValueRange(0, 1)),
+            24,
+            32,
+        )
+
+
+WEBP = encode('.webp', smooth_picture()[:, :, ::-1], cv2.IMWRITE_WEBP_QUALITY, 101)
+LOSSY_WEBP = encode('.webp', smooth_picture()[:, :, ::-1], cv2.IMWRITE_WEBP_QUALITY, 90)
+ALPHA_WEBP = encode('.webp', np.full((24, 32, 4), 90, np.uint8), cv2.IMWRITE_WEBP_QUALITY, 90)
+
+
+def test_webp():
+    np.testing.assert_array_equal(decode_compressed(WEBP, 'webp'), smooth_picture())
+    result = decode_compressed(LOSSY_WEBP, 'rgb8; webp compressed bgr8')
+    assert np.abs(result.astype(int) - smooth_picture()).max() <= 12
+    assert np.abs(decode_compressed(ALPHA_WEBP, '').astype(int) - 90).max() <= 2
+
+
+@pytest.mark.parametrize(
+    'file', [WEBP, LOSSY_WEBP, ALPHA_WEBP], ids=['lossless', 'lossy', 'alpha']
+)
+def test_webp_cut_off_or_too_large(file):
+    for length in range(len(file)):
+        with pytest.raises(ImageError):
+            decode_compressed(file[:length], 'webp')
+    kind = file[12:16]
+    size = {b'VP8 ': (26, '<HH'), b'VP8L': (21, '<I'), b'VP8X': (24, '<II')}[kind]
+    struct_size = struct.calcsize(size[1])
+    values = (0x3FFF,) * len(size[1][1:]) if kind != b'VP8L' else (0x0FFFFFFF,)
+    huge = file[: size[0]] + struct.pack(size[1], *values) + file[size[0] + struct_size :]
+    with pytest.raises(ImageError, match='allowed: 1 to 8192'):
+        decode_compressed(huge, 'webp')
+
+
 def test_rare_kinds_of_png():
     grey_with_alpha = png(1, 2, b'\0\x10\x20\x30\x40', colour=4)
     np.testing.assert_array_equal(
@@ -399,13 +594,16 @@ def test_exif_does_not_turn_the_picture():
 @pytest.mark.parametrize(
     ('data', 'format', 'field', 'value', 'allowed'),
     [
-        (b'', 'jpeg', 'data', '0 bytes that begin with nothing', 'jpeg and png'),
+        (b'', 'jpeg', 'data', '0 bytes that begin with nothing', 'jpeg, png and webp'),
         (b'GIF89a', 'gif', 'data', "6 bytes that begin with 474946383961 (format 'gif')", 'jpeg'),
         (b'\xff\xd8\xff', 'jpeg', 'data', '3 bytes, cut off', 'whole files'),
         (b'\xff\xd8\xff\xd9', 'jpeg', 'data', '4 bytes, cut off', 'whole files'),
         (b'\x89PNG\r\n\x1a\n', 'png', 'data', '8 bytes, cut off', 'whole files'),
-        (PNG, '16UC1; compressedDepth png', 'format', "'16UC1; compressedDepth png'", 'raw image'),
-        (PNG, '32FC1; compressedDepth rvl', 'format', "'32FC1; compressedDepth rvl'", 'raw image'),
+        (PNG, '16UC1; compressedDepth png', 'data', '', 'png files'),
+        (PNG, '32FC1; compressedDepth rvl', 'format', "'32FC1; compressedDepth rvl'", 'png'),
+        (PNG, 'compressedDepth', 'format', "'compressedDepth'", '16UC1 or 32FC1'),
+        (b'', '16UC1; compressedDepth', 'data', '0 bytes', 'png files'),
+        (bytes(12) + PNG, '16UC1; compressedDepth', 'data', 'a png file', '16-bit grey'),
         (png(0, 4), 'png', 'height', '0', f'1 to {LARGEST_SIDE}'),
         (png(60000, 60000), 'png', 'height', '60000', f'1 to {LARGEST_SIDE}'),
         (png(4, 2**31 - 1), 'png', 'width', str(2**31 - 1), f'1 to {LARGEST_SIDE}'),
@@ -424,10 +622,14 @@ def test_compressed_errors_name_field_value_and_what_is_allowed(
     assert '\n' not in message
 
 
-def test_a_mosaic_of_16_bits_is_refused_and_not_taken_for_grey():
-    file = encode('.png', noise(8, 8).astype(np.uint16))
-    with pytest.raises(ImageError, match=r"encoding is 'bayer_rggb16'; allowed: .*bayer_rggb8"):
-        decode_compressed(file, 'bayer_rggb16; png compressed ')
+@pytest.mark.parametrize('encoding', BAYER_16)
+def test_a_mosaic_of_16_bits_in_a_png_is_interpolated(encoding):
+    mosaic = pack(encoding, smooth_picture())
+    expected = to_rgb(encoding, 24, 32, 64, False, mosaic)
+    result = decode_compressed(
+        encode('.png', mosaic.view(np.uint16)), f'{encoding}; png compressed '
+    )
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_a_jpeg_that_announces_too_much_is_not_decoded():
@@ -439,18 +641,129 @@ def test_a_jpeg_that_announces_too_much_is_not_decoded():
 
 @pytest.mark.parametrize('file', [JPEG, PNG], ids=['jpeg', 'png'])
 def test_a_file_cut_off_anywhere_is_refused(file):
-    for length in [*range(0, len(file), 7), *range(len(file) - 12, len(file))]:
+    end = len(file) - (2 if file is JPEG else 0)  # a jpeg without its end marker is whole
+    for length in [*range(0, end, 7), *range(end - 12, end)]:
         with pytest.raises(ImageError):
             decode_compressed(file[:length], 'jpeg')
 
 
+@pytest.mark.parametrize('missing', [1, 2])
+def test_a_whole_jpeg_needs_no_end_marker(missing):
+    expected = decode_compressed(JPEG, 'jpeg')
+    np.testing.assert_array_equal(decode_compressed(JPEG[:-missing], 'jpeg'), expected)
+
+
+@pytest.mark.parametrize('extra', [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
+@pytest.mark.parametrize('damage', [b'\xff\xd9', b'\xff\xd8', b'\xff\xc0', b'\xff\xd3'])
+def test_a_jpeg_with_a_marker_in_the_middle_is_refused(damage, extra):
+    file = encode('.jpg', noise(64, 64, 3), *extra)
+    scan = file.index(b'\xff\xda')
+    middle = (scan + file.index(b'\xff', scan + 20)) // 2 if extra else len(file) // 2
+    with pytest.raises(ImageError, match='cut off or damaged'):
+        decode_compressed(file[:middle] + damage + file[middle + 2 :], 'jpeg')
+
+
+def test_data_missing_from_the_middle_of_a_jpeg_is_seen():
+    file = encode('.jpg', noise(64, 64, 3))
+    with pytest.raises(ImageError, match='a part of the picture is missing'):
+        decode_compressed(file[: len(file) // 2] + file[-300:], 'jpeg')
+
+
+def test_restart_markers_out_of_order_are_seen():
+    file = encode('.jpg', noise(64, 64, 3), cv2.IMWRITE_JPEG_RST_INTERVAL, 4)
+    assert_image(decode_compressed(file, 'jpeg'), 64, 64)
+    first, second = file.index(b'\xff\xd0'), file.index(b'\xff\xd1')
+    with pytest.raises(ImageError, match='restart markers out of order'):
+        decode_compressed(file[:first] + file[second:], 'jpeg')
+    # Data is missing between two markers.
+    with pytest.raises(ImageError, match='a part of the picture is missing'):
+        decode_compressed(file[: first + 10] + file[second:], 'jpeg')
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('extra', [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
+def test_a_grey_picture_is_whole(channels, extra):
+    """It looks like what a decoder fills in."""
+    file = encode('.jpg', np.full((64, 64, channels), 128, np.uint8), *extra)
+    assert (decode_compressed(file, 'jpeg') == 128).all()
+
+
+def test_chunks_that_do_not_make_the_picture_are_not_decoded():
+    bomb = zlib.compress(bytes(1000))
+    chunks = [(b'iCCP', b'icc\0\0' + bomb), (b'zTXt', b'text\0\0' + bomb), (b'acTL', b'\xff' * 8)]
+    added = b''.join(png_chunk(*chunk) for chunk in chunks)
+    np.testing.assert_array_equal(
+        decode_compressed(PNG[:33] + added + PNG[33:], 'png'), smooth_picture()
+    )
+
+
+def scans(count):
+    """A jpeg file whose last scan stands there so many times more."""
+    file = encode('.jpg', noise(64, 64), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    last = file.rindex(b'\xff\xda')
+    return file[:last] + file[last:-2] * (count + 1) + file[-2:]
+
+
+def test_scans_of_a_jpeg_are_counted():
+    assert_image(decode_compressed(scans(50), 'jpeg'), 64, 64)
+    with pytest.raises(ImageError, match='allowed: at most 100 scans'):
+        decode_compressed(scans(100), 'jpeg')
+
+
+def costly_files():
+    """Small files that announce or repeat much."""
+    for kind in (b'IDAT', b'tEXt', b'acTL', b'fdAT', b'iCCP', b'IEND'):
+        yield PNG[:33] + b'\xc8\0\0\0' + kind + bytes(12)
+    for bit in range(8):  # one damaged byte of the length of the first IDAT
+        at = PNG.index(b'IDAT') - 4
+        yield PNG[:at] + bytes([1 << bit]) + PNG[at + 1 :]
+    header = JPEG.index(b'\xff\xc0')
+    yield JPEG[: header + 5] + struct.pack('>HH', LARGEST_SIDE, LARGEST_SIDE) + JPEG[header + 9 :]
+    for depth, colour in ((8, 2), (16, 6)):
+        yield png(LARGEST_SIDE, LARGEST_SIDE, bytes(1000), depth, colour)
+    yield scans(1000)
+
+
+CHILD = """
+import pathlib, resource, sys
+from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
+from adaptok_ros.sending.images import ImageError
+
+folder = pathlib.Path(sys.argv[1])
+decode_compressed((folder / 'whole').read_bytes(), '')
+mapped = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 64_000_000, -1))
+used = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 10, -1))
+for path in sorted(folder.glob('costly_*')):
+    try:
+        decode_compressed(path.read_bytes(), '')
+    except ImageError:
+        continue
+    raise SystemExit(f'{path.name} was decoded')
+assert decode_compressed((folder / 'bomb').read_bytes(), '').shape == (1, 1, 3)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='limits of Linux')
+def test_small_files_cost_little(tmp_path):
+    """64 MB of memory and 10 s of work are enough for all of them."""
+    (tmp_path / 'whole').write_bytes(PNG)
+    for index, file in enumerate(costly_files()):
+        assert len(file) < 1_000_000
+        (tmp_path / f'costly_{index:02}').write_bytes(file)
+    (tmp_path / 'bomb').write_bytes(png(1, 1, bytes(100_000_000)))
+    subprocess.run([sys.executable, '-c', CHILD, tmp_path], check=True)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
-    file=st.sampled_from([JPEG, PNG]),
+    file=st.sampled_from([JPEG, PNG, WEBP, LOSSY_WEBP, bytes(12) + PNG]),
     places=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
     cut=st.integers(0, 1500),
     tail=st.binary(max_size=20),
-    format=st.text(max_size=30) | st.sampled_from(['bayer_rggb8; png compressed ', 'jpeg']),
+    format=st.text(max_size=30)
+    | st.sampled_from(['bayer_rggb8; png compressed ', 'jpeg', '16UC1; compressedDepth']),
 )
 def test_whatever_a_file_holds_gives_an_image_or_an_image_error(file, places, cut, tail, format):
     damaged = bytearray(file)

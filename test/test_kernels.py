@@ -68,6 +68,7 @@ def assert_same(found, expected):
     np.testing.assert_array_equal(found.keep, expected.keep)
     assert found.kept == expected.kept
     assert found.deferred == expected.deferred
+    assert found.invalid == expected.invalid
     assert found.payload is expected.payload
     assert found.scale.tobytes() == expected.scale.tobytes()
     assert found.data.tobytes() == expected.data.tobytes()

@@ -18,7 +18,7 @@ from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.models.folders import ModelError, find_model, read_description
-from adaptok_ros.packet import PacketError, Payload, check
+from adaptok_ros.packet import PacketError, Payload, check, seal
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver, Status
 from adaptok_ros.receiving.restorer import Restorer
@@ -40,7 +40,7 @@ needs_torch = pytest.mark.skipif(
 
 def lit_packets(recorded):
     """A recording as the tokenizer of the shipped LIT would have sent it."""
-    return [dataclasses.replace(sent.packet, tokenizer=TOKENIZER) for sent in recorded]
+    return [seal(dataclasses.replace(sent.packet, tokenizer=TOKENIZER)) for sent in recorded]
 
 
 def distance(latents, held):
@@ -344,9 +344,9 @@ def windows(engine):
     restorer = Restorer(MODEL)
 
     def observe(receiver, packets):
+        receiver.observer = restorer.observe
         for packet in packets:
-            if receiver.apply(packet):
-                restorer.observe(receiver)
+            receiver.apply(packet)
         restorer.restore()
         return engine.inputs[-1]
 
@@ -480,7 +480,7 @@ def test_lit_is_never_further_than_2_tau_from_the_truth(stream):
     shape = (8, 8, CHANNELS)
     sender = Stream(shape, SelectionConfig(tau=0.3, payload=Payload.FLOAT32))
     for truth in latent_frames(4, 6, shape, step=0.5):
-        packet = dataclasses.replace(sender.send(truth), tokenizer=TOKENIZER)
+        packet = seal(dataclasses.replace(sender.send(truth), tokenizer=TOKENIZER))
         stream.push(packet)
         error = distance(stream.latents().values, truth)
         assert error.max() <= 2 * packet.tau * (1 + 1e-5)
@@ -548,7 +548,7 @@ def test_status_goes_with_the_latents():
     stream = LatentStream(mode='hold')
     packets = [sent.packet for sent in record(2, 14, tau=100.0, refresh_period=3)]
     statuses = []
-    for packet in (*packets[1:4], *packets[5:9]):
+    for packet in (*packets[1:4], *packets[6:10]):
         stream.push(packet)
         statuses.append(stream.latents().status.name)
     assert statuses == [*['INCOMPLETE'] * 2, 'OK', *['STALE'] * 2, 'OK', 'OK']

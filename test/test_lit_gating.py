@@ -22,7 +22,7 @@ from test_latents import (
 
 from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.models.folders import find_model
-from adaptok_ros.packet import Payload
+from adaptok_ros.packet import Payload, seal
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.restoration import (
     ACTIVITY_BOUND,
@@ -176,7 +176,7 @@ def scene(count, shape=(3 * WINDOW, 4 * WINDOW), seed=0, where=(slice(8, 16), sl
 
 def packets(frames, **config):
     sender = Stream(frames.shape[1:], SelectionConfig(**config))
-    return [dataclasses.replace(sender.send(frame), tokenizer=TOKENIZER) for frame in frames]
+    return [seal(dataclasses.replace(sender.send(frame), tokenizer=TOKENIZER)) for frame in frames]
 
 
 def test_contract_holds_in_every_frame(model, opened):
@@ -210,7 +210,7 @@ def test_contract_holds_for_a_smaller_tau(model, opened):
         if index in (6, 12):
             sender.change(tau=1.0 / index)
         frame = (still + generator.normal(scale=0.05, size=sender.shape)).astype(np.float32)
-        packet = dataclasses.replace(sender.send(frame), tokenizer=TOKENIZER)
+        packet = seal(dataclasses.replace(sender.send(frame), tokenizer=TOKENIZER))
         stream.push(packet)
         receiver = stream.receiver
         assert_restored(stream.latents().values, receiver.held, receiver.kept, packet.tau)
@@ -271,7 +271,7 @@ def test_new_epoch_begins_anew(opened):
         stream.push(packet)
         stream.latents()
     assert stream.restorer.share == 0.0
-    stream.push(dataclasses.replace(recorded[6], epoch=2))
+    stream.push(seal(dataclasses.replace(recorded[6], epoch=2)))
     stream.latents()
     assert stream.restorer.share == 1.0
 

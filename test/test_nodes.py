@@ -1206,6 +1206,38 @@ def test_compressed_images(robot, tokenizer):
         assert robot.exchange(message, 'front', topic).kept < POSITIONS
 
 
+def thermal(warm):
+    """A 14-bit image in which a warm column stands at ``warm``."""
+    values = np.full((48, 64), 7000, np.uint16)
+    values[:, warm : warm + 8] = 7800
+    return values
+
+
+def test_a_range_shows_what_16_bits_hide(robot):
+    robot.start('tokenizer_node')
+    image = Image(height=48, width=64, encoding='mono16', step=128)
+    image.data = byte_array(thermal(8).view(np.uint8))
+    robot.exchange(image)
+    report = robot.diagnostics(condition=lambda v: 'range_min' in v.message)
+    assert report.level == DiagnosticStatus.WARN
+    assert 'values of about 6939 to 7710' in report.message
+
+
+def test_depth_is_read_from_its_own_topic(robot):
+    robot.start('tokenizer_node', transport='compressedDepth', range_min=6900.0, range_max=7900.0)
+    topic = 'image/compressedDepth'
+    robot.cameras[topic] = robot.node.create_publisher(CompressedImage, topic, 1)
+    for warm in (8, 32):
+        data = bytes(12) + cv2.imencode('.png', thermal(warm))[1].tobytes()
+        message = CompressedImage(
+            format='16UC1; compressedDepth png', data=byte_array(np.frombuffer(data, np.uint8))
+        )
+        tokens = robot.exchange(message, topic=topic)
+    assert not tokens.keyframe and tokens.kept > 0
+    report = robot.diagnostics(condition=lambda v: v.images_received >= 2)
+    assert 'range' not in report.message
+
+
 def test_topics_qos_and_size_are_the_users(robot):
     image = f'{robot.namespace}/front/color/raw'
     tokens = f'{robot.namespace}/tokenizer/tokens'

@@ -5,7 +5,7 @@ A folder is laid out in one of three ways:
 * ``manifest``: ``MANIFEST.csv`` has one row for each entry, with the columns ``name``, ``kind``
   (of content; ``image set`` for photos) and ``use`` (``train`` or ``evaluate``), and, where
   anything is trained on it, ``source repo`` and ``footage_licence``. An entry lies in
-  ``clips/<name>/`` (one video, or frames in the order of their names) or ``images/<name>/``.
+  ``clips/<name>/`` (one video, or frames in the order of their numbers) or ``images/<name>/``.
   Episodes of robots, for training, lie beside them as ``robot/<episode>/<camera>.mp4``.
 * ``davis``: ``JPEGImages/480p/<sequence>/`` with ``ImageSets/<year>/<split>.txt`` (Pont-Tuset
   et al., arXiv 1704.00675).
@@ -52,7 +52,7 @@ class Footage:
 
     :ivar name: unique within its catalog
     :ivar kind: kind of content, by which results are grouped
-    :ivar path: a video file, or a folder of images in the order of their names
+    :ivar path: a video file, or a folder of images in the order of their numbers
     :ivar photos: whether the images have nothing to do with each other
     """
 

@@ -1,14 +1,18 @@
-"""Frames from a video file, a folder of images or a V4L2 device, as RGB arrays."""
+"""Frames from a video, a folder of images, a network stream or a V4L2 device, as RGB arrays."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from adaptok_ros.arrays import Image
+from adaptok_ros.footage.decoding import open_video
 from adaptok_ros.footage.errors import FootageError
 
 IMAGE_SUFFIXES = frozenset({'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
@@ -43,6 +47,12 @@ def shrink(image: Image, longest: int, at_least: int = 1) -> Image:
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """Key that sorts names as people count: frame_2 goes before frame_10."""
+    parts = re.split('([0-9]+)', path.name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
+
+
 def _image_files(source: str | Path) -> list[Path] | None:
     """Files of a folder of images, or an image alone; None for a video or device."""
     folder = Path(source)
@@ -50,42 +60,61 @@ def _image_files(source: str | Path) -> list[Path] | None:
         # OpenCV would take 001.png for the first of a sequence.
         alone = folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES
         return [folder] if alone else None
-    paths = sorted(
+    paths = [
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
         and not path.name.startswith('.')
-    )
+    ]
     if not paths:
         raise FootageError(
             f'{folder}: no image in this folder; allowed: {", ".join(sorted(IMAGE_SUFFIXES))}'
         )
-    return paths
+    return sorted(paths, key=natural_order)
 
 
-def _open(source: str | Path) -> cv2.VideoCapture:
+def _is_network(name: str) -> bool:
+    return re.match('[a-z][a-z0-9+.-]*://', name) is not None
+
+
+def _is_device(source: str | Path) -> bool:
+    """Whether it is a camera and no file.
+
+    :raises FootageError: it is neither
+    """
     name = str(source)
     if not name or not Path(name).exists():
         raise FootageError(f'{name!r}: no such file, folder or device')
+    return not Path(name).is_file()
+
+
+@contextlib.contextmanager
+def _open_device(name: str) -> Iterator[cv2.VideoCapture]:
     capture = cv2.VideoCapture(name)
-    if not capture.isOpened():
-        raise FootageError(f'{name}: not a video that OpenCV can decode')
-    return capture
+    try:
+        if not capture.isOpened():
+            raise FootageError(f'{name}: not a camera that can be opened')
+        yield capture
+    finally:
+        capture.release()
 
 
 def frame_rate(source: str | Path, default: float = 30.0) -> float:
-    """Nominal frames per second of a video or device; ``default`` where it states none.
+    """Nominal frames per second of a video, stream or device; ``default`` where it states none.
 
     :raises FootageError: the source cannot be opened
     """
-    if _image_files(source) is not None:
+    name = str(source)
+    network = _is_network(name)
+    if not network and _image_files(source) is not None:
         return default
-    capture = _open(source)
-    try:
-        rate = float(capture.get(cv2.CAP_PROP_FPS))
-    finally:
-        capture.release()
+    if not network and _is_device(source):
+        with _open_device(name) as capture:
+            rate = float(capture.get(cv2.CAP_PROP_FPS))
+    else:
+        with open_video(name, network) as video:
+            rate = video.rate
     return rate if 0.0 < rate <= 1000.0 else default
 
 
@@ -97,32 +126,74 @@ def frame_count(source: str | Path) -> int:
     images = _image_files(source)
     if images is not None:
         return len(images)
-    capture = _open(source)
-    try:
-        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    finally:
-        capture.release()
+    if _is_device(source):
+        return 0
+    with open_video(str(source)) as video:
+        return video.count
+
+
+class TimedFrame(NamedTuple):
+    """A frame and when it is shown.
+
+    :ivar seconds: since the first frame; None where frames come as they are taken, and in a
+        folder, which does not know
+    :ivar image: ``[h, w, 3]`` uint8 RGB
+    :ivar live: it was taken just now
+    """
+
+    seconds: float | None
+    image: Image
+    live: bool = False
 
 
 def read_frames(source: str | Path, step: int = 1) -> Iterator[Image]:
     """Yield every ``step``-th frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
 
-    A folder yields its images in the order of their names, and one that does not decode is an
-    error. A damaged video ends at the damage, as OpenCV does not tell it from the end.
+    A folder yields its images in the order of the numbers in their names. Interlaced video is
+    deinterlaced.
 
-    :raises FootageError: at the first frame asked for: the source cannot be opened, or none of
-        it can be decoded
+    :raises FootageError: the source cannot be opened, none of it can be decoded, or, when its
+        turn comes, an image or a part of a video cannot
     """
-    images = _image_files(source)
+    return (frame.image for frame in read_timed_frames(source, step))
+
+
+def read_timed_frames(source: str | Path, step: int = 1) -> Iterator[TimedFrame]:
+    """Yield every ``step``-th frame with its time.
+
+    :param source: as for :func:`read_frames`; also the URL of a stream, such as ``rtsp://``
+    :raises FootageError: as :func:`read_frames`
+    """
+    name = str(source)
+    network = _is_network(name)
+    images = None if network else _image_files(source)
     if images is not None:
-        for path in images[::step]:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            if image is None:
-                raise FootageError(f'{path}: not an image that OpenCV can decode')
-            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        yield from (TimedFrame(None, _read_image(path)) for path in images[::step])
         return
-    capture = _open(source)
-    try:
+    count = 0
+    if not network and _is_device(source):
+        for image in _read_device(name, step):
+            count += 1
+            yield TimedFrame(None, image, live=True)
+    else:
+        with open_video(name, network) as video:
+            for count, decoded in enumerate(video.frames(), 1):
+                if (count - 1) % step == 0:
+                    seconds = None if video.live else decoded.seconds
+                    yield TimedFrame(seconds, decoded.image(), video.live)
+    if not count:
+        raise FootageError(f'{source}: no frame could be decoded')
+
+
+def _read_image(path: Path) -> Image:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise FootageError(f'{path}: not an image that OpenCV can decode')
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _read_device(name: str, step: int) -> Iterator[Image]:
+    with _open_device(name) as capture:
         count = 0
         while capture.grab():
             count += 1
@@ -130,9 +201,5 @@ def read_frames(source: str | Path, step: int = 1) -> Iterator[Image]:
                 continue
             ok, image = capture.retrieve()
             if not ok:
-                break
+                return
             yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
-        if not count:
-            raise FootageError(f'{source}: no frame could be decoded')
-    finally:
-        capture.release()

@@ -1,4 +1,4 @@
-"""``camera_node``: a video, a folder of images, a V4L2 device or a rendered scene as a camera."""
+"""``camera_node``: a video, images, a network stream, a V4L2 device or a scene as a camera."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.footage.scene.scene import Scene
-from adaptok_ros.footage.video import frame_rate, read_frames
+from adaptok_ros.footage.video import TimedFrame, frame_rate, read_timed_frames
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.camera_parameters import CAMERA_NODE
 from adaptok_ros.nodes.endpoints import camera_info_topic
 from adaptok_ros.nodes.executable import run
 from adaptok_ros.nodes.faults import FaultLog
 from adaptok_ros.nodes.image_messages import as_message
+from adaptok_ros.nodes.pace import Pace
 from adaptok_ros.nodes.parameter import declare, read
 from adaptok_ros.nodes.stopping import EndOfNode
 
@@ -30,7 +31,10 @@ SCENE_RATE = 30.0
 
 
 class CameraNode(Node):
-    """Publishes ``image`` and ``camera_info`` at a steady rate from a thread of its own."""
+    """Publishes ``image`` and ``camera_info`` at the times of the source, or at a rate.
+
+    A thread of its own does so.
+    """
 
     def __init__(self) -> None:
         # Before the node, which is destroyed when one of its parameters is wrong.
@@ -56,25 +60,25 @@ class CameraNode(Node):
         )
         self._thread.start()
 
-    def _frames(self) -> Iterator[Pixels]:
+    def _frames(self) -> Iterator[TimedFrame]:
         if not self._source:
             scene = Scene(self._size[1] or SCENE_SIZE[1], self._size[0] or SCENE_SIZE[0])
-            yield from (scene.frame(index) for index in itertools.count())
+            yield from (TimedFrame(None, scene.frame(index)) for index in itertools.count())
         while True:
-            yield from read_frames(self._source)
+            yield from read_timed_frames(self._source)
             if not self._loop:
                 return
 
     def _run(self, rate: float) -> None:
         try:
             native = frame_rate(self._source) if self._source else SCENE_RATE
-            period = 1.0 / (rate or native)
-            due = time.monotonic()
+            pace = Pace(rate, native)
             for frame in self._frames():
-                if self._stopping.wait(max(0.0, due - time.monotonic())):
+                wait = pace.wait(frame, time.monotonic())
+                if self._stopping.wait(wait or 0.0):
                     return
-                due = max(due + period, time.monotonic())
-                self._publish(frame)
+                if wait is not None:
+                    self._publish(frame.image)
             self.get_logger().info(f'{self._source}: played to its end')
             self._exit_code = 0
         except Exception as error:  # of whatever kind: without images the node ends

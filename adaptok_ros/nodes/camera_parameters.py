@@ -7,7 +7,10 @@ from adaptok_ros.nodes.parameter import NodeParameter
 
 CAMERA_NODE = (
     NodeParameter(
-        'source', '', 'video file, folder of images or V4L2 device; empty = a rendered scene'
+        'source',
+        '',
+        'video file, folder of images, URL of a stream (rtsp://, http://) or V4L2 device; empty = '
+        'a rendered scene',
     ),
     NodeParameter('rate', 0.0, 'frames per second; 0 = those of the source', 0.0, 1000.0),
     NodeParameter('loop', True, 'start over at the end of a file or folder'),

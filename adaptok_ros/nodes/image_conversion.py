@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE
-from adaptok_ros.sending.images import ImageConverter
+from adaptok_ros.sending.images import FULL_RANGE, ImageConverter, is_wide
+from adaptok_ros.sending.value_range import ValueRange
 
 if TYPE_CHECKING:
     from sensor_msgs.msg import Image
@@ -92,13 +93,15 @@ def find_bridge() -> Bridge:
 class MessageConverter:
     """Converts the image messages of one camera.
 
+    :param value_range: of encodings with more than 8 bits
     :ivar used: what converted the last image, for diagnostics: cv_bridge and its version, or
         ``builtin`` and the reason
     """
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, value_range: ValueRange = FULL_RANGE) -> None:
         self._bridge = bridge
-        self._builtin = ImageConverter()
+        self._full = value_range.full
+        self._builtin = ImageConverter(value_range)
         self.used = 'none yet'
 
     def to_rgb(self, message: Image) -> NDArray[np.uint8]:
@@ -111,7 +114,9 @@ class MessageConverter:
         reason = self._bridge.name
         if self._bridge.convert is not None:
             reason = f'{message.encoding[:16]!r} in this layout is not for cv_bridge'
-            if _suits_cv_bridge(message):
+            if not self._full and is_wide(message.encoding):
+                reason = 'range_min and range_max are not for cv_bridge'
+            elif _suits_cv_bridge(message):
                 try:
                     rgb = self._bridge.convert(message, 'rgb8')
                 except Exception as error:  # it documents one kind of error and raises several

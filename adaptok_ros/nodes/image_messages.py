@@ -11,10 +11,13 @@ from sensor_msgs.msg import CompressedImage, Image
 from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.messages import byte_array, set_header
 from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
+from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.transport import fragmentation_hint
 from adaptok_ros.packet import Packet, unpack_mask
-from adaptok_ros.sending.images import decode_compressed
+from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
+from adaptok_ros.sending.images import is_wide
 from adaptok_ros.sending.overlay import draw_kept
+from adaptok_ros.sending.value_range import RangeUse, ValueRange
 
 CameraImage: TypeAlias = 'Image | CompressedImage'
 
@@ -22,17 +25,22 @@ CameraImage: TypeAlias = 'Image | CompressedImage'
 class ImageReader:
     """Pixels of one camera's messages.
 
+    :param values: of the parameters ``transport``, ``range_min`` and ``range_max``
+    :raises SettingError: a range that is none
+
     :ivar fragmentation: why the middleware may lose images of this size; '' if it does not
+    :ivar range_use: of images with more than 8 bits
     """
 
-    def __init__(self, logger: RcutilsLogger, compressed: bool) -> None:
-        """Prepare to read.
-
-        :param compressed: the messages are CompressedImage, for which cv_bridge is not needed
-        """
+    def __init__(self, logger: RcutilsLogger, values: Values) -> None:
+        compressed = values['transport'] != 'raw'
+        value_range = ValueRange(values['range_min'], values['range_max'])
         self.fragmentation = ''
+        self.range_use = RangeUse(value_range)
         self._logger = logger
-        self._converter = None if compressed else MessageConverter(find_bridge())
+        self._range = value_range
+        # Compressed images do not need cv_bridge.
+        self._converter = None if compressed else MessageConverter(find_bridge(), value_range)
 
     @property
     def used(self) -> str:
@@ -45,12 +53,19 @@ class ImageReader:
         :raises ImageError: a field of the message is wrong
         """
         if self._converter is None:
-            return decode_compressed(np.frombuffer(message.data, np.uint8), message.format)
+            data = np.frombuffer(message.data, np.uint8)
+            image = decode_compressed(data, message.format, self._range)
+            if is_wide_file(data, message.format):
+                self.range_use.add(image)
+            return image
         if not self.fragmentation:
             self.fragmentation = fragmentation_hint(len(message.data))
             if self.fragmentation:
                 self._logger.warning(self.fragmentation)
-        return self._converter.to_rgb(message)
+        image = self._converter.to_rgb(message)
+        if is_wide(message.encoding):
+            self.range_use.add(image)
+        return image
 
 
 def as_message(pixels: Pixels, stamp: int, frame_id: str) -> Image:

@@ -13,7 +13,9 @@ from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.sending.selection import DEFAULT_TAU, PERIOD_LIMIT, TOKEN_LIMIT, Reference
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
-TRANSPORTS = ('raw', 'compressed')
+TRANSPORTS = ('raw', 'compressed', 'compressedDepth')
+VALUE_LIMIT = 65535.0
+"""Of the values of images with more than 8 bits."""
 LONGEST_INTERVAL = 3600.0
 """Seconds."""
 
@@ -104,8 +106,23 @@ TOKENIZER_NODE = (
     NodeParameter(
         'transport',
         'raw',
-        'subscribe to image (raw) or to image/compressed (compressed)',
+        'subscribe to image (raw), image/compressed or image/compressedDepth',
         choices=TRANSPORTS,
+    ),
+    NodeParameter(
+        'range_min',
+        0.0,
+        'value that becomes black in images with more than 8 bits, in their unit: counts, or '
+        'millimetres or metres of depth',
+        -VALUE_LIMIT,
+        VALUE_LIMIT,
+    ),
+    NodeParameter(
+        'range_max',
+        0.0,
+        'value that becomes white; both 0 = all of 16 bits',
+        -VALUE_LIMIT,
+        VALUE_LIMIT,
     ),
     AUTOSTART,
 )

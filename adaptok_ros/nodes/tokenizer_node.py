@@ -52,10 +52,10 @@ class TokenizerNode(StreamNode):
             payload=Payload[values['payload'].upper()],
             reference=Reference(values['reference']),
         )
-        self._compressed = values['transport'] == 'compressed'
+        self._compressed = values['transport'] != 'raw'
         topic = self.resolve_topic_name('image')
-        self.hardware = f'{topic}/compressed' if self._compressed else topic
-        self._reader = ImageReader(self.get_logger(), self._compressed)
+        self.hardware = f'{topic}/{values["transport"]}' if self._compressed else topic
+        self._reader = ImageReader(self.get_logger(), values)
         self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
         self._requests = KeyframeRequests(values['keyframe_min_interval'], self)
@@ -165,8 +165,8 @@ class TokenizerNode(StreamNode):
         assert sender is not None
         remarks = self.tell_rejected(sender.tokenizer.rejected)
         if self.is_active:
-            hint = self._reader.fragmentation
-            remarks += figures.remarks(self, self.hardware, self._tokens.topic_name, hint)
+            tokens = self._tokens.topic_name
+            remarks += figures.remarks(self, self.hardware, tokens, self._reader)
         asked = self._requests.asked
         return remarks, figures.report(sender, self._config, self._reader.used, asked)
 

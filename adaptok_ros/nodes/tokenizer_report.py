@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 
 from adaptok_ros.nodes.diagnostics import Remark, figure
+from adaptok_ros.nodes.image_messages import ImageReader
 from adaptok_ros.nodes.metrics import Percentiles, Rate
-from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, too_many_publishers
+from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, explain_silence, too_many_publishers
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
@@ -140,12 +140,11 @@ class TokenizerFigures:
             image_conversion=conversion,
         )
 
-    def remarks(self, node: Node, image: str, tokens: str, fragmentation: str) -> list[Remark]:
+    def remarks(self, node: Node, image: str, tokens: str, reader: ImageReader) -> list[Remark]:
         """What is wrong with the images of an active node, or with its place among others.
 
         :param image: topic to which it listens
         :param tokens: topic on which it publishes
-        :param fragmentation: why the middleware may lose images
         """
         remarks = too_many_publishers(node, image, 'their images mix in one stream')
         remarks += too_many_publishers(node, tokens, 'two tokenizers have one name')
@@ -156,25 +155,13 @@ class TokenizerFigures:
             why = 'stamps step back' if jumps else 'the size of the images changes'
             remarks.append(Remark(f'{begun} new epochs since the last report: {why}'))
         if time.monotonic() - self._last_image > SILENCE:
-            return [*remarks, Remark(_explain_silence(node, image), DiagnosticStatus.ERROR)]
+            return [*remarks, explain_silence(node, image, SILENCE)]
+        warnings = [reader.range_use.warning()]
         images, announced = self.images.value(), self.camera_infos.value()
         if announced > 1.0 and images < 0.5 * announced:
-            remarks.append(
-                Remark(
-                    f'images arrive at {images:.1f} Hz but camera_info at {announced:.1f} Hz: the '
-                    'middleware drops images'
-                )
+            lost = (
+                f'images arrive at {images:.1f} Hz but camera_info at {announced:.1f} Hz: the '
+                'middleware drops images'
             )
-            remarks += [Remark(fragmentation)] if fragmentation else []
-        return remarks
-
-
-def _explain_silence(node: Node, topic: str) -> str:
-    publishers = node.get_publishers_info_by_topic(topic)
-    if not publishers:
-        return f'no image for {SILENCE:.0f} s: nobody publishes {topic}'
-    names = ', '.join(sorted({p.topic_type for p in publishers}))
-    return (
-        f'no image for {SILENCE:.0f} s though {topic} has {len(publishers)} '
-        f'publisher(s) of {names}: check the message type, QoS and the camera itself'
-    )
+            warnings += [lost, reader.fragmentation]
+        return remarks + [Remark(warning) for warning in warnings if warning]

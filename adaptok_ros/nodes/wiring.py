@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 
 from adaptok_ros.nodes.diagnostics import Remark
@@ -83,3 +84,20 @@ def too_many_publishers(node: Node, topic: str, why: str) -> list[Remark]:
     """
     count = node.count_publishers(topic)
     return [Remark(f'{count} publishers on {topic}: {why}')] if count > 1 else []
+
+
+def explain_silence(node: Node, topic: str, seconds: float) -> Remark:
+    """Why no images may come.
+
+    :param topic: fully qualified name of the topic on which they are awaited
+    :param seconds: that none has come
+    """
+    publishers = node.get_publishers_info_by_topic(topic)
+    text = f'no image for {seconds:.0f} s: nobody publishes {topic}'
+    if publishers:
+        names = ', '.join(sorted({publisher.topic_type for publisher in publishers}))
+        text = (
+            f'no image for {seconds:.0f} s though {topic} has {len(publishers)} publisher(s) of '
+            f'{names}: check the message type, QoS and the camera itself'
+        )
+    return Remark(text, DiagnosticStatus.ERROR)

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import SettingError
+from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.receiving.restoration import RestorationScope
@@ -31,6 +33,8 @@ class DenseLatents:
 
     The arrays belong to the caller. ``torch.from_numpy`` takes them without a copy.
 
+    :ivar tau: threshold of the stream, likewise ``deferred`` and ``invalid`` (positions): why the
+        status may be UNBOUNDED
     :ivar values: ``[H, W, C]`` float32 normalised latents
     :ivar age: ``[H, W]`` uint8 frames since sent, 0 = in this frame, saturating at 255; 255
         also where nothing has arrived
@@ -43,6 +47,9 @@ class DenseLatents:
     epoch: int
     sequence: int
     status: Status
+    tau: float
+    deferred: int
+    invalid: int
     values: NDArray[np.float32]
     age: NDArray[np.uint8]
 
@@ -62,38 +69,41 @@ class LatentStream:
         threads: int = 0,
         build: Builder | None = None,
         scope: RestorationScope = RestorationScope.ALL,
+        max_positions: int = 0,
     ) -> None:
         """Open a stream.
 
-        :param tokenizer: shipped name or folder of the tokenizer, needed by mode ``lit``
+        :param tokenizer: shipped name or folder of the tokenizer whose packets to accept; mode
+            ``lit`` needs it, mode ``hold`` takes those of any without it
         :param mode: ``lit``, or ``hold`` to repeat what was last sent
         :param build: see :func:`~adaptok_ros.engines.choice.create_engine`
         :param scope: which part of the grid LIT restores in a frame
+        :param max_positions: largest grid to accept, H * W; 0 = what fits a packet
         :raises SettingError: unknown mode
-        :raises ModelError: mode ``lit`` without a LIT for that tokenizer
+        :raises ModelError: no such tokenizer, or mode ``lit`` without a LIT for it
         :raises EngineError: the backend cannot run it
         """
         if mode not in MODES:
             raise SettingError(f'mode is {mode!r}; allowed: {", ".join(MODES)}')
         self.mode = mode
-        self.restorer = (
-            Restorer(tokenizer, backend, threads, build, scope) if mode == 'lit' else None
-        )
-        self.receiver = (
-            Receiver(self.restorer.tokenizer, self.restorer.channels)
-            if self.restorer
-            else Receiver()
-        )
+        self.restorer: Restorer | None = None
+        if mode == 'lit':
+            self.restorer = Restorer(tokenizer, backend, threads, build, scope)
+        observer = self.restorer.observe if self.restorer else None
+        if tokenizer:
+            expected = TokenizerDescription.load(find_model(tokenizer))
+            self.receiver = Receiver(
+                expected.id, expected.channels, expected.stride, max_positions, observer
+            )
+        else:
+            self.receiver = Receiver(max_positions=max_positions)
 
-    def push(self, packet: Packet) -> bool:
-        """Take one packet; False if it was late and dropped.
+    def push(self, packet: Packet) -> int:
+        """Take one packet; how many were applied, see :meth:`Receiver.apply`.
 
         :raises PacketError: it does not fit; nothing is changed
         """
-        applied = self.receiver.apply(packet)
-        if applied and self.restorer is not None:
-            self.restorer.observe(self.receiver)
-        return applied
+        return self.receiver.apply(packet)
 
     def latents(self) -> DenseLatents:
         """Latents after the last packet.
@@ -117,6 +127,9 @@ class LatentStream:
             epoch=packet.epoch,
             sequence=packet.sequence,
             status=self.receiver.status,
+            tau=packet.tau,
+            deferred=packet.deferred,
+            invalid=packet.invalid,
             values=values.copy(),
             age=self.receiver.age.copy(),
         )

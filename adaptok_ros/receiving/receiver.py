@@ -5,26 +5,56 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
-from adaptok_ros.packet import Packet, PacketError, Payload, check, decode_values, unpack_mask
+from adaptok_ros.errors import quote
+from adaptok_ros.packet import (
+    Packet,
+    PacketError,
+    Payload,
+    check,
+    decode_values,
+    grid_checksum,
+    unpack_mask,
+)
 
 AGE_LIMIT = 255
 SEQUENCE_MASK = 0xFFFFFFFF
+
+MAX_DROPOUT = 3000
+"""Packets that may be missing in a row; a longer jump ahead is believed when a packet confirms it.
+
+As in RFC 3550, appendix A.1.
+"""
+
 REMEMBERED = 64
 """Packets within which an overtaken one is told from a replayed one."""
+
+CONFIRMATIONS = 2
+"""Packets in a row that are believed though the first of them may be an error or a copy."""
+
+LATE_CONFIRMATIONS = 8
+"""The same where they may just have been overtaken, all together."""
+
+REMEMBERED_EPOCHS = 8
+"""Epochs before this one, of which a late packet may come."""
 
 
 class Status(enum.IntEnum):
     """What may be said of the held grid; the numbers are those of ``DenseLatents.msg``."""
 
     OK = 0
-    """Every position has arrived and is as recent as the sender meant it to be."""
+    """Every position has arrived, and is within tau of the encoder's latent or was just sent."""
     INCOMPLETE = 1
     """Some positions have not arrived yet."""
     STALE = 2
     """Packets were lost, and some positions have not been renewed since."""
+    UNBOUNDED = 3
+    """Nothing is missing, but the sender says that some positions may be further than tau from the
+    encoder's latents: the ceiling deferred them, the encoder gave no numbers there, or the stream
+    keeps no bound at all."""
 
 
 @dataclasses.dataclass
@@ -32,10 +62,13 @@ class Counters:
     """Running totals of a receiver.
 
     :ivar applied: packets that changed the grid
-    :ivar gaps: times that the sequence jumped ahead
-    :ivar lost: packets missing in those jumps
+    :ivar gaps: times that packets were missing
+    :ivar lost: packets missing in those gaps
+    :ivar reordered: packets that were overtaken by the next one and put back in order
     :ivar late: packets that came after a newer one, or twice, and were dropped
+    :ivar jumps: times that the sequence jumped too far ahead for a gap, and was believed
     :ivar rejected: packets that did not pass the checks
+    :ivar mismatches: times that the checksum of the sender's grid was not that of the held one
     :ivar restarts: new epochs after the first
     :ivar rewinds: times that a recording started over or jumped back
     """
@@ -43,46 +76,70 @@ class Counters:
     applied: int = 0
     gaps: int = 0
     lost: int = 0
+    reordered: int = 0
     late: int = 0
+    jumps: int = 0
     rejected: int = 0
+    mismatches: int = 0
     restarts: int = 0
     rewinds: int = 0
 
 
 class Receiver:
-    """Applies packets in the order they come; a bad one changes nothing.
+    """Applies packets in order; a bad one changes nothing.
 
-    After a gap the grid is kept and its positions count as stale until they are renewed. A
-    packet older than the last was overtaken, and is dropped; but where packets that were
-    applied before come again, a keyframe or two in a row, the stream was rewound (a bag that
-    loops) and starts over.
+    A packet that skips one waits for one more packet, in case the two were only reordered. After
+    a gap the grid is kept, and its positions count as stale until they are renewed; so they do
+    when the sender's checksum of the grid is not that of the held one.
+
+    A packet from before the last is late, and is dropped. But some of these, and jumps of more
+    than :data:`MAX_DROPOUT` packets, are believed once :data:`CONFIRMATIONS` of them follow each
+    other directly: what was applied before, or lies further back than :data:`REMEMBERED` packets
+    (a bag that loops, or was rewound: the stream starts over), and what belongs to an earlier
+    epoch. What was never applied and is not so old may have been overtaken: it takes
+    :data:`LATE_CONFIRMATIONS`. A keyframe from further back, or ahead, is believed at once.
 
     :ivar held: ``[H, W, C]`` float32 values last received, 0 where none
     :ivar kept: ``[H, W]`` bool, positions that the last packet carried
     :ivar age: ``[H, W]`` uint8 frames since a position was sent, saturating at 255; 255 also
         where nothing has arrived
     :ivar last: the packet applied last
+    :ivar observer: called after every packet that was applied
     :ivar generation: raised whenever the grid begins anew, so that what remembers earlier grids
         begins anew as well
     """
 
-    def __init__(self, tokenizer: str = '', channels: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: str = '',
+        channels: int = 0,
+        stride: int = 0,
+        max_positions: int = 0,
+        observer: Callable[[Receiver], None] | None = None,
+    ) -> None:
         """Prepare to receive.
 
         :param tokenizer: the only tokenizer to accept, as in packets; empty = any
         :param channels: the only number of channels to accept; 0 = any
+        :param stride: pixels per position along each axis, which the grid has to fit; 0 = any
+        :param max_positions: largest grid to accept, H * W; 0 = what fits a packet
+        :param observer: called after every packet that was applied
         """
         self.tokenizer = tokenizer
         self.channels = channels
+        self.stride = stride
+        self.max_positions = max_positions
         self.counters = Counters()
         self.generation = 0
+        self.observer = observer
+        self._epochs: deque[int] = deque(maxlen=REMEMBERED_EPOCHS)
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream, but not the counters."""
         self.last: Packet | None = None
-        self._late: Packet | None = None
-        self._late_replayed = False
+        self._early: Packet | None = None
+        self._doubtful: list[Packet] = []
         self._seen: deque[int] = deque(maxlen=REMEMBERED)
         self.held = np.zeros((0, 0, 0), np.float32)
         self.kept = np.zeros((0, 0), np.bool_)
@@ -95,10 +152,15 @@ class Receiver:
         """State of the grid after the last packet; INCOMPLETE before the first."""
         if not self._arrived.size or not self._arrived.all():
             return Status.INCOMPLETE
-        return Status.OK if self._renewed.all() else Status.STALE
+        if not self._renewed.all():
+            return Status.STALE
+        assert self.last is not None
+        if not self.last.bounded or self.last.deferred or self.last.invalid:
+            return Status.UNBOUNDED
+        return Status.OK
 
-    def apply(self, packet: Packet) -> bool:
-        """Take one packet; False if it was late and dropped.
+    def apply(self, packet: Packet) -> int:
+        """Take one packet; how many were applied, which is 0 where it was late or has to wait.
 
         :raises PacketError: it does not fit; the held grid stays as it was
         """
@@ -108,28 +170,41 @@ class Receiver:
         except PacketError:
             self.counters.rejected += 1
             raise
+        applied = self.counters.applied
         if self.last is None:
             self._start(packet)
         elif packet.epoch != self.last.epoch:
-            self.counters.restarts += 1
-            self._restart(packet)
+            self._take_epoch(packet, self.last)
         else:
-            ahead = (packet.sequence - self.last.sequence) & SEQUENCE_MASK
-            if ahead == 0 or ahead > SEQUENCE_MASK // 2:
-                return self._apply_late(packet)
-            if ahead > 1:
-                self.counters.gaps += 1
-                self.counters.lost += ahead - 1
-                self._renewed.fill(False)
-            self._write(packet, frames=ahead)
-        self._late = None
-        return True
+            ahead = _ahead(packet, self.last)
+            if ahead == 1:
+                self._write(packet, frames=1)
+                self._take_early()
+            elif 1 < ahead <= SEQUENCE_MASK // 2:
+                self._take_ahead(packet, self.last)
+            else:
+                self._take_late(packet, self.last)
+        return self.counters.applied - applied
 
     def _check_stream(self, packet: Packet) -> None:
         if self.tokenizer and packet.tokenizer != self.tokenizer:
-            raise PacketError('tokenizer', repr(packet.tokenizer), repr(self.tokenizer))
+            raise PacketError('tokenizer', quote(packet.tokenizer), repr(self.tokenizer))
         if self.channels and packet.channels != self.channels:
             raise PacketError('channels', packet.channels, str(self.channels))
+        grid = (packet.grid_height, packet.grid_width)
+        if self.max_positions and packet.positions > self.max_positions:
+            raise PacketError(
+                'grid_height, grid_width', grid, f'at most {self.max_positions} positions'
+            )
+        if self.stride:
+            sides = (packet.image_height, packet.image_width)
+            expected = tuple(-(-side // self.stride) for side in sides)
+            if grid != expected:
+                raise PacketError(
+                    'grid_height, grid_width',
+                    grid,
+                    f'{expected} (an image of {sides} in strides of {self.stride})',
+                )
         last = self.last
         if last is None or packet.epoch != last.epoch:
             return
@@ -143,34 +218,94 @@ class Receiver:
         ):
             value, allowed = getattr(packet, field), getattr(last, field)
             if value != allowed:
-                raise PacketError(field, repr(value), f'{allowed!r} (within one epoch)')
+                shown = quote(value) if field == 'tokenizer' else value
+                raise PacketError(field, shown, f'{allowed} (within one epoch)')
 
-    def _apply_late(self, packet: Packet) -> bool:
+    def _take_early(self) -> None:
+        """Apply what was waiting for the packet just applied, where it follows now."""
+        early, self._early = self._early, None
         assert self.last is not None
-        previous, previous_replayed = self._late, self._late_replayed
-        # A newer packet that was overtaken fills a gap; a replayed one was there before.
-        oldest = (self._seen[0] - packet.sequence) & SEQUENCE_MASK
-        replayed = packet.sequence in self._seen or 0 < oldest <= SEQUENCE_MASK // 2
-        self.counters.late += 1
-        self._late, self._late_replayed = packet, replayed
-        if packet.sequence == self.last.sequence:
-            return False
-        follows = (
-            previous is not None
-            and packet.sequence == (previous.sequence + 1) & SEQUENCE_MASK
-            and (replayed or previous_replayed)
-        )
-        if not ((packet.keyframe and replayed) or follows):
-            return False
-        self.counters.rewinds += 1
-        self.reset()
-        if follows and not packet.keyframe:
-            assert previous is not None
-            self._start(previous)
-            self._write(packet, frames=1)
+        if early is not None and _ahead(early, self.last) == 1:
+            self.counters.reordered += 1
+            self._write(early, frames=1)
+
+    def _take_ahead(self, packet: Packet, last: Packet) -> None:
+        """A packet before which some are missing."""
+        ahead = _ahead(packet, last)
+        if ahead - 1 > MAX_DROPOUT and not packet.keyframe:
+            run = self._doubt(packet, CONFIRMATIONS)
+            if run:
+                self.counters.jumps += 1
+                self._renewed.fill(False)
+                self._write(run[0], frames=AGE_LIMIT)
+                self._write_all(run[1:])
+            return
+        early, self._early = self._early, None
+        if early is None and ahead == 2 and not packet.keyframe:
+            self._early = packet
+            return
+        waited = [] if early is None else [early]
+        for each in sorted([*waited, packet], key=lambda each: _ahead(each, last)):
+            self._write_after_gap(each)
+
+    def _write_after_gap(self, packet: Packet) -> None:
+        assert self.last is not None
+        missing = _ahead(packet, self.last) - 1
+        if missing < 0:
+            return  # it came twice
+        if missing > MAX_DROPOUT:
+            self.counters.jumps += 1
+        elif missing:
+            self.counters.gaps += 1
+            self.counters.lost += missing
+        if missing:
+            self._renewed.fill(False)
+        self._write(packet, frames=missing + 1)
+
+    def _take_late(self, packet: Packet, last: Packet) -> None:
+        """A packet of this epoch that is not newer than the last."""
+        behind = _ahead(last, packet)
+        if behind == 0:
+            self.counters.late += 1
+            return
+        distant = behind > REMEMBERED
+        if packet.keyframe and distant:
+            run = [packet]
         else:
-            self._start(packet)
-        return True
+            known = distant or packet.sequence in self._seen
+            run = self._doubt(packet, CONFIRMATIONS if known else LATE_CONFIRMATIONS)
+        if run:
+            self.counters.rewinds += 1
+            self.reset()
+            self._start(run[0])
+            self._write_all(run[1:])
+
+    def _take_epoch(self, packet: Packet, last: Packet) -> None:
+        """A packet of another epoch: of a new one, or late, or of a recording."""
+        new = packet.epoch not in self._epochs
+        run = [packet] if new else self._doubt(packet, CONFIRMATIONS)
+        if run:
+            self._restart(run[0], last)
+            self._write_all(run[1:])
+
+    def _doubt(self, packet: Packet, confirmations: int) -> list[Packet]:
+        """Add to the packets in doubt, if it follows them.
+
+        :returns: all of them, if they may be believed now; else none
+        """
+        run = self._doubtful
+        if not run or run[-1].epoch != packet.epoch or _ahead(packet, run[-1]) != 1:
+            run.clear()
+        run.append(packet)
+        if len(run) < confirmations:
+            self.counters.late += 1
+            return []
+        self.counters.late -= len(run) - 1
+        return run
+
+    def _write_all(self, packets: list[Packet]) -> None:
+        for packet in packets:
+            self._write(packet, frames=1)
 
     def _start(self, packet: Packet) -> None:
         self.generation += 1
@@ -182,11 +317,12 @@ class Receiver:
         self._renewed = np.zeros(packet.positions, np.bool_)
         self._write(packet, frames=1)
 
-    def _restart(self, packet: Packet) -> None:
-        """Begin a new epoch; a grid of the same kind is kept, stale, until it is renewed."""
-        last = self.last
-        assert last is not None
+    def _restart(self, packet: Packet, last: Packet) -> None:
+        """Begin another epoch; a grid of the same kind is kept, stale, until it is renewed."""
+        self.counters.restarts += 1
+        self._epochs.append(last.epoch)
         self._seen.clear()
+        self._early = None
         same = (packet.tokenizer, packet.grid_height, packet.grid_width, packet.channels) == (
             last.tokenizer,
             last.grid_height,
@@ -213,5 +349,22 @@ class Receiver:
         self._arrived |= keep
         self._renewed |= keep
         self.last = packet
+        self._doubtful = []
         self._seen.append(packet.sequence)
         self.counters.applied += 1
+        self._compare_grids(packet)
+        if self.observer is not None:
+            self.observer(self)
+
+    def _compare_grids(self, packet: Packet) -> None:
+        """Where the sender says what a receiver holds: whether this one does."""
+        if packet.grid_checksum is None or not (self._arrived.all() and self._renewed.all()):
+            return
+        if packet.grid_checksum != grid_checksum(self.held):
+            self.counters.mismatches += 1
+            self._renewed.fill(False)
+
+
+def _ahead(packet: Packet, last: Packet) -> int:
+    """How many packets after another one it was sent, modulo 2**32."""
+    return (packet.sequence - last.sequence) & SEQUENCE_MASK

@@ -14,6 +14,7 @@ from adaptok_ros.arrays import Image
 from adaptok_ros.engines.cuda import device_errors, exclusive
 from adaptok_ros.engines.interface import Engine
 from adaptok_ros.models.description import TokenizerDescription
+from adaptok_ros.packet import grid_checksum
 from adaptok_ros.sending.kernels.selector import DeviceSelector
 from adaptok_ros.sending.path import Resizer, Timings
 from adaptok_ros.sending.selection import Selection, SelectionConfig
@@ -130,6 +131,12 @@ class DevicePath:
             selection = self._selector.collect()
         self.timings = Timings(perf_counter() - begin, 0.0)
         return selection
+
+    def grid_checksum(self) -> int | None:
+        """See :meth:`FramePath.grid_checksum`; copies the grid to the host."""
+        with device_errors(self._engine.device), self._on_stream():
+            held = self._selector.held()
+        return None if held is None else grid_checksum(held)
 
     def request_keyframe(self) -> None:
         """See :meth:`FramePath.request_keyframe`."""

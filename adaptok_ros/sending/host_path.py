@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 from adaptok_ros.arrays import Image, Latents
+from adaptok_ros.packet import grid_checksum
 from adaptok_ros.sending.path import Resizer, Timings
 from adaptok_ros.sending.selection import Selection, SelectionConfig, Selector
 
@@ -68,6 +69,11 @@ class HostPath:
         selection = self._selector.step(latents.reshape(-1, channels))
         self.timings = Timings(encoded - begin, perf_counter() - encoded)
         return selection
+
+    def grid_checksum(self) -> int | None:
+        """See :meth:`FramePath.grid_checksum`."""
+        held = self._selector.held if self._selector is not None else None
+        return None if held is None else grid_checksum(held)
 
     def request_keyframe(self) -> None:
         """See :meth:`FramePath.request_keyframe`."""

@@ -48,6 +48,12 @@ class FramePath(Protocol):
         :raises ModelError: the tokenizer does not take that size
         """
 
+    def grid_checksum(self) -> int | None:
+        """Of what the receiver holds after the last image; None where that is not known.
+
+        See :func:`adaptok_ros.packet.grid_checksum`.
+        """
+
     def request_keyframe(self) -> None:
         """Send every position with the next image."""
 

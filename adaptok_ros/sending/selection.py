@@ -12,6 +12,7 @@ Triton) agree bit for bit because all follow this, in IEEE float32, to nearest e
 subnormal numbers and without fused multiply-add:
 
 - Before anything else a latent that is NaN becomes 0, and every other is clipped to +-65504.
+  Positions where that changes something are counted as invalid.
 - delta: ``|z - ref|`` per channel, zeros appended up to a power of two, then neighbours added
   (0+1, 2+3, ...) until one number is left, times float32(1/C). Infinite where the receiver
   holds nothing yet. A position is over where ``delta >= float32(tau)``.
@@ -95,6 +96,7 @@ class Selection:
     :ivar keep: ``[P]`` bool, a view that the next step overwrites
     :ivar kept: number of tokens
     :ivar deferred: positions over tau that the ceiling held back
+    :ivar invalid: positions whose latents were NaN, infinite or too large
     :ivar payload: encoding used, see :meth:`Selector.step`
     :ivar scale: ``[C]`` float32 for int8, else ``[0]``
     :ivar data: payload bytes, token after token in position order
@@ -103,6 +105,7 @@ class Selection:
     keep: NDArray[np.bool_]
     kept: int
     deferred: int
+    invalid: int
     payload: Payload
     scale: NDArray[np.float32]
     data: NDArray[np.uint8]
@@ -176,6 +179,12 @@ class Selector:
         """Make every position due with the next frame."""
         self._schedule.request_keyframe()
 
+    @property
+    def held(self) -> NDArray[np.float32] | None:
+        """``[P, C]``: what the receiver holds, 0 where nothing; None where that is not known."""
+        known = self.config.reference is Reference.HELD and self._all_known
+        return self.reference if known else None
+
     def step(self, latents: NDArray[np.float32]) -> Selection:
         """Select from ``[P, C]`` normalised latents and update the reference.
 
@@ -192,7 +201,7 @@ class Selector:
         if forget:
             self._known.fill(False)
             self._all_known = False
-        latents = clean(latents)
+        latents, invalid = clean(latents)
         self._mean(latents, self.reference, out=self.delta)
         if not self._all_known:
             self.delta[~self._known] = np.inf
@@ -217,7 +226,7 @@ class Selector:
         if not self._all_known:
             self._known[index] = True
             self._all_known = bool(self._known.all())
-        return Selection(self._keep, index.size, deferred, payload, scale, data)
+        return Selection(self._keep, index.size, deferred, invalid, payload, scale, data)
 
     def _apply_ceiling(self, ceiling: int) -> int:
         """Cut ``keep`` to the ceiling; positions over tau that are left out."""
@@ -293,9 +302,13 @@ def channel_share(channels: int) -> float:
     return float(np.float32(1 / channels))
 
 
-def clean(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``[P, C]`` without NaN and clipped: the latents themselves where nothing is to do."""
+def clean(latents: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+    """``[P, C]`` without NaN and clipped, and at how many positions that changed something.
+
+    The latents themselves where nothing is to do.
+    """
     # NaN compares false, so that it is caught here too.
-    if not (latents.min() >= -LATENT_LIMIT and latents.max() <= LATENT_LIMIT):
-        latents = np.nan_to_num(latents, nan=0.0).clip(-LATENT_LIMIT, LATENT_LIMIT)
-    return latents
+    if latents.min() >= -LATENT_LIMIT and latents.max() <= LATENT_LIMIT:
+        return latents, 0
+    invalid = int(np.count_nonzero(~(np.abs(latents) <= LATENT_LIMIT).all(axis=1)))
+    return np.nan_to_num(latents, nan=0.0).clip(-LATENT_LIMIT, LATENT_LIMIT), invalid

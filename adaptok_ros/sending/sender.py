@@ -11,15 +11,18 @@ import numpy as np
 from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE, Image
 from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.errors import SettingError
-from adaptok_ros.packet import Packet, pack_mask
+from adaptok_ros.packet import Packet, pack_mask, seal
 from adaptok_ros.sending.host_path import HostPath
 from adaptok_ros.sending.images import ImageError
 from adaptok_ros.sending.path import FramePath, Timings
-from adaptok_ros.sending.selection import Selection, SelectionConfig
+from adaptok_ros.sending.selection import Reference, Selection, SelectionConfig
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 SEQUENCE_MASK = 0xFFFFFFFF
+
+GRID_CHECK_PERIOD = 30
+"""Packets from one that proves the whole held grid by a checksum to the next."""
 
 PathOpener = Callable[[tuple[int, int], SelectionConfig], FramePath]
 """Makes the path of images of a height and width, for an empty receiver."""
@@ -206,17 +209,25 @@ class Sender:
             image_width=width,
             tau=float(np.float32(self._config.tau)),
             kept=selection.kept,
+            bounded=self._config.reference is Reference.HELD,
             deferred=selection.deferred,
+            invalid=selection.invalid,
             payload=selection.payload,
             scale=selection.scale,
             mask=np.empty(0, np.uint8) if keyframe else pack_mask(selection.keep),
             data=selection.data,
+            grid_checksum=self._grid_checksum(),
         )
         self._sequence = (self._sequence + 1) & SEQUENCE_MASK
         self.counters.sent += 1
         self.counters.keyframes += keyframe
         self.counters.ceiling_hits += packet.deferred > 0
-        return packet
+        return seal(packet)
+
+    def _grid_checksum(self) -> int | None:
+        if self._path is None or self._sequence % GRID_CHECK_PERIOD != GRID_CHECK_PERIOD - 1:
+            return None
+        return self._path.grid_checksum()
 
 
 def _input_size(tokenizer: Tokenizer, height: int, width: int) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.kernels import torch_step
@@ -99,6 +100,13 @@ class DeviceSelector:
     def delta(self) -> torch.Tensor:
         """``[P]`` float32 on the device, of the last frame."""
         return self._state.delta
+
+    def held(self) -> NDArray[np.float32] | None:
+        """As :attr:`Selector.held`, copied to the host; waits for the current stream."""
+        if self.config.reference is not Reference.HELD or not bool(self._state.known.all()):
+            return None
+        held: NDArray[np.float32] = self._state.reference.cpu().numpy()
+        return held
 
     def request_keyframe(self) -> None:
         """Make every position due with the next frame."""
@@ -195,6 +203,7 @@ class DeviceSelector:
             keep.view(np.bool_),
             kept,
             int(header[Header.DEFERRED]),
+            int(header[Header.INVALID]),
             payload,
             scale,
             self._read[layout.values : end].copy(),

@@ -38,6 +38,7 @@ class Header(enum.IntEnum):
     KEPT = 0
     DEFERRED = 1
     PAYLOAD = 2
+    INVALID = 3
 
 
 HEADER_BYTES = ALIGNMENT

@@ -42,6 +42,7 @@ def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) 
     state.header[Header.KEPT] = order[-1]
     state.header[Header.DEFERRED] = (over & ~keep).sum()
     state.header[Header.PAYLOAD] = used
+    state.header[Header.INVALID] = (~(latents.abs() <= LATENT_LIMIT).all(1)).sum()
 
 
 def _wanted(

@@ -34,6 +34,7 @@ REFRESH_PHASE = tl.constexpr(int(Control.REFRESH_PHASE))
 KEPT = tl.constexpr(int(Header.KEPT))
 DEFERRED = tl.constexpr(int(Header.DEFERRED))
 PAYLOAD_USED = tl.constexpr(int(Header.PAYLOAD))
+INVALID = tl.constexpr(int(Header.INVALID))
 FLOAT32 = tl.constexpr(int(Payload.FLOAT32))
 FLOAT16 = tl.constexpr(int(Payload.FLOAT16))
 INT8 = tl.constexpr(int(Payload.INT8))
@@ -46,7 +47,11 @@ ROUNDER = tl.constexpr(1.5 * 2**23)
 
 @triton.jit
 def _load_clean(latents, offset, mask):
-    value = tl.load(latents + offset, mask=mask, other=0.0)
+    return _clean(tl.load(latents + offset, mask=mask, other=0.0))
+
+
+@triton.jit
+def _clean(value):
     value = tl.where(value == value, value, 0.0)
     return tl.minimum(tl.maximum(value, -LIMIT), LIMIT)
 
@@ -117,13 +122,17 @@ def fused_step(
 
     # Which positions want to be sent.
     count = tl.zeros((CHUNK,), tl.int32)
+    invalid = tl.zeros((CHUNK,), tl.int32)
     start = positions * 0
     while start < positions:
         row = start + local
         inside = row < positions
         offset = row[:, None] * CHANNELS + channel[None, :]
         there = inside[:, None] & (channel[None, :] < CHANNELS)
-        value = _load_clean(latents, offset, there)
+        raw = tl.load(latents + offset, mask=there, other=0.0)
+        value = _clean(raw)
+        # NaN is not equal to itself, so that it differs from what became of it.
+        invalid += tl.max((raw != value).to(tl.int32), axis=1)
         held = tl.load(reference + offset, mask=there, other=0.0)
         distance = _mean(tl.abs(value - held), SHARE, CHUNK, LEVELS)
         has = tl.load(known + row, mask=inside, other=0).to(tl.int32) > forget
@@ -261,6 +270,7 @@ def fused_step(
         start += CHUNK
     tl.store(header + KEPT, kept)
     tl.store(header + DEFERRED, deferred)
+    tl.store(header + INVALID, tl.sum(invalid))
     used = positions * 0 + PAYLOAD
     if PAYLOAD == INT8:
         if coarse > 0:
