@@ -162,9 +162,9 @@ class LITNode(StreamNode):
 
     def report(self) -> tuple[list[Remark], LITReport]:
         """See :meth:`StreamNode.report`."""
-        assert (stream := self._stream) is not None
+        stream, silent = self._stream, self._silence.length()
+        assert stream is not None
         remarks = self.tell_rejected(stream.restorer.rejected if stream.restorer else {})
-        silent = self._silence.length()
         status = Status.STALE if silent else stream.receiver.status
         service = self._keyframes.missing(status)
         remarks += explain_status(self, self.hardware, stream, self._epochs, silent, service)
