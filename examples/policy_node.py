@@ -1,12 +1,15 @@
-"""A policy that acts on dense latents: subscribe, trust the status, look at the ages.
+"""A policy that acts on dense latents: subscribe, trust the status, look at the ages, stop.
 
 Run it with::
 
     python3 examples/policy_node.py --ros-args -r latents:=/front/lit/latents
 """
 
+import time
+
 import numpy as np
 import rclpy
+from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]  # Humble has both here
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -16,6 +19,8 @@ from adaptok_ros.msg import DenseLatents
 
 OLD = 30
 """Frames after which this policy no longer relies on a position that was not renewed."""
+TIMEOUT = 0.5
+"""Seconds without latents that may be trusted after which the robot has to stop."""
 
 
 class Policy(Node):
@@ -23,9 +28,14 @@ class Policy(Node):
 
     def __init__(self) -> None:
         super().__init__('policy')
+        self.trusted_at = time.monotonic()
+        self.moving = False
         # Depth 1, best effort: a policy wants the newest latents, not all of them.
         qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         self.create_subscription(DenseLatents, 'latents', self.on_latents, qos)
+        # Whatever is dead, this timer is not; it also runs while simulated time stands.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(TIMEOUT / 5, self.look, clock=steady)
 
     def on_latents(self, message: DenseLatents) -> None:
         """Turn a message into what a network takes."""
@@ -35,10 +45,10 @@ class Policy(Node):
             self.get_logger().error(str(error), throttle_duration_sec=1.0)
             return
         if latents.status is not Status.OK:
-            self.get_logger().warning(
-                f'latents are {latents.status.name}', throttle_duration_sec=1.0
-            )
+            self.stop(f'latents are {latents.status.name}')
             return
+        self.trusted_at = time.monotonic()
+        self.moving = True
         observation = latents.values  # [H, W, C] float32; torch.from_numpy takes it as it is
         fresh = float(np.mean(latents.age < OLD))
         self.get_logger().info(
@@ -46,6 +56,18 @@ class Policy(Node):
             f'{100 * fresh:.0f} % renewed within {OLD} frames',
             throttle_duration_sec=1.0,
         )
+
+    def look(self) -> None:
+        """Stop where nothing has come for too long."""
+        silent = time.monotonic() - self.trusted_at
+        if silent > TIMEOUT:
+            self.stop(f'no latents for {silent:.1f} s')
+
+    def stop(self, why: str) -> None:
+        """Bring the robot to a stand; a real policy would command it here."""
+        if self.moving:
+            self.moving = False
+            self.get_logger().warning(f'stopping: {why}')
 
 
 def main() -> None:

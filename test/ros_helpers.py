@@ -89,7 +89,15 @@ class NodeProcess:
     """
 
     def __init__(
-        self, executable, folder, name='', namespace='', remaps=None, parameters=None, cameras=()
+        self,
+        executable,
+        folder,
+        name='',
+        namespace='',
+        remaps=None,
+        parameters=None,
+        cameras=(),
+        params_file=None,
     ):
         is_file = isinstance(executable, Path)
         target = [executable] if is_file else ['-m', f'adaptok_ros.nodes.{executable}']
@@ -98,6 +106,7 @@ class NodeProcess:
         command += ['--ros-args']
         command += ['-r', f'__ns:={namespace}'] if namespace else []
         command += ['-r', f'__node:={name}'] if name else []
+        command += ['--params-file', params_file] if params_file else []
         for old, new in (remaps or {}).items():
             command += ['-r', f'{old}:={new}']
         for parameter, value in (parameters or {}).items():
@@ -190,16 +199,24 @@ class Robot:
 
     # Processes.
 
-    def start(self, executable, name='', remaps=None, cameras=(), **parameters):
-        """Start a node in this namespace, or one in each of ``cameras``."""
+    def start(self, executable, name='', remaps=None, cameras=(), params_file=None, **parameters):
+        """Start a node in this namespace, or one in each of ``cameras`` below it.
+
+        Unless told otherwise, it answers every request for a keyframe at once and takes any
+        silence as right: a busy machine is slow.
+        """
+        patient = {'tokenizer_node': 'keyframe_min_interval', 'lit_node': 'timeout'}
+        if executable in patient:
+            parameters.setdefault(patient[executable], 0.0)
         process = NodeProcess(
             executable,
             self._folder,
             name,
-            '' if cameras else self.namespace,
+            self.namespace,
             remaps,
             parameters,
             cameras,
+            params_file,
         )
         self.processes.append(process)
         return process
@@ -401,7 +418,13 @@ def read_status(status, stamp):
     fields = {}
     for kind in kinds:
         fields |= dataclasses.asdict(from_text(kind, values))
-    return SimpleNamespace(level=status.level, message=status.message, stamp=stamp, **fields)
+    return SimpleNamespace(
+        level=status.level,
+        message=status.message,
+        hardware=status.hardware_id,
+        stamp=stamp,
+        **fields,
+    )
 
 
 def find(messages, stamp=None, **fields):

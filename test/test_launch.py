@@ -1,5 +1,6 @@
 """The launch file as ``ros2 launch`` runs it, and the ros2 command line against its nodes."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -22,12 +23,14 @@ from launch.actions import IncludeLaunchDescription, RegisterEventHandler  # noq
 from launch.event_handlers import OnProcessExit, OnProcessIO, OnProcessStart  # noqa: E402
 from launch.launch_description_sources import PythonLaunchDescriptionSource  # noqa: E402
 from ros_helpers import Robot, find  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
 
+from adaptok_ros.messages import stamp_of  # noqa: E402
 from adaptok_ros.msg import DenseLatents  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
 from adaptok_ros.sending.selection import DEFAULT_TAU  # noqa: E402
-from launch import LaunchDescription  # noqa: E402
+from launch import LaunchDescription, LaunchService  # noqa: E402
 
 PROFILE = PROFILE_VARIABLES[:2]
 
@@ -126,7 +129,7 @@ def params_file(tmp_path):
   ros__parameters:
     tau: 0.25
     refresh_period: 77
-/wrist/tokenizer:
+/**/wrist/tokenizer:
   ros__parameters:
     max_tokens: 55
     tau: 0.75
@@ -142,8 +145,9 @@ def params_file(tmp_path):
     return path
 
 
-def launch_two_cameras(params_file, one_process):
+def launch_two_cameras(params_file, one_process, **arguments):
     launched = Launched(
+        **arguments,
         cameras='front, wrist',
         params_file=str(params_file),
         tau='0.5',
@@ -163,33 +167,34 @@ def two_cameras(own_transport, params_file):
 
 @launch_pytest.fixture
 def two_cameras_together(own_transport, params_file):
-    return launch_two_cameras(params_file, 'true')
+    return launch_two_cameras(params_file, 'true', namespace='arm', lit_payload='float32')
 
 
 @pytest.mark.launch(fixture=two_cameras)
 def test_several_cameras_with_a_file_and_arguments(two_cameras, tmp_path):
-    check_two_cameras(two_cameras[1], tmp_path, 6)
+    check_two_cameras(two_cameras[1], tmp_path, 6, '', DenseLatents.PAYLOAD_FLOAT16)
     yield
     two_cameras[1].assert_ended_in_order(6)
 
 
 @pytest.mark.launch(fixture=two_cameras_together)
 def test_several_cameras_in_one_process(two_cameras_together, tmp_path):
-    check_two_cameras(two_cameras_together[1], tmp_path, 4)
+    check_two_cameras(two_cameras_together[1], tmp_path, 4, 'arm/', DenseLatents.PAYLOAD_FLOAT32)
     yield
     two_cameras_together[1].assert_ended_in_order(4)
 
 
-def check_two_cameras(launched, tmp_path, processes):
-    robots = {name: Robot(name, tmp_path) for name in ('front', 'wrist')}
+def check_two_cameras(launched, tmp_path, processes, namespace, payload):
+    robots = {name: Robot(namespace + name, tmp_path) for name in ('front', 'wrist')}
     for name, robot in robots.items():
         with robot:
             latents = robot.until(lambda r=robot: whole(r), 'tokens and whole latents')
-            assert latents.payload == DenseLatents.PAYLOAD_FLOAT16
+            assert latents.payload == payload
             assert latents.header.frame_id == "the file's"
             assert robot.tokens[-1].image_width == 64
             robot.until(
-                lambda r=robot, n=name: r.node.count_publishers(f'/{n}/raw') == 1, 'the image'
+                lambda r=robot, n=name: r.node.count_publishers(f'/{namespace}{n}/raw') == 1,
+                'the image',
             )
             # The argument holds against both entries of the file.
             assert robot.get('tau').double_value == 0.5
@@ -200,6 +205,39 @@ def check_two_cameras(launched, tmp_path, processes):
     for environment in launched.environments.values():
         assert not any(name in environment for name in PROFILE)
         assert environment['FASTDDS_BUILTIN_TRANSPORTS'] == 'LARGE_DATA'
+
+
+def run_launch(*entities):
+    """Exit code of a launch that ends by itself."""
+    service = LaunchService(noninteractive=True)
+    service.include_launch_description(LaunchDescription(entities))
+    return service.run()
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        ({'tau': 'abc'}, "tau is 'abc'; allowed: a number, 0 to 100"),
+        ({'lit_payload': 'int8'}, "lit_payload is 'int8'; allowed: float32, float16"),
+        ({'params_file': '/no/such.yaml'}, "params_file is '/no/such.yaml'"),
+        ({'cameras': 'a,a'}, "cameras is 'a,a'"),
+        ({'cameras': 'a,b', 'image': '/image'}, "image is '/image'"),
+        ({'respawn': 'true', 'on_exit': 'shutdown'}, "on_exit is 'shutdown' and respawn is true"),
+    ],
+)
+def test_wrong_arguments_start_nothing(arguments, said, caplog):
+    logging.getLogger('launch').addHandler(caplog.handler)  # it keeps its own output
+    launched = Launched(**arguments)
+    assert run_launch(*launched.description.entities) == 1
+    assert not launched.environments
+    logging.getLogger('launch').removeHandler(caplog.handler)
+    assert said in caplog.text
+
+
+def test_a_process_that_fails_ends_the_launch():
+    launched = Launched(demo='true', source='/no/such.mp4', on_exit='shutdown', autostart='false')
+    assert run_launch(*launched.description.entities) == 1
+    assert 'no such file' in launched.output
 
 
 @launch_pytest.fixture
@@ -247,9 +285,10 @@ def test_ros2_command_line(waiting, tmp_path):
             assert parameter.name in listed
         ros2('param', 'describe', '/tokenizer', 'tau', expect='Max value: 100.0')
         ros2('lifecycle', 'set', '/tokenizer', 'deactivate', expect='Transitioning successful')
-        robot.spin(1.0)
-        count = len(robot.tokens)
-        robot.spin(1.0)
-        assert len(robot.tokens) == count
+        # The first image may have come before; later ones must not become tokens.
+        images = robot.collect(Image, 'image', helpers.best_effort())
+        robot.until(lambda: len(images) >= 5, 'images')
+        later = {stamp_of(image.header) for image in images[1:]}
+        assert not later & {stamp_of(tokens.header) for tokens in robot.tokens}
     yield
     launched.assert_ended_in_order(3)

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, SHIPPED, sha256, shipped_models
 from adaptok_ros.packet import Payload, unpack_mask
 from adaptok_ros.receiving.latents import LatentStream
@@ -44,8 +45,13 @@ from adaptok_ros.messages import (  # noqa: E402
     stamp_of,
 )
 from adaptok_ros.msg import DenseLatents, SparseTokens, TokenizerInfo  # noqa: E402
+from adaptok_ros.nodes import endpoints  # noqa: E402
+from adaptok_ros.nodes.cameras import split_cameras  # noqa: E402
+from adaptok_ros.nodes.keyframes import KeyframeRequests  # noqa: E402
+from adaptok_ros.nodes.parameter import NodeParameter  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
 from adaptok_ros.nodes.transport import PROFILE_VARIABLES  # noqa: E402
+from adaptok_ros.nodes.wiring import EpochWatch, Silence  # noqa: E402
 
 BUILD_DEADLINE = 200.0
 """Seconds within which engines are built, on a machine busy with other work."""
@@ -244,7 +250,11 @@ def test_periods_change_while_running(system):
         ('tokenizer', {'tau': -0.1}, 'range'),
         ('tokenizer', {'tau': 1000.0}, 'range'),
         ('tokenizer', {'tau': float('nan')}, 'tau'),
-        ('tokenizer', {'tau': 'much'}, 'type'),
+        ('tokenizer', {'tau': 'much'}, "tau is 'much'; allowed: a number, 0 to 100"),
+        ('tokenizer', {'tau': 1000}, 'allowed: a number, 0 to 100'),
+        ('tokenizer', {'max_tokens': 5.5}, 'allowed: a whole number'),
+        ('tokenizer', {'max_tokens': True}, 'allowed: a whole number'),
+        ('tokenizer', {'gating': True}, 'allowed: off, exact, noise'),
         ('tokenizer', {'max_tokens': -1}, 'range'),
         ('tokenizer', {'refresh_period': 10_000_000}, 'range'),
         ('tokenizer', {'payload': 'int9'}, "'int9'; allowed: float32, float16, int8"),
@@ -264,9 +274,78 @@ def test_parameters_are_refused_with_a_reason(system, node, values, reason):
 def test_keyframe_on_request(system):
     assert not system.exchange(picture(0)).keyframe
     answer = system.request_keyframe()
-    assert answer.success and 'next image' in answer.message
+    assert answer.success and 'a keyframe follows' in answer.message
     assert system.exchange(picture(0)).keyframe
     assert not system.exchange(picture(0)).keyframe
+
+
+def test_who_joins_gets_a_keyframe(system):
+    if not endpoints.matched_events(lambda: None):
+        pytest.skip('this rclpy does not tell of new subscriptions')
+    assert not system.exchange(picture(0)).keyframe
+    subscription = system.node.create_subscription(
+        SparseTokens, 'tokenizer/tokens', lambda message: None, 1
+    )
+    system.until(
+        lambda: system.tokens[-1].keyframe, 'a keyframe', poke=lambda: system.exchange(picture(0))
+    )
+    system.node.destroy_subscription(subscription)
+
+
+class Time:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_requests_within_an_interval_are_answered_by_one_keyframe():
+    clock = Time()
+    requests = KeyframeRequests(1.0, None, clock)
+    sent = []
+    for frame in range(100):  # 25 a second, with a request each
+        clock.now = frame / 25
+        requests.ask()
+        sent.append(requests.due())
+        requests.ask()  # too late for this frame
+        requests.sent(sent[-1])
+    assert [frame for frame, due in enumerate(sent) if due] == [0, 25, 50, 75]
+    assert requests.asked == 200
+    clock.now = 10.0
+    assert requests.due()  # the last ones, at the end of the interval
+    requests.sent(True)
+    clock.now = 20.0
+    assert not requests.due()
+    requests.ask()
+    requests.sent(True)  # for another reason; the request came after it had begun
+    clock.now = 30.0
+    assert requests.due()
+
+
+def test_two_cameras_on_one_topic_are_named(system):
+    other = system.node.create_publisher(Image, 'image', 1)
+    system.cameras['other'] = other
+    stamps = itertools.count(1)
+
+    def show():
+        stamp = system.stamp
+        for topic, step in (('image', 2), ('other', 1)):  # the second camera lags a little
+            image = picture(next(stamps))
+            system.show(image, topic=topic, stamp=stamp + step * helpers.FRAME)
+            system.spin(0.02)
+        system.stamp = stamp + 2 * helpers.FRAME
+
+    report = system.diagnostics(
+        condition=lambda v: 'stamps step back' in v.message, poke=show, every=0.1
+    )
+    assert report.level == DiagnosticStatus.WARN
+    assert f'2 publishers on {system.namespace}/image: ' in report.message
+    system.node.destroy_publisher(system.cameras.pop('other'))
+    system.stamp += 10 * helpers.FRAME
+    system.diagnostics(condition=lambda v: 'publishers' not in v.message)
 
 
 def test_image_size_changes(system, tokenizer):
@@ -449,6 +528,7 @@ def test_example_policy(system):
         'an observation',
         poke=lambda: system.exchange(picture(0)),
     )
+    system.until(lambda: 'stopping: no latents for' in process.output, 'the policy to stop')
     process.stop()
 
 
@@ -699,6 +779,85 @@ def test_no_reconstruction_larger_than_its_grid(receiver, tokenizer):
 
     image = robot.until(lambda: images and images[-1], 'a reconstruction', poke=show)
     assert (image.height, image.width, len(image.data)) == (48, 64, 48 * 64 * 3)
+
+
+def test_two_tokenizers_of_one_name_are_named(receiver, tokenizer):
+    robot, cameras = receiver.robot, itertools.cycle([Camera(tokenizer), Camera(tokenizer)])
+    other = robot.node.create_publisher(SparseTokens, 'tokenizer/tokens', 30)
+    report = robot.diagnostics(
+        'lit',
+        condition=lambda v: 'alternate' in v.message and '2 publishers' in v.message,
+        poke=lambda: receiver.publish(next(cameras).send(picture(0))),
+        every=0.05,
+    )
+    assert report.level == DiagnosticStatus.WARN
+    robot.node.destroy_publisher(other)
+
+
+def test_texts_of_others_are_cut(receiver, tokenizer):
+    robot = receiver.robot
+    packet = Camera(tokenizer).send(picture(0))
+    report = robot.diagnostics(
+        'lit',
+        condition=lambda v: 'tokenizer is' in v.message,
+        poke=lambda: receiver.publish(packet, tokenizer='x' * 100_000),
+        every=2.0,
+    )
+    assert len(report.last_error) == 500 and len(report.message) == 500
+
+
+def test_a_dead_stream_is_stale(robot, tokenizer):
+    receiver, camera = Receiver(robot, timeout=0.5), Camera(tokenizer)
+    camera.send(picture(0))  # lost
+    report = robot.diagnostics(
+        'lit',
+        condition=lambda v: 'no service' in v.message,
+        poke=lambda: receiver.publish(camera.send(picture(0))),
+    )
+    assert f'{robot.namespace}/tokenizer/request_keyframe' in report.message
+    assert report.level == DiagnosticStatus.WARN and 'INCOMPLETE' in report.message
+    for _ in range(2):
+        camera.request_keyframe()
+        packet = camera.send(picture(0))
+        del robot.latents[:]
+        receiver.publish(packet)
+        robot.until(
+            lambda: [message.status for message in robot.latents] == [Status.OK, Status.STALE],
+            'stale latents after the whole ones',
+        )
+        assert {message.sequence for message in robot.latents} == {packet.sequence}
+        report = robot.diagnostics('lit', lambda v: v.level == DiagnosticStatus.ERROR)
+        assert report.message.startswith('no packet for ') and report.status == 'STALE'
+    assert len(robot.latents) == 2
+
+
+def test_silence_is_noticed_once():
+    clock = Time()
+    silence = Silence(1.0, clock)
+    clock.now = 5.0
+    assert not silence.begins() and not silence.length()  # nothing has ever come
+    for start in (5.0, 20.0):
+        clock.now = start
+        silence.hear()
+        clock.now = start + 1.0
+        assert not silence.begins()
+        clock.now = start + 1.5
+        assert silence.length() == 1.5 and silence.begins() and not silence.begins()
+    never = Silence(0.0, clock)
+    never.hear()
+    clock.now = 1e6
+    assert not never.begins()
+
+
+def test_epochs_are_told_from_returns():
+    watch = EpochWatch()
+    for epoch in (1, 1, 2, 2, 3):
+        watch.see(epoch)
+    assert watch.take_news() == (3, 0)
+    for epoch in (4, 3, 4, 3, 3):
+        watch.see(epoch)
+    assert watch.take_news() == (1, 3)
+    assert watch.take_news() == (0, 0)
 
 
 # Restarts and losses between two real nodes.
@@ -1154,6 +1313,11 @@ def test_simulated_time(robot):
         report = robot.diagnostics(node, lambda v: np.isfinite(v.latency_p50))
         assert report.latency_p50 == report.latency_p99 == 250.0
     assert stamp_of(tokens.header) == 77_000_000_000
+    # A camera whose clock is ahead; a latency below zero is none.
+    robot.exchange(picture(0), stamp=78_000_000_000)
+    for node in ('tokenizer', 'lit'):
+        report = robot.diagnostics(node)
+        assert report.latency_p50 == report.latency_p95 == 250.0
 
 
 def test_silence_is_explained(robot):
@@ -1161,7 +1325,7 @@ def test_silence_is_explained(robot):
     robot.start('tokenizer_node')
     robot.start_lit()
     report = robot.diagnostics(condition=lambda v: 'nobody publishes' in v.message)
-    assert f'{robot.namespace}/image' in report.message and report.level == DiagnosticStatus.WARN
+    assert f'{robot.namespace}/image' in report.message and report.level == DiagnosticStatus.ERROR
     assert 'no packet yet' in robot.diagnostics('lit').message
     robot.node.create_publisher(CameraInfo, 'image', 1)
     report = robot.diagnostics(condition=lambda v: 'publisher(s)' in v.message)
@@ -1173,10 +1337,11 @@ def test_a_camera_node_feeds_the_others(robot, tmp_path):
     images.mkdir()
     for seed in range(3):
         cv2.imwrite(str(images / f'{seed}.png'), picture(seed, 60, 80))
-    robot.start('tokenizer_node')
+    remaps = {'image': 'color/raw'}
+    robot.start('tokenizer_node', remaps=remaps)
     robot.start_lit()
-    robot.start('camera_node', source=images, rate=20.0, width=64, frame_id='hand')
-    infos = robot.collect(CameraInfo, 'camera_info')
+    robot.start('camera_node', remaps=remaps, source=images, rate=20.0, width=64, frame_id='hand')
+    infos = robot.collect(CameraInfo, 'color/camera_info')
     latents = robot.until(
         lambda: robot.tokens and infos and find(robot.latents, status=DenseLatents.STATUS_OK),
         'tokens and whole latents',
@@ -1191,6 +1356,8 @@ def test_a_camera_node_feeds_the_others(robot, tmp_path):
     assert stamps == sorted(stamps)
     report = robot.diagnostics(condition=lambda v: v.camera_infos_in > 0)
     assert report.images_in > 0
+    assert report.hardware == f'{robot.namespace}/color/raw'
+    assert robot.diagnostics('lit').hardware == f'{robot.namespace}/tokenizer/tokens'
 
 
 def test_whole_images_cross_process_borders(robot):
@@ -1199,6 +1366,7 @@ def test_whole_images_cross_process_borders(robot):
     robot.start('camera_node', width=640, height=480, rate=5.0)
     robot.until(lambda: len(robot.tokens) >= 5, 'tokens')
     assert robot.tokens[-1].image_width == 640
+    assert robot.tokens[-1].header.frame_id == robot.namespace.strip('/')
     assert 'shared-memory segment' not in process.output
 
 
@@ -1227,10 +1395,17 @@ def test_images_too_large_for_the_middleware_are_noticed(robot, monkeypatch):
         ({'width': 8, 'height': 8}, 'width is 8; allowed: 16 to 4096'),
     ],
 )
-def test_a_camera_without_images_says_so_once(robot, parameters, said):
+def test_a_camera_without_images_ends_with_one_error(robot, parameters, said):
     process = robot.start('camera_node', **parameters)
-    robot.until(lambda: said in process.output, said)
-    assert process.output.count('[ERROR]') == 1
+    assert process.wait() == 1
+    assert process.output.count('[ERROR]') == 1 and said in process.output
+
+
+def test_a_camera_ends_with_its_source(robot, tmp_path):
+    cv2.imwrite(str(tmp_path / '0.png'), picture(0))
+    process = robot.start('camera_node', source=tmp_path, rate=20.0, loop=False)
+    assert process.wait() == 0
+    assert 'played to its end' in process.output
 
 
 def test_nodes_stop_on_either_signal(robot):
@@ -1245,13 +1420,38 @@ def test_nodes_stop_on_either_signal(robot):
             lambda n=name: (n, robot.namespace) in robot.node.get_node_names_and_namespaces(), name
         )
     robot.spin(0.5)
-    for process in processes:
-        process.stop(signal.SIGTERM)
+    for process, number in zip(
+        processes, (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM), strict=True
+    ):
+        process.stop(number)
+
+
+def test_a_node_that_is_stuck_ends_all_the_same(robot):
+    process = robot.start(Path(__file__).parent / 'stuck_node.py')
+    robot.until(lambda: 'stuck' in process.output, 'an image', poke=lambda: robot.show(picture(0)))
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 1
+    assert 'tokenizer_node: did not stop within 0.5 s' in process.output
+
+
+def test_an_interrupt_while_programs_import_is_quiet(tmp_path):
+    """The module that a program starts is still being imported when SIGINT arrives."""
+    (tmp_path / 'slow.py').write_text(
+        'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n'
+    )
+    program = (Path(__file__).parent.parent / 'scripts' / 'program.in').read_text()
+    for name, value in (('python_executable', sys.executable), ('module', 'slow'), ('name', '')):
+        program = program.replace(f'@{name}@', value)
+    (tmp_path / 'program.py').write_text(program)
+    result = subprocess.run(
+        [sys.executable, tmp_path / 'program.py'], capture_output=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stderr) == (130, b'')
 
 
 WRONG_STARTS = [
     ('tokenizer_node', ['-p', 'tau:=-1.0'], 'tau'),
-    ('tokenizer_node', ['-p', 'tau:=1'], 'DOUBLE'),
+    ('tokenizer_node', ['-p', 'tau:=abc'], "tau is 'abc'; allowed: a number, 0 to 100"),
     ('lit_node', ['-p', 'mode:=1'], 'mode'),
     ('lit_node', ['-p', 'no equals sign'], 'no equals sign'),
     ('camera_node', ['-p', 'rate:=-5.0'], 'rate'),
@@ -1259,10 +1459,11 @@ WRONG_STARTS = [
 ]
 
 
-def run_node(executable, *arguments, folder):
+def run_node(executable, *arguments, folder, **environment):
     return subprocess.run(
         [sys.executable, '-m', f'adaptok_ros.nodes.{executable}', *arguments],
         cwd=folder,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=2 * helpers.DEADLINE,
@@ -1271,16 +1472,77 @@ def run_node(executable, *arguments, folder):
 
 
 def test_wrong_starts_end_with_one_line(tmp_path):
+    starts = [(node, ['--ros-args', *arguments], said) for node, arguments, said in WRONG_STARTS]
+    starts.append(('lit_node', ['--cameras', 'front,,wrist'], "cameras is 'front,,wrist'"))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        results = pool.map(
-            lambda start: run_node(start[0], '--ros-args', *start[1], folder=tmp_path),
-            WRONG_STARTS,
-        )
-        for (executable, _, said), result in zip(WRONG_STARTS, results, strict=True):
+        results = pool.map(lambda start: run_node(start[0], *start[1], folder=tmp_path), starts)
+        for (executable, _, said), result in zip(starts, results, strict=True):
             assert result.returncode == 1
             lines = [line for line in result.stderr.splitlines() if line.startswith(executable)]
             assert len(lines) == 1 and said in lines[0], result.stderr
             assert 'Traceback' not in result.stderr
+
+
+def test_what_yaml_makes_of_words_and_numbers_is_accepted(robot, tmp_path):
+    """And what no node knows is named once."""
+    file = tmp_path / 'parameters.yaml'
+    file.write_text("""
+/**:
+  ros__parameters: {taw: 0.3, lit_scope: all}
+/**/tokenizer_node:
+  ros__parameters: {tau: 5.0}
+""")
+    process = robot.start('tokenizer_node', params_file=file, gating='off', tau=1)
+    assert robot.exchange(picture(0)).tau == 1.0
+    assert robot.set(tau=2) == ''
+    assert robot.exchange(picture(0)).tau == 2.0
+    assert process.output.count('taw (did you mean tau?)') == 1
+    assert 'lit_scope' not in process.output
+    assert process.output.count('section /**/tokenizer_node applies to no node') == 1
+
+
+@pytest.mark.parametrize(
+    'parameter, value, taken',
+    [
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), 1, 1.0),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), 101, None),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), float('nan'), None),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), True, None),
+        (NodeParameter('tau', 0.1, '', 0.0, 100.0), None, None),
+        (NodeParameter('tokens', 0, '', 0, 9), 5, 5),
+        (NodeParameter('tokens', 0, '', 0, 9), 5.0, None),
+        (NodeParameter('tokens', 0, '', 0, 9), False, None),
+        (NodeParameter('gating', 'off', '', choices=('off', 'exact')), False, 'off'),
+        (NodeParameter('gating', 'off', '', choices=('off', 'exact')), True, None),
+        (NodeParameter('mode', 'lit', '', choices=('lit', 'hold')), False, None),
+        (NodeParameter('source', '', ''), 0, None),
+        (NodeParameter('loop', True, ''), False, False),
+        (NodeParameter('loop', True, ''), 'off', None),
+    ],
+)
+def test_values_have_the_type_of_the_default(parameter, value, taken):
+    if taken is None:
+        with pytest.raises(SettingError, match=f'{parameter.name} is {value!r}; allowed: '):
+            parameter.check(value)
+    else:
+        result = parameter.check(value)
+        assert result == taken and type(result) is type(taken)
+        assert parameter.parse(str(taken)) == taken
+
+
+@pytest.mark.parametrize('text', ['a,a', 'a,/a', 'front,,wrist', '', ',', '/'])
+def test_cameras_are_different_names(text):
+    with pytest.raises(SettingError, match=re.escape(f'cameras is {text!r}')):
+        split_cameras(text)
+
+
+def test_cameras_of_one_process_lie_below_its_namespace(robot):
+    robot.start('lit_node', cameras=['front', '/aside'], autostart=False)
+    for namespace in (f'{robot.namespace}/front', '/aside'):
+        robot.until(
+            lambda n=namespace: ('lit', n) in robot.node.get_node_names_and_namespaces(),
+            f'the node in {namespace}',
+        )
 
 
 def test_a_wrong_qos_override_is_said(robot):
@@ -1293,7 +1555,7 @@ def test_a_wrong_qos_override_is_said(robot):
 
 @pytest.mark.parametrize('executable', NODES)
 def test_help_lists_every_parameter(executable, tmp_path):
-    result = run_node(executable, '--help', folder=tmp_path)
+    result = run_node(executable, '--help', folder=tmp_path, PYTHONIOENCODING='ascii')
     assert result.returncode == 0 and not result.stderr
     for parameter in NODES[executable]:
         assert re.search(

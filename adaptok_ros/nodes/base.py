@@ -11,9 +11,10 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from adaptok_ros.nodes.diagnostics import DiagnosticsPublisher, new_status
+from adaptok_ros.errors import SettingError
+from adaptok_ros.nodes.diagnostics import DiagnosticsPublisher, Remark, new_status
 from adaptok_ros.nodes.lifecycle import ManagedNode
-from adaptok_ros.nodes.parameter import NodeParameter, check_changes
+from adaptok_ros.nodes.parameter import NodeParameter
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,6 +28,8 @@ class StreamNode(ManagedNode, abc.ABC):
 
     Subclasses implement the abstract methods, and those of :class:`ManagedNode` other than
     :meth:`work`.
+
+    :ivar hardware: topic of what it takes, once it is configured
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class StreamNode(ManagedNode, abc.ABC):
     ) -> None:
         super().__init__(name, table, namespace)
         self.add_on_set_parameters_callback(self._take_parameters)
+        self.hardware = ''
         self._told: set[str] = set()
 
     @abc.abstractmethod
@@ -41,8 +45,8 @@ class StreamNode(ManagedNode, abc.ABC):
         """Handle everything pending, on the worker, and tell :attr:`faults` of successes."""
 
     @abc.abstractmethod
-    def report(self) -> tuple[list[str], DataclassInstance]:
-        """Warnings and figures, once a second on the executor's thread."""
+    def report(self) -> tuple[list[Remark], DataclassInstance]:
+        """Remarks and figures, once a second on the executor's thread."""
 
     @abc.abstractmethod
     def apply(self, changes: Mapping[str, Any]) -> None:
@@ -69,8 +73,8 @@ class StreamNode(ManagedNode, abc.ABC):
         for note in engine.notes if engine else ():
             self.get_logger().info(f'not used: {note}')
 
-    def tell_rejected(self, rejected: Mapping[str, str]) -> list[str]:
-        """Warnings of engines that failed and are no longer used; each is logged once.
+    def tell_rejected(self, rejected: Mapping[str, str]) -> list[Remark]:
+        """Remarks on engines that failed and are no longer used; each is logged once.
 
         :param rejected: what failed, such as ``torch on cuda``, and why
         """
@@ -79,17 +83,29 @@ class StreamNode(ManagedNode, abc.ABC):
             if warning not in self._told:
                 self._told.add(warning)
                 self.get_logger().error(warning)
-        return warnings
+        return [Remark(warning) for warning in warnings]
 
     def _take_parameters(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
-        changes = {p.name: p.value for p in parameters if p.name in self.table}
         try:
-            check_changes(self.table, changes, self.is_configured)
+            changes = {
+                p.name: self.table[p.name].check(p.value)
+                for p in parameters
+                if p.name in self.table
+            }
             if changes and self.is_configured:
-                self.apply(changes)
+                self._change(changes)
         except Exception as error:  # rclpy would let it end the process
             return SetParametersResult(successful=False, reason=self.faults.explain(error))
         return SetParametersResult(successful=True)
+
+    def _change(self, changes: Mapping[str, Any]) -> None:
+        for name in changes:
+            if not self.table[name].runtime:
+                raise SettingError(
+                    f'{name} cannot change while the node is configured; clean it up, set it and '
+                    'configure it again'
+                )
+        self.apply(changes)
 
     def _diagnose(self) -> DiagnosticStatus | None:
         """The status to publish now; None where the node has just given up."""
@@ -97,21 +113,21 @@ class StreamNode(ManagedNode, abc.ABC):
         if loading is None:
             return None
         if not loading.done:
-            return self._status([loading.progress])
+            return self._status([Remark(loading.progress)])
         if loading.error is not None:
             self.give_up(loading.error)
             return None
-        warnings, figures = self.report()
-        return self._status(warnings, figures)
+        remarks, figures = self.report()
+        return self._status(remarks, figures)
 
-    def _status(self, warnings: list[str], *figures: DataclassInstance) -> DiagnosticStatus:
+    def _status(self, remarks: list[Remark], *figures: DataclassInstance) -> DiagnosticStatus:
         level, said = self.faults.take_news()
-        reports = (*figures, self.faults.report())
-        if figures and not self.is_active:
-            return new_status(self, DiagnosticStatus.OK, 'inactive', *reports)
         if said:
-            warnings = [*warnings, said]
-        if not warnings:
-            return new_status(self, DiagnosticStatus.OK, 'running', *reports)
-        level = max(level, DiagnosticStatus.WARN)
-        return new_status(self, level, '; '.join(warnings), *reports)
+            remarks = [*remarks, Remark(said, level)]
+        level, message = DiagnosticStatus.OK, 'running'
+        if figures and not self.is_active:
+            message = 'inactive'
+        elif remarks:
+            level = max(remark.level for remark in remarks)
+            message = '; '.join(remark.text for remark in remarks)
+        return new_status(self, self.hardware, level, message, *figures, self.faults.report())

@@ -17,12 +17,14 @@ from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.footage.video import TimedFrame, frame_rate, read_timed_frames
 from adaptok_ros.nodes import qos
+from adaptok_ros.nodes.camera_parameters import CAMERA_NODE
+from adaptok_ros.nodes.endpoints import camera_info_topic
 from adaptok_ros.nodes.executable import run
 from adaptok_ros.nodes.faults import FaultLog
 from adaptok_ros.nodes.image_messages import as_message
 from adaptok_ros.nodes.pace import Pace
 from adaptok_ros.nodes.parameter import declare, read
-from adaptok_ros.nodes.parameters import CAMERA_NODE
+from adaptok_ros.nodes.stopping import EndOfNode
 
 SCENE_SIZE = (480, 640)
 SCENE_RATE = 30.0
@@ -44,11 +46,15 @@ class CameraNode(Node):
         self._source = values['source']
         self._loop = values['loop']
         self._size = (values['height'], values['width'])
-        self._frame_id = values['frame_id']
+        namespace = self.get_namespace().rsplit('/', 1)[1]
+        self._frame_id = values['frame_id'] or namespace or 'camera'
         self._image = self.create_publisher(
             Image, 'image', qos.image_output(), qos_overriding_options=qos.overridable()
         )
-        self._info = self.create_publisher(CameraInfo, 'camera_info', qos.image_output())
+        info = camera_info_topic(self)
+        self._info = self.create_publisher(CameraInfo, info, qos.image_output())
+        self._exit_code = 1
+        self._ended = self.create_guard_condition(self._end)
         self._thread = threading.Thread(
             target=self._run, args=(values['rate'],), name='camera', daemon=True
         )
@@ -74,8 +80,13 @@ class CameraNode(Node):
                 if wait is not None:
                     self._publish(frame.image)
             self.get_logger().info(f'{self._source}: played to its end')
-        except Exception as error:  # the node lives on, without images
+            self._exit_code = 0
+        except Exception as error:  # of whatever kind: without images the node ends
             FaultLog(self.get_logger()).fail(error)
+        self._ended.trigger()
+
+    def _end(self) -> None:
+        raise EndOfNode(self._exit_code)
 
     def _publish(self, frame: Pixels) -> None:
         height, width = self._size[0] or frame.shape[0], self._size[1] or frame.shape[1]

@@ -17,6 +17,21 @@ Report = TypeVar('Report', bound='DataclassInstance')
 
 PERIOD = 1.0
 """Seconds from one report to the next."""
+LONGEST_TEXT = 500
+"""Characters of one text; what others send may be of any length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """Something that diagnostics are to say, and how bad it is."""
+
+    text: str
+    level: bytes = DiagnosticStatus.WARN
+
+
+def cut(text: str, length: int = LONGEST_TEXT) -> str:
+    """A text without what is beyond a length."""
+    return text if len(text) <= length else f'{text[: length - 1]}…'
 
 
 def figure(label: str, unit: str = '', format: str = '') -> Any:
@@ -86,14 +101,21 @@ class DiagnosticsPublisher:
 
 
 def new_status(
-    node: Node, level: bytes, message: str, *reports: DataclassInstance
+    node: Node, hardware: str, level: bytes, message: str, *reports: DataclassInstance
 ) -> DiagnosticStatus:
-    """Status of a node with the figures of its reports."""
+    """Status of a node with the figures of its reports.
+
+    :param hardware: what the node depends on, such as the topic of its camera
+    """
     values = [
-        KeyValue(key=key, value=text)
+        KeyValue(key=key, value=cut(text))
         for report in reports
         for key, text in as_text(report).items()
     ]
     return DiagnosticStatus(
-        level=level, name=node.get_fully_qualified_name(), message=message, values=values
+        level=level,
+        name=node.get_fully_qualified_name(),
+        hardware_id=hardware,
+        message=cut(message),
+        values=values,
     )

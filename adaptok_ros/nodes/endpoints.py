@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]  # where Humble has both
 from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.node import Node
 from rclpy.qos import InvalidQoSProfileException, QoSProfile
 
 from adaptok_ros.errors import SettingError
@@ -38,13 +41,21 @@ class Endpoints:
         self._undo: list[Callable[[], object]] = []
 
     def publisher(
-        self, message_type: type[MsgT], topic: str, profile: QoSProfile
+        self,
+        message_type: type[MsgT],
+        topic: str,
+        profile: QoSProfile,
+        on_subscriber: Callable[[], None] | None = None,
     ) -> LifecyclePublisher[MsgT]:
-        """A publisher that is silent while the node is not active."""
+        """A publisher that is silent while the node is not active.
+
+        :param on_subscriber: called whenever a subscription matches; before Jazzy, never
+        """
         node = self._node
+        events = matched_events(on_subscriber) if on_subscriber else {}
         with _settings(topic):
             publisher = node.create_lifecycle_publisher(
-                message_type, topic, profile, qos_overriding_options=qos.overridable()
+                message_type, topic, profile, qos_overriding_options=qos.overridable(), **events
             )
         self.add(lambda: node.destroy_lifecycle_publisher(publisher))
         return publisher
@@ -63,6 +74,12 @@ class Endpoints:
                 message_type, topic, callback, profile, qos_overriding_options=qos.overridable()
             )
         self.add(lambda: node.destroy_subscription(subscription))
+
+    def timer(self, period: float, callback: Callable[[], None]) -> None:
+        """A timer that runs even if simulated time stands; the period is in seconds."""
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        timer = self._node.create_timer(period, callback, clock=clock)
+        self.add(lambda: self._node.destroy_timer(timer))
 
     def service(
         self,
@@ -90,6 +107,30 @@ class Endpoints:
         """Destroy everything, the newest first."""
         while self._undo:
             self._undo.pop()()
+
+
+def matched_events(callback: Callable[[], None]) -> dict[str, Any]:
+    """Arguments of a publisher that tells of new subscriptions, where rclpy can."""
+    try:
+        from rclpy.event_handler import PublisherEventCallbacks
+    except ImportError:  # Humble
+        return {}
+    if 'matched' not in inspect.signature(PublisherEventCallbacks).parameters:
+        return {}
+
+    def matched(info: Any) -> None:
+        if info.current_count_change > 0:
+            callback()
+
+    return {'event_callbacks': PublisherEventCallbacks(matched=matched)}
+
+
+def camera_info_topic(node: Node) -> str:
+    """Where the ``camera_info`` of the topic ``image`` is: beside it, unless it is remapped."""
+    resolved: str = node.resolve_topic_name('camera_info')
+    if resolved != node.resolve_topic_name('camera_info', only_expand=True):
+        return resolved
+    return node.resolve_topic_name('image').rsplit('/', 1)[0] + '/camera_info'
 
 
 @contextlib.contextmanager

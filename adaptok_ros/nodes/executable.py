@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import io
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -18,13 +18,17 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from adaptok_ros.errors import AdaptokError
+from adaptok_ros.nodes.cameras import absolute_namespace, split_cameras
 from adaptok_ros.nodes.faults import FaultLog
 from adaptok_ros.nodes.lifecycle import ManagedNode
 from adaptok_ros.nodes.parameter import usage
 from adaptok_ros.nodes.parameters import NODES
+from adaptok_ros.nodes.stopping import EndOfNode, stop_on_signals
+from adaptok_ros.nodes.unknown import tell_misnamed_sections, tell_unknown
 
 SIGNAL_PERIOD = 0.2
 """Seconds within which a signal to stop is noticed."""
+KNOWN_PARAMETERS = {parameter.name for table in NODES.values() for parameter in table}
 START_ERRORS = (
     AdaptokError,
     ParameterException,
@@ -52,17 +56,32 @@ def run_cameras(
 
     Nodes of one process share the engines that they have in common.
 
-    :param create: makes a node in a namespace; None = where ROS arguments put it
+    :param create: makes a node in an absolute namespace; None = where ROS arguments put it
     """
     parser = _parser(executable, description)
     parser.add_argument(
         '--cameras',
-        metavar='NAMESPACE,…',
-        type=lambda text: text.split(','),
-        default=[None],
-        help='namespaces of several cameras, each of which gets a node in this one process',
+        metavar='NAMESPACE,...',
+        help='namespaces of several cameras, each of which gets a node in this one process; '
+        'relative ones are below that of the process',
     )
-    return _run(parser, lambda arguments: [create(name) for name in arguments.cameras], args)
+
+    def create_all(arguments: argparse.Namespace) -> list[ManagedNode]:
+        if arguments.cameras is None:
+            return [create(None)]
+        cameras = split_cameras(arguments.cameras)
+        base = _namespace_of_process()
+        return [create(absolute_namespace(base, camera)) for camera in cameras]
+
+    return _run(parser, create_all, args)
+
+
+def _namespace_of_process() -> str:
+    """Where the arguments of the process put a node."""
+    probe = Node('namespace_probe', enable_rosout=False, start_parameter_services=False)
+    namespace: str = probe.get_namespace()
+    probe.destroy_node()
+    return namespace
 
 
 def _parser(executable: str, description: str) -> argparse.ArgumentParser:
@@ -82,27 +101,32 @@ def _run(
 ) -> int:
     arguments = list(sys.argv if args is None else args)
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+    stop_on_signals(parser.prog, stopping)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # not every terminal can show the help
     try:
         parsed = parser.parse_args(remove_ros_args(arguments)[1:])
         # rclpy's own handlers would invalidate the context under the worker's hands.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         nodes = create(parsed)
+        for node in nodes:
+            tell_unknown(node, KNOWN_PARAMETERS)
+        tell_misnamed_sections(nodes[0], parser.prog, arguments)
     except START_ERRORS as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
         if rclpy.ok():
             rclpy.shutdown()
         return 1
-    _live(nodes, stopping)
+    code = _live(nodes, stopping)
     for node in nodes:
         node.destroy_node()
     rclpy.shutdown()
-    return 0
+    return code
 
 
-def _live(nodes: Sequence[Node], stopping: threading.Event) -> None:
-    """Let the nodes work until it is time to stop."""
+def _live(nodes: Sequence[Node], stopping: threading.Event) -> int:
+    """Let the nodes work until it is time to stop; the exit code."""
+    code = 0
     managed = [node for node in nodes if isinstance(node, ManagedNode)]
     executor = SingleThreadedExecutor()
     for node in nodes:
@@ -112,6 +136,9 @@ def _live(nodes: Sequence[Node], stopping: threading.Event) -> None:
     while not stopping.is_set():
         try:
             executor.spin_once(timeout_sec=SIGNAL_PERIOD)
+        except EndOfNode as end:
+            code = end.code
+            break
         except rclpy_implementation.RCLError as error:  # before Kilted: an impossible transition
             nodes[0].get_logger().error(str(error))
         except Exception as error:  # in a callback, whose node lives on
@@ -122,6 +149,7 @@ def _live(nodes: Sequence[Node], stopping: threading.Event) -> None:
         except Exception as error:  # the others are to be shut down all the same
             node.get_logger().error(f'while shutting down: {node.faults.explain(error)}')
     executor.shutdown()
+    return code
 
 
 def _autostart(nodes: Iterable[ManagedNode]) -> None:

@@ -10,11 +10,13 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from adaptok_ros.errors import AdaptokError
-from adaptok_ros.nodes.diagnostics import figure
+from adaptok_ros.nodes.diagnostics import cut, figure
 
 PACKAGE = Path(__file__).parent.parent
 THROTTLE = 5.0
 """Seconds between repetitions of one message in the log."""
+LONGEST_BUG = 300
+"""Characters of the text of a bug, so that its place is not cut off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class FaultLog:
         if isinstance(error, AdaptokError):
             self._errors += 1
             text = f'{what}: {text}' if what else text
-        self._last = text
+        self._last = text = cut(text)
         self._failed = True
         self._logger.error(text, throttle_duration_sec=THROTTLE)
 
@@ -64,7 +66,7 @@ class FaultLog:
         A bug is counted, and the log gets the traceback of each once.
         """
         if isinstance(error, AdaptokError):
-            return str(error)
+            return cut(str(error))
         self._bugs += 1
         kind = type(error).__name__
         place = _place_of(error)
@@ -72,7 +74,8 @@ class FaultLog:
             self._places.add((*place, kind))
             self._logger.error(''.join(traceback.format_exception(error)))
         file, line = place
-        return f'bug in adaptok_ros: {kind}: {error} at {file}:{line}, please report'
+        text = cut(str(error), LONGEST_BUG)
+        return f'bug in adaptok_ros: {kind}: {text} at {file}:{line}, please report'
 
     def report(self) -> FaultReport:
         """Totals."""

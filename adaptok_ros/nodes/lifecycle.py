@@ -28,7 +28,10 @@ class ManagedNode(LifecycleNode, abc.ABC):
     def __init__(
         self, name: str, table: Sequence[NodeParameter], namespace: str | None = None
     ) -> None:
-        super().__init__(name, namespace=namespace)
+        # Arguments of the node itself go before those of the process, in which a launch file may
+        # have put all nodes into one namespace.
+        arguments = ['--ros-args', '-r', f'__ns:={namespace}'] if namespace else None
+        super().__init__(name, cli_args=arguments)
         self.table = {parameter.name: parameter for parameter in table}
         declare(self, table)
         self.outputs, self.inputs = Endpoints(self), Endpoints(self)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sensor_msgs.msg import Image
-from std_srvs.srv import Trigger
 
 from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import AdaptokError, SettingError
@@ -18,22 +18,19 @@ from adaptok_ros.msg import DenseLatents as DenseLatentsMessage
 from adaptok_ros.msg import SparseTokens
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode
+from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.executable import run_cameras
 from adaptok_ros.nodes.image_messages import as_message
+from adaptok_ros.nodes.keyframes import KeyframeClient
 from adaptok_ros.nodes.lit_report import LITFigures, LITReport, explain_status
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import LIT_NODE
+from adaptok_ros.nodes.wiring import EpochWatch, Silence
 from adaptok_ros.packet import PacketError, Payload
 from adaptok_ros.receiving.latents import DenseLatents, LatentStream
 from adaptok_ros.receiving.receiver import Status
 from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from rclpy.client import Client
-
-KEYFRAME_RETRY = 1.0
-"""Seconds between two requests for a keyframe."""
 
 
 class LITNode(StreamNode):
@@ -49,14 +46,13 @@ class LITNode(StreamNode):
         self._payload = Payload[values['payload'].upper()]
         self._pending: deque[SparseTokens] = deque()
         self._figures = LITFigures()
-        self._requested_at = 0.0
+        self.hardware = self.resolve_topic_name('tokens')
+        self._timeout = values['timeout']
+        self._silence, self._epochs = Silence(self._timeout), EpochWatch()
         profile = qos.image_output()
         self._latents = self.outputs.publisher(DenseLatentsMessage, '~/latents', profile)
         self._reconstruction = self.outputs.publisher(Image, '~/reconstruction', profile)
-        service = values['keyframe_service']
-        self._keyframes: Client[Trigger.Request, Trigger.Response] | None = (
-            self.outputs.client(Trigger, service) if service else None
-        )
+        self._keyframes = KeyframeClient(self.outputs, values['keyframe_service'])
 
     def load(self, values: Values, build: Builder) -> None:
         """See :meth:`StreamNode.load`."""
@@ -83,7 +79,10 @@ class LITNode(StreamNode):
 
     def start(self) -> None:
         """See :meth:`StreamNode.start`."""
+        self._silence, self._fell_silent = Silence(self._timeout), False
         self.inputs.subscription(SparseTokens, 'tokens', self._on_tokens, qos.tokens(0))
+        if self._timeout:
+            self.inputs.timer(self._timeout / 4, self._look_for_silence)
 
     def drop_pending(self) -> None:
         """See :meth:`StreamNode.drop_pending`."""
@@ -94,21 +93,16 @@ class LITNode(StreamNode):
 
     def _on_tokens(self, message: SparseTokens) -> None:
         self._figures.packets.tick()
+        self._epochs.see(message.epoch)
         self._pending.append(message)
         self.notify()
-        self._request_keyframe_if_needed()
+        if self._stream is not None and self._stream.receiver.last is not None:
+            self._keyframes.ask(self._stream.receiver.status)
 
-    def _request_keyframe_if_needed(self) -> None:
-        client, stream = self._keyframes, self._stream
-        if client is None or stream is None or stream.receiver.last is None:
-            return
-        now = time.monotonic()
-        if stream.receiver.status is Status.OK or now - self._requested_at < KEYFRAME_RETRY:
-            return
-        if client.service_is_ready():
-            self._requested_at = now
-            self._figures.requests += 1
-            client.call_async(Trigger.Request())
+    def _look_for_silence(self) -> None:
+        if self._silence.begins():
+            self._fell_silent = True
+            self.notify()
 
     def process(self) -> None:
         """Apply everything that arrived, then restore and publish the newest grid."""
@@ -117,17 +111,20 @@ class LITNode(StreamNode):
             self._figures.unready += len(self._pending)
             self._pending.clear()
             return
+        fell_silent, self._fell_silent = self._fell_silent, False
         applied = 0
         while self._pending:
             try:
                 applied += stream.push(packet_from_message(self._pending.popleft()))
             except PacketError as error:
                 self.faults.fail(error, 'packet dropped')
-        if not applied:
+        if not (applied or (fell_silent and stream.receiver.last)):
             return
-        self._figures.skipped += applied - 1
+        if applied:
+            self._silence.hear()
+            self._figures.skipped += applied - 1
         try:
-            latents = self._publish(stream)
+            latents = self._publish(stream, silent=not applied)
         except AdaptokError as error:
             self.faults.fail(error, 'no latents')
             return
@@ -138,15 +135,18 @@ class LITNode(StreamNode):
             except AdaptokError as error:
                 self.faults.fail(error, 'no reconstruction')
 
-    def _publish(self, stream: LatentStream) -> DenseLatents:
+    def _publish(self, stream: LatentStream, silent: bool) -> DenseLatents:
         started = time.perf_counter()
         latents = stream.latents()
+        if silent:
+            latents = dataclasses.replace(latents, status=Status.STALE)
         restored = time.perf_counter()
         message = DenseLatentsMessage()
         fill_latents(message, latents, self._payload)
         self._latents.publish(message)
-        latency = (self.get_clock().now().nanoseconds - latents.stamp) * 1e-9
-        self._figures.send(stream, restored - started, latency)
+        if not silent:
+            latency = (self.get_clock().now().nanoseconds - latents.stamp) * 1e-9
+            self._figures.send(stream, restored - started, latency)
         return latents
 
     def _publish_reconstruction(
@@ -159,13 +159,16 @@ class LITNode(StreamNode):
         picture = tokenizer.decode(latents.values, packet.image_height, packet.image_width)
         self._reconstruction.publish(as_message(picture, latents.stamp, latents.frame_id))
 
-    def report(self) -> tuple[list[str], LITReport]:
+    def report(self) -> tuple[list[Remark], LITReport]:
         """See :meth:`StreamNode.report`."""
-        assert self._stream is not None
-        restorer = self._stream.restorer
-        warnings = explain_status(self, self._stream)
-        warnings += self.tell_rejected(restorer.rejected if restorer else {})
-        return warnings, self._figures.report(self._stream)
+        stream = self._stream
+        assert stream is not None
+        remarks = self.tell_rejected(stream.restorer.rejected if stream.restorer else {})
+        silent, status = self._silence.length(), stream.receiver.status
+        service = self._keyframes.missing(status)
+        remarks += explain_status(self, self.hardware, stream, self._epochs, silent, service)
+        status = Status.STALE if silent else status
+        return remarks, self._figures.report(stream, status, self._keyframes.requests)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 
-from adaptok_ros.nodes.diagnostics import figure
+from adaptok_ros.nodes.diagnostics import Remark, figure
 from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, too_many_publishers
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
 
@@ -45,13 +47,12 @@ class LITFigures:
 
     :ivar packets: rate of packets in
     :ivar skipped: frames of which no latents were made, for newer ones waited
-    :ivar requests: keyframes asked for
     :ivar unready: packets that came before the models were loaded
     """
 
     def __init__(self) -> None:
         self.packets, self._latents = Rate(), Rate()
-        self.skipped = self.requests = self.unready = 0
+        self.skipped = self.unready = 0
         self._latency, self._restore, self._share = Percentiles(), Percentiles(), Percentiles()
 
     def send(self, stream: LatentStream, restore: float, latency: float) -> None:
@@ -62,17 +63,22 @@ class LITFigures:
         """
         self._latents.tick()
         self._restore.add(restore * 1e3)
-        self._latency.add(latency * 1e3)
+        if latency >= 0.0:  # else the clocks differ, or simulated time stands
+            self._latency.add(latency * 1e3)
         if stream.restorer is not None:
             self._share.add(100.0 * stream.restorer.share)
 
-    def report(self, stream: LatentStream) -> LITReport:
-        """The figures as of now."""
+    def report(self, stream: LatentStream, status: Status, requests: int) -> LITReport:
+        """The figures as of now.
+
+        :param status: of the latents
+        :param requests: keyframes asked for
+        """
         counters = stream.receiver.counters
         engine = stream.restorer.engine if stream.restorer else None
         p50, p95, p99 = self._latency.value(50, 95, 99)
         return LITReport(
-            status=stream.receiver.status.name,
+            status=status.name,
             packets_in=self.packets.value(),
             latents_out=self._latents.value(),
             latency_p50=p50,
@@ -88,7 +94,7 @@ class LITFigures:
             packets_rejected=counters.rejected,
             restarts=counters.restarts,
             rewinds=counters.rewinds,
-            keyframes_requested=self.requests,
+            keyframes_requested=requests,
             mode=stream.mode,
             packets_unready=self.unready,
             backend=engine.backend if engine else 'none',
@@ -97,13 +103,31 @@ class LITFigures:
         )
 
 
-def explain_status(node: Node, stream: LatentStream) -> list[str]:
-    """Why the latents are not what they could be."""
+def explain_status(
+    node: Node, topic: str, stream: LatentStream, epochs: EpochWatch, silent: float, service: str
+) -> list[Remark]:
+    """Why the latents are not what they could be.
+
+    :param topic: that of the tokens
+    :param epochs: those of the packets
+    :param silent: seconds without a packet, where it should have come; else 0
+    :param service: whom a keyframe cannot be asked of; '' if it can, or need not
+    """
     receiver = stream.receiver
+    remarks = too_many_publishers(node, topic, 'two tokenizers have one name')
+    begun, returned = epochs.take_news()
+    if returned >= OFTEN:
+        remarks.append(Remark('packets of different epochs alternate: two tokenizers send them'))
+    elif begun >= OFTEN:
+        remarks.append(Remark(f'{begun} new epochs since the last report: see the tokenizer'))
     if receiver.last is None:
-        topic = node.resolve_topic_name('tokens')
         publishers = node.count_publishers(topic)
-        return [f'no packet yet on {topic}, which has {publishers} publisher(s)']
-    if receiver.status is not Status.OK:
-        return [f'latents are {receiver.status.name}']
-    return []
+        return [Remark(f'no packet yet on {topic}, which has {publishers} publisher(s)')]
+    if silent:
+        remarks.insert(0, Remark(f'no packet for {silent:.1f} s', DiagnosticStatus.ERROR))
+    elif receiver.status is not Status.OK:
+        remarks.append(Remark(f'latents are {receiver.status.name}'))
+        if service:
+            name = node.resolve_service_name(service)
+            remarks.append(Remark(f'no service {name} to ask for a keyframe'))
+    return remarks

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from adaptok_ros.errors import SettingError
 
@@ -34,8 +40,10 @@ class NodeParameter:
     runtime: bool = False
 
     def descriptor(self) -> ParameterDescriptor:
-        """What ``ros2 param describe`` shows and rclpy enforces."""
-        descriptor = ParameterDescriptor(description=self.description)
+        """What ``ros2 param describe`` shows; :meth:`check` enforces it."""
+        # Typed statically, ROS would refuse tau:=1 and gating:=off, which YAML takes for an
+        # integer and a boolean.
+        descriptor = ParameterDescriptor(description=self.description, dynamic_typing=True)
         if self.choices:
             descriptor.additional_constraints = 'one of: ' + ', '.join(self.choices)
         elif not self.runtime:
@@ -67,49 +75,76 @@ class NodeParameter:
             return f'{self.low:.10g} to {self.high:.10g}'
         return 'text'
 
+    def check(self, value: object) -> Any:
+        """A value as the node takes it: of the type of the default, and within its bounds.
+
+        An integer passes for a float, and a boolean for the word that YAML made it of.
+
+        :raises SettingError: it is not allowed
+        """
+        kind = type(self.default)
+        taken: Any = value
+        if value is False and 'off' in self.choices:
+            taken = 'off'
+        elif kind is float and type(value) is int:
+            taken = float(value)
+        if type(taken) is not kind or (self.choices and taken not in self.choices):
+            raise self.refusal(value)
+        if self.low is not None and self.high is not None:
+            if not self.low <= float(taken) <= self.high:
+                raise self.refusal(value)
+        return taken
+
+    def parse(self, text: str) -> Any:
+        """The value that a text stands for, as :meth:`check` gives it.
+
+        :raises SettingError: it is not allowed
+        """
+        kind = type(self.default)
+        if kind is bool:
+            return self.check({'true': True, 'false': False}.get(text.lower(), text))
+        try:
+            return self.check(kind(text))
+        except ValueError:  # SettingError is one; this one has the text as it was written
+            raise self.refusal(text) from None
+
+    def refusal(self, value: object) -> SettingError:
+        """What to say of a value that is not allowed."""
+        kind = {int: 'a whole number, ', float: 'a number, '}.get(type(self.default), '')
+        return SettingError(f'{self.name} is {value!r}; allowed: {kind}{self.allowed()}')
+
 
 def declare(node: Node, table: Iterable[NodeParameter]) -> None:
-    """Declare a table of parameters."""
-    for parameter in table:
+    """Declare a table of parameters, whose values are checked from now on.
+
+    :raises SettingError: a value that the node was started with is not allowed
+    """
+    by_name = {parameter.name: parameter for parameter in table}
+    for parameter in by_name.values():
         node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+    read(node, by_name.values())
+
+    def check(parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
+        try:
+            for parameter in parameters:
+                if parameter.name in by_name:
+                    by_name[parameter.name].check(parameter.value)
+        except SettingError as error:  # rclpy would let it end the process
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(check)
 
 
 def read(node: Node, table: Iterable[NodeParameter]) -> Values:
     """Current values by name.
 
-    :raises SettingError: a value that is none of the choices
+    :raises SettingError: a value is not allowed
     """
-    values = {parameter.name: node.get_parameter(parameter.name).value for parameter in table}
-    for parameter in table:
-        check_choice(parameter, values[parameter.name])
-    return values
-
-
-def check_changes(
-    table: Mapping[str, NodeParameter], changes: Mapping[str, object], configured: bool
-) -> None:
-    """Verify new values of some parameters.
-
-    :param table: every parameter by name
-    :param configured: whether the node is, so that only runtime parameters may change
-    :raises SettingError: a value is none of the choices, or must not change now
-    """
-    for name, value in changes.items():
-        check_choice(table[name], value)
-        if configured and not table[name].runtime:
-            raise SettingError(
-                f'{name} cannot change while the node is configured; clean it up, set it and '
-                'configure it again'
-            )
-
-
-def check_choice(parameter: NodeParameter, value: object) -> None:
-    """Verify what ROS's own descriptors cannot express.
-
-    :raises SettingError: a value that is none of the choices
-    """
-    if parameter.choices and value not in parameter.choices:
-        raise SettingError(f'{parameter.name} is {value!r}; allowed: {parameter.allowed()}')
+    return {
+        parameter.name: parameter.check(node.get_parameter(parameter.name).value)
+        for parameter in table
+    }
 
 
 def readme_table(table: Iterable[NodeParameter]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.engines.interface import BACKENDS
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.nodes.camera_parameters import CAMERA_NODE
 from adaptok_ros.nodes.parameter import NodeParameter, readme_table
 from adaptok_ros.packet import TAU_LIMIT, Payload
 from adaptok_ros.receiving.latents import MODES
@@ -15,6 +16,8 @@ from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Ga
 TRANSPORTS = ('raw', 'compressed', 'compressedDepth')
 VALUE_LIMIT = 65535.0
 """Of the values of images with more than 8 bits."""
+LONGEST_INTERVAL = 3600.0
+"""Seconds."""
 
 AUTOSTART = NodeParameter(
     'autostart', True, 'configure and activate at start; false leaves that to a lifecycle manager'
@@ -45,6 +48,14 @@ TOKENIZER_NODE = (
         0,
         PERIOD_LIMIT,
         runtime=True,
+    ),
+    NodeParameter(
+        'keyframe_min_interval',
+        1.0,
+        'least seconds between two keyframes that were asked for; one answers all '
+        'requests in between',
+        0.0,
+        LONGEST_INTERVAL,
     ),
     NodeParameter(
         'refresh_period',
@@ -144,6 +155,14 @@ LIT_NODE = (
         'a keyframe after a loss or a late start; empty = never ask',
     ),
     NodeParameter(
+        'timeout',
+        1.0,
+        'seconds without a packet after which the last latents are published '
+        'once more, STALE; 0 = never',
+        0.0,
+        LONGEST_INTERVAL,
+    ),
+    NodeParameter(
         'payload',
         'float32',
         'encoding of the published latents; float16 halves the bytes and '
@@ -151,32 +170,6 @@ LIT_NODE = (
         choices=('float32', 'float16'),
     ),
     AUTOSTART,
-)
-
-CAMERA_NODE = (
-    NodeParameter(
-        'source',
-        '',
-        'video file, folder of images, URL of a stream (rtsp://, http://) or V4L2 device; empty = '
-        'a rendered scene',
-    ),
-    NodeParameter('rate', 0.0, 'frames per second; 0 = those of the source', 0.0, 1000.0),
-    NodeParameter('loop', True, 'start over at the end of a file or folder'),
-    NodeParameter(
-        'height',
-        0,
-        'height to publish; 0 = that of the source (rendered scene: 480)',
-        0,
-        LARGEST_SIDE,
-    ),
-    NodeParameter(
-        'width',
-        0,
-        'width to publish; 0 = that of the source (rendered scene: 640)',
-        0,
-        LARGEST_SIDE,
-    ),
-    NodeParameter('frame_id', 'camera', 'frame of the images'),
 )
 
 NODES = {'tokenizer_node': TOKENIZER_NODE, 'lit_node': LIT_NODE, 'camera_node': CAMERA_NODE}

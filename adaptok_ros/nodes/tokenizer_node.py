@@ -18,8 +18,12 @@ from adaptok_ros.messages import fill_tokens, stamp_of
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode
+from adaptok_ros.nodes.diagnostics import Remark
+from adaptok_ros.nodes.endpoints import camera_info_topic
 from adaptok_ros.nodes.executable import run_cameras
+from adaptok_ros.nodes.faults import THROTTLE
 from adaptok_ros.nodes.image_messages import CameraImage, ImageReader, overlay_message
+from adaptok_ros.nodes.keyframes import KeyframeRequests
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.tokenizer_info import InfoPublisher
@@ -50,17 +54,17 @@ class TokenizerNode(StreamNode):
         )
         self._compressed = values['transport'] != 'raw'
         topic = self.resolve_topic_name('image')
-        self._topic = f'{topic}/{values["transport"]}' if self._compressed else topic
-        self._camera_info = topic.rsplit('/', 1)[0] + '/camera_info'
+        self.hardware = f'{topic}/{values["transport"]}' if self._compressed else topic
         self._reader = ImageReader(self.get_logger(), values)
         self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
-        tokens = qos.tokens(self._config.keyframe_interval)
-        self._tokens = self.outputs.publisher(SparseTokens, '~/tokens', tokens)
-        info = self.outputs.publisher(TokenizerInfo, '~/info', qos.latched())
-        self._info = InfoPublisher(info)
+        self._requests = KeyframeRequests(values['keyframe_min_interval'], self)
+        profile = qos.tokens(self._config.keyframe_interval)
+        ask = self._requests.ask
+        self._tokens = self.outputs.publisher(SparseTokens, '~/tokens', profile, ask)
+        self._info = InfoPublisher(self.outputs.publisher(TokenizerInfo, '~/info', qos.latched()))
         self._overlay = self.outputs.publisher(Image, '~/overlay', qos.image_output())
-        self.outputs.service(Trigger, '~/request_keyframe', self._on_request_keyframe)
+        self.outputs.service(Trigger, '~/request_keyframe', self._requests.answer)
 
     def load(self, values: Values, build: Builder) -> None:
         """See :meth:`StreamNode.load`."""
@@ -89,11 +93,10 @@ class TokenizerNode(StreamNode):
         """See :meth:`StreamNode.start`."""
         image = CompressedImage if self._compressed else Image
         self._figures.begin()
-        self.inputs.subscription(image, self._topic, self._on_image, qos.newest_image())
+        self.inputs.subscription(image, self.hardware, self._on_image, qos.newest_image())
         # Small, and sent with every image: its rate is the rate the camera announces.
-        self.inputs.subscription(
-            CameraInfo, self._camera_info, self._on_camera_info, qos.newest_image()
-        )
+        info = camera_info_topic(self)
+        self.inputs.subscription(CameraInfo, info, self._on_camera_info, qos.newest_image())
         if self._sender is not None:
             self._info.publish(self._sender)
 
@@ -114,17 +117,6 @@ class TokenizerNode(StreamNode):
         self._pending.append(message)
         self.notify()
 
-    def _on_request_keyframe(
-        self, _: Trigger.Request, response: Trigger.Response
-    ) -> Trigger.Response:
-        response.success = self.is_active
-        if self.is_active and self._sender is not None:
-            self._sender.request_keyframe()
-            response.message = 'a keyframe follows with the next image'
-        else:
-            response.message = 'the node is not active'
-        return response
-
     def process(self) -> None:
         """Send the newest image."""
         if not self._pending:
@@ -136,7 +128,7 @@ class TokenizerNode(StreamNode):
         try:
             self._send(self._sender, message)
         except AdaptokError as error:
-            self.faults.fail(error, f'image on {self._topic} dropped')
+            self.faults.fail(error, f'image on {self.hardware} dropped')
         else:
             self.faults.succeed()
 
@@ -147,11 +139,16 @@ class TokenizerNode(StreamNode):
         if sender.config is not self._config:
             sender.config = self._config
         jumps = sender.counters.time_jumps
+        if self._requests.due():
+            sender.request_keyframe()
         packet = sender.send(image, stamp_of(message.header), message.header.frame_id)
         if sender.counters.time_jumps > jumps:
-            self.get_logger().info('time jumped back: a new epoch begins')
+            self.get_logger().info(
+                'time jumped back: a new epoch begins', throttle_duration_sec=THROTTLE
+            )
         if packet is None:
             return
+        self._requests.sent(packet.keyframe)
         tokens = SparseTokens()
         fill_tokens(tokens, packet)
         self._tokens.publish(tokens)
@@ -162,13 +159,16 @@ class TokenizerNode(StreamNode):
             stride = sender.tokenizer.description.stride
             self._overlay.publish(overlay_message(image, packet, stride))
 
-    def report(self) -> tuple[list[str], TokenizerReport]:
+    def report(self) -> tuple[list[Remark], TokenizerReport]:
         """See :meth:`StreamNode.report`."""
-        assert self._sender is not None
-        warnings = self.tell_rejected(self._sender.tokenizer.rejected)
+        sender, figures = self._sender, self._figures
+        assert sender is not None
+        remarks = self.tell_rejected(sender.tokenizer.rejected)
         if self.is_active:
-            warnings += self._figures.warnings(self, self._topic, self._reader)
-        return warnings, self._figures.report(self._sender, self._config, self._reader.used)
+            tokens = self._tokens.topic_name
+            remarks += figures.remarks(self, self.hardware, tokens, self._reader)
+        asked = self._requests.asked
+        return remarks, figures.report(sender, self._config, self._reader.used, asked)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -7,9 +7,10 @@ import time
 
 from rclpy.node import Node
 
-from adaptok_ros.nodes.diagnostics import figure
+from adaptok_ros.nodes.diagnostics import Remark, figure
 from adaptok_ros.nodes.image_messages import ImageReader
 from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, explain_silence, too_many_publishers
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
@@ -38,6 +39,7 @@ class TokenizerReport:
     images_replaced: int = figure('images replaced by newer ones')
     images_unready: int = figure('images dropped while an engine was built')
     keyframes: int = figure('keyframes')
+    keyframe_requests: int = figure('keyframe requests')
     ceiling_hits: int = figure('ceiling hits')
     time_jumps: int = figure('time jumps')
     tau: float = figure('tau', format='g')
@@ -66,7 +68,8 @@ class TokenizerFigures:
         self._latency = Percentiles()
         self._kept, self._encoded, self._bytes = Percentiles(), Percentiles(), Percentiles()
         self._last_image = time.monotonic()
-        self._time_jumps = 0
+        self._time_jumps = self._told_time_jumps = 0
+        self._epochs = EpochWatch()
 
     def receive(self) -> None:
         """An image has come."""
@@ -85,10 +88,12 @@ class TokenizerFigures:
         :param latency: seconds from the stamp of the image until now
         """
         self._packets.tick()
+        self._epochs.see(packet.epoch)
         if sender.counters.time_jumps != self._time_jumps:
             self._time_jumps = sender.counters.time_jumps
             self._latency.clear()
-        self._latency.add(latency * 1e3)
+        if latency >= 0.0:  # else the clocks differ, or simulated time stands
+            self._latency.add(latency * 1e3)
         self._convert.add(convert * 1e3)
         self._encode.add(sender.timings.encode * 1e3)
         self._select.add(sender.timings.select * 1e3)
@@ -96,10 +101,13 @@ class TokenizerFigures:
         self._encoded.add(100.0 * sender.encoded_share)
         self._bytes.add(packet.nbytes / 1e3)
 
-    def report(self, sender: Sender, config: SelectionConfig, conversion: str) -> TokenizerReport:
+    def report(
+        self, sender: Sender, config: SelectionConfig, conversion: str, requests: int
+    ) -> TokenizerReport:
         """The figures as of now.
 
         :param conversion: what converts the camera's messages
+        :param requests: keyframes asked for
         """
         p50, p95, p99 = self._latency.value(50, 95, 99)
         engine = sender.tokenizer.encoder
@@ -120,6 +128,7 @@ class TokenizerFigures:
             images_replaced=self.replaced,
             images_unready=self.unready,
             keyframes=sender.counters.keyframes,
+            keyframe_requests=requests,
             ceiling_hits=sender.counters.ceiling_hits,
             time_jumps=sender.counters.time_jumps,
             tau=config.tau,
@@ -131,10 +140,22 @@ class TokenizerFigures:
             image_conversion=conversion,
         )
 
-    def warnings(self, node: Node, topic: str, reader: ImageReader) -> list[str]:
-        """Why images may be missing or black on a topic to which an active node listens."""
+    def remarks(self, node: Node, image: str, tokens: str, reader: ImageReader) -> list[Remark]:
+        """What is wrong with the images of an active node, or with its place among others.
+
+        :param image: topic to which it listens
+        :param tokens: topic on which it publishes
+        """
+        remarks = too_many_publishers(node, image, 'their images mix in one stream')
+        remarks += too_many_publishers(node, tokens, 'two tokenizers have one name')
+        begun, _ = self._epochs.take_news()
+        jumps = self._time_jumps - self._told_time_jumps
+        self._told_time_jumps = self._time_jumps
+        if begun >= OFTEN:
+            why = 'stamps step back' if jumps else 'the size of the images changes'
+            remarks.append(Remark(f'{begun} new epochs since the last report: {why}'))
         if time.monotonic() - self._last_image > SILENCE:
-            return [_explain_silence(node, topic)]
+            return [*remarks, explain_silence(node, image, SILENCE)]
         warnings = [reader.range_use.warning()]
         images, announced = self.images.value(), self.camera_infos.value()
         if announced > 1.0 and images < 0.5 * announced:
@@ -143,15 +164,4 @@ class TokenizerFigures:
                 'middleware drops images'
             )
             warnings += [lost, reader.fragmentation]
-        return [warning for warning in warnings if warning]
-
-
-def _explain_silence(node: Node, topic: str) -> str:
-    publishers = node.get_publishers_info_by_topic(topic)
-    if not publishers:
-        return f'no image for {SILENCE:.0f} s: nobody publishes {topic}'
-    names = ', '.join(sorted({p.topic_type for p in publishers}))
-    return (
-        f'no image for {SILENCE:.0f} s though {topic} has {len(publishers)} '
-        f'publisher(s) of {names}: check the message type, QoS and the camera itself'
-    )
+        return remarks + [Remark(warning) for warning in warnings if warning]
