@@ -1,12 +1,15 @@
 """Reading frames: videos, folders of images, and everything that is neither."""
 
+import contextlib
 import functools
 import http.server
+import socket
 import struct
 import threading
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import cv2
@@ -94,7 +97,7 @@ def encode_video(
 ):
     """Write pictures with PyAV, which has codecs that OpenCV has not.
 
-    :param times: of the pictures, in 25ths of a second
+    :param times: of the pictures, in units of 1/25 s
     """
     try:
         av.codec.Codec(codec, 'w')
@@ -263,6 +266,82 @@ def test_a_stream_over_the_network(tmp_path, server):
             next(read_frames(f'{server}/{name}'))
     with pytest.raises(FootageError, match='not a video that can be opened'):
         next(read_frames('rtsp://127.0.0.1:1/camera'))
+
+
+class RtspCamera:
+    """Speaks RTSP to one client after the other; sends MPEG-TS in RTP over the same connection.
+
+    :ivar port: of TCP
+    """
+
+    ANSWERS: ClassVar = {
+        'OPTIONS': 'Public: DESCRIBE, SETUP, PLAY, TEARDOWN\r\n',
+        'SETUP': 'Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n',
+        'PLAY': 'Session: 1\r\n',
+    }
+    DESCRIPTION = (
+        'v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n'
+        'm=video 0 RTP/AVP 33\r\na=control:track\r\n'
+    )
+    PAYLOAD = 7 * 188
+
+    def __init__(self, stream):
+        self._stream = stream
+        self._server = socket.create_server(('127.0.0.1', 0))
+        self.port = self._server.getsockname()[1]
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def close(self):
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join()
+
+    def _run(self):
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):  # clients may go at any time
+                self._serve(connection, connection.makefile('rb'))
+
+    def _serve(self, connection, requests):
+        while (request := requests.readline()) and not request.startswith(b'$'):
+            method = request.split()[0].decode()
+            fields = {}
+            while line := requests.readline().decode().strip():
+                name, _, value = line.partition(':')
+                fields[name.lower()] = value.strip()
+            body = self.DESCRIPTION if method == 'DESCRIBE' else ''
+            connection.sendall(
+                f'RTSP/1.0 200 OK\r\nCSeq: {fields["cseq"]}\r\n{self.ANSWERS.get(method, "")}'
+                'Content-Type: application/sdp\r\n'
+                f'Content-Length: {len(body)}\r\n\r\n{body}'.encode()
+            )
+            if method == 'PLAY':
+                for number in range(0, len(self._stream) // self.PAYLOAD):
+                    part = self._stream[number * self.PAYLOAD :][: self.PAYLOAD]
+                    packet = struct.pack('>BBHII', 0x80, 33, number, 900 * number, 1) + part
+                    connection.sendall(b'$\0' + struct.pack('>H', len(packet)) + packet)
+                return
+
+
+def test_a_camera_of_the_network(tmp_path):
+    """All frames at once, and then it hangs up."""
+    images = [picture(index % COUNT) for index in range(10 * COUNT)]
+    path = encode_video(
+        tmp_path / 'clip.ts', 'libx264', range(len(images)), images, tune='zerolatency', g='5'
+    )
+    camera = RtspCamera(path.read_bytes())
+    try:
+        url = f'rtsp://127.0.0.1:{camera.port}/camera'
+        assert frame_rate(url) == 25.0
+        frames = list(islice(read_timed_frames(url), COUNT))
+        assert_pictures([frame.image for frame in frames])
+        assert all(frame.live and frame.seconds is None for frame in frames)
+    finally:
+        camera.close()
 
 
 def show(pace, frames, clock=0.0):

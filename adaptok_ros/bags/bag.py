@@ -6,16 +6,25 @@ a script or a data loader, and for writing one where there is no ROS.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.serde import SerdeError
+from rosbags.typesys import (
+    Stores,
+    TypesysError,
+    get_types_from_idl,
+    get_types_from_msg,
+    get_typestore,
+)
 from rosbags.typesys.store import Typestore
 
+from adaptok_ros.bags.damage import Skipped
+from adaptok_ros.bags.recording import Recording
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.messages import NANOSECONDS, packet_from_message, token_fields
 from adaptok_ros.packet import VERSION, Packet
@@ -23,6 +32,17 @@ from adaptok_ros.packet import VERSION, Packet
 SPARSE_TOKENS = 'adaptok_ros/msg/SparseTokens'
 BAG_VERSION: Final = 8
 STORAGES = ('mcap', 'sqlite3')
+
+UNDECODABLE = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    MemoryError,
+    SerdeError,
+    ValueError,
+    struct.error,
+)
+"""What comes of decoding damaged bytes."""
 
 
 class BagError(AdaptokError, ValueError):
@@ -96,48 +116,100 @@ def write_packets(path: Path, packets: Iterable[Packet], topic: str, storage: st
             writer.write(packet)
 
 
-def read_packets(path: str | Path, topic: str = '') -> Iterator[Packet]:
+class PacketReader(Iterator[Packet]):
     """Packets of one token topic in the order of recording, not checked.
 
-    :param topic: which one, where the bag holds several
-    :raises BagError: not a bag, no token topic, several and none named, or tokens recorded with
-        other fields than those of today
+    Damaged parts of the bag, and packets that cannot be decoded, are passed over.
+
+    :ivar skipped: what was passed over so far; complete after the last packet
     """
-    try:
-        reader = AnyReader([Path(path)], default_typestore=typestore())
-        reader.open()
-    except (AnyReaderError, OSError, ValueError) as error:
-        reason = ' '.join(str(error).split())
-        raise BagError(f'{path}: not a bag: {reason}') from error
-    try:
-        topics = sorted({c.topic for c in reader.connections if c.msgtype == SPARSE_TOKENS})
+
+    def __init__(self, path: str | Path, topic: str = '') -> None:
+        """Read a bag; see :func:`read_packets`."""
+        self.skipped = Skipped()
+        self._packets = self._read(Path(path), topic)
+
+    def __next__(self) -> Packet:
+        return next(self._packets)
+
+    def _read(self, path: Path, topic: str) -> Iterator[Packet]:
+        try:
+            recording = Recording(path, self.skipped)
+            if not recording.files:
+                raise BagError(f'{path}: not a bag: no mcap or sqlite3 file')
+            topic = self._choose_topic(recording, path, topic)
+            count = 0
+            for data in recording.messages(topic):
+                try:
+                    message = typestore().deserialize_cdr(data, SPARSE_TOKENS)
+                    packet = packet_from_message(message)
+                except UNDECODABLE:
+                    self.skipped.messages += 1
+                    continue
+                count += 1
+                yield packet
+        except OSError as error:
+            raise BagError(f'{path}: not a bag: {error.strerror}') from error
+        seen = count + self.skipped.messages
+        self.skipped.missing = max(0, recording.metadata.counts.get(topic, 0) - seen)
+        if not count and self.skipped:
+            raise BagError(f'{path}: no packet of {topic} can be read: {self.skipped}')
+
+    def _choose_topic(self, recording: Recording, path: Path, topic: str) -> str:
+        definitions = recording.topics(SPARSE_TOKENS)
+        topics = sorted(definitions)
         if not topics:
-            raise BagError(f'{path}: no topic of type {SPARSE_TOKENS}')
+            # What is wrong with the files shows when they are read.
+            for _ in recording.messages(''):
+                pass
+            raise BagError(
+                f'{path}: not a bag, or one that is damaged: {self.skipped}'
+                if self.skipped
+                else f'{path}: no topic of type {SPARSE_TOKENS}'
+            )
         if not topic and len(topics) > 1:
             raise BagError(f'{path}: several token topics, name one of: {", ".join(topics)}')
         topic = topic or topics[0]
         if topic not in topics:
             raise BagError(f'{path}: topic is {topic}; allowed: {", ".join(topics)}')
-        _check_fields(reader.typestore, f'{path}: {topic}')
-        connections = [c for c in reader.connections if c.topic == topic]
-        for connection, _, data in reader.messages(connections=connections):
-            yield packet_from_message(reader.deserialize(data, connection.msgtype))
-    finally:
-        reader.close()
+        _check_fields(definitions[topic], f'{path}: {topic}')
+        return topic
 
 
-def _check_fields(recorded: Typestore, what: str) -> None:
-    """Compare the definition in a bag, by which it is read, with that of this package.
+def read_packets(path: str | Path, topic: str = '') -> PacketReader:
+    """Packets of one token topic in the order of recording, not checked.
 
-    :raises BagError: other fields, or the same in another order
+    What is damaged is passed over, and counted in ``skipped`` of the result.
+
+    :param path: folder of a bag, or one of its files; it needs neither metadata nor an index
+    :param topic: which one, where the bag holds several
+    :raises BagError: with the first packet: not a bag, no token topic, several and none named,
+        tokens recorded with other fields than those of today, or nothing readable
     """
-    (found, expected) = (
-        [name for name, _ in store.fielddefs[SPARSE_TOKENS][1]]
-        for store in (recorded, typestore())
-    )
-    if found != expected:
-        different = sorted(set(found) ^ set(expected)) or ['their order']
+    return PacketReader(path, topic)
+
+
+def _check_fields(definition: tuple[str, bytes], what: str) -> None:
+    """Compare the definition in a bag with that of this package, by which it is read.
+
+    :raises BagError: other fields, or the same in another order or of another type
+    """
+    form, text = definition
+    parsers = {'ros2msg': get_types_from_msg, 'ros2idl': _types_from_idl}
+    try:
+        found = parsers[form](text.decode(), SPARSE_TOKENS)[SPARSE_TOKENS][1]
+    except (KeyError, TypesysError, ValueError, RecursionError):
+        return  # old bags bring none, and a damaged one says nothing
+    expected = typestore().fielddefs[SPARSE_TOKENS][1]
+    if list(found) != list(expected):
+        names = [name for name, _ in found]
+        different = sorted(set(names) ^ {name for name, _ in expected})
         raise BagError(
-            f'{what} was recorded with other fields of SparseTokens ({", ".join(different)}); '
+            f'{what} was recorded with other fields of SparseTokens '
+            f'({", ".join(different) or "their order or types"}); '
             f'allowed: those of version {VERSION}: read it with the adaptok_ros that recorded it'
         )
+
+
+def _types_from_idl(text: str, _: str) -> Any:
+    return get_types_from_idl(text)

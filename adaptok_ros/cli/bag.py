@@ -26,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     stream = LatentStream(mode='hold')
     stamps, kept, sizes = [], [], []
     whole_at: int | None = None
-    for index, packet in enumerate(read_packets(arguments.bag, arguments.topic)):
+    packets = read_packets(arguments.bag, arguments.topic)
+    for index, packet in enumerate(packets):
         if index < arguments.start:
             continue
         try:
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         if whole_at is None and stream.receiver.status is Status.OK:
             whole_at = index
     if not stamps:
-        print('no packet that could be applied')
+        print(f'no packet that could be applied; skipped: {packets.skipped}')
         return 1
     last = stream.receiver.last
     assert last is not None
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         f'stream      {counters.gaps} gaps ({counters.lost} packets), {counters.restarts} '
         f'restarts, {counters.late} late, {counters.rejected} rejected'
     )
+    if packets.skipped:
+        print(f'skipped     {packets.skipped}')
     whole = 'never' if whole_at is None else f'from packet {whole_at} on'
     print(f'whole       {whole}; at the end {stream.receiver.status.name}')
     return 0

@@ -86,6 +86,10 @@ class Video:
                     yield from deinterlacer.push(seconds, frame)
             if deinterlacer is not None:
                 yield from deinterlacer.finish()
+        except av.error.ExitError as error:
+            raise FootageError(
+                f'{self._name}: nothing came for {PATIENCE:g} s after {count} frames'
+            ) from error
         except (av.error.FFmpegError, OSError) as error:
             raise FootageError(
                 f'{self._name}: cannot be decoded after {count} frames: {error}'

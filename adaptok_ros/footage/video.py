@@ -150,7 +150,8 @@ def read_frames(source: str | Path, step: int = 1) -> Iterator[Image]:
     """Yield every ``step``-th frame of ``source`` in order as ``[h, w, 3]`` uint8 RGB.
 
     A folder yields its images in the order of the numbers in their names. Interlaced video is
-    deinterlaced.
+    deinterlaced. A file that was cut off ends early without an error where its container cannot
+    tell, as Matroska and AVI cannot.
 
     :raises FootageError: the source cannot be opened, none of it can be decoded, or, when its
         turn comes, an image or a part of a video cannot

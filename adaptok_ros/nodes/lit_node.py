@@ -64,6 +64,7 @@ class LITNode(StreamNode):
             values['backend'],
             build=build,
             scope=RestorationScope(values['lit_scope']),
+            max_positions=values['max_positions'],
         )
         engine = stream.restorer.engine if stream.restorer else None
         self.tell_engine(f'{self._tokenizer.description.id}, mode {stream.mode}', engine)
@@ -161,13 +162,12 @@ class LITNode(StreamNode):
 
     def report(self) -> tuple[list[Remark], LITReport]:
         """See :meth:`StreamNode.report`."""
-        stream = self._stream
+        stream, silent = self._stream, self._silence.length()
         assert stream is not None
         remarks = self.tell_rejected(stream.restorer.rejected if stream.restorer else {})
-        silent, status = self._silence.length(), stream.receiver.status
+        status = Status.STALE if silent else stream.receiver.status
         service = self._keyframes.missing(status)
         remarks += explain_status(self, self.hardware, stream, self._epochs, silent, service)
-        status = Status.STALE if silent else status
         return remarks, self._figures.report(stream, status, self._keyframes.requests)
 
 

@@ -10,6 +10,7 @@ from rclpy.node import Node
 from adaptok_ros.nodes.diagnostics import Remark, figure
 from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, too_many_publishers
+from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
 
@@ -30,8 +31,11 @@ class LITReport:
     frames_skipped: int = figure('frames not restored (newer ones waited)')
     gaps: int = figure('gaps')
     packets_lost: int = figure('packets lost')
+    packets_reordered: int = figure('packets put back in order')
     packets_late: int = figure('packets late')
     packets_rejected: int = figure('packets rejected')
+    mismatches: int = figure('grid mismatches')
+    jumps: int = figure('jumps ahead')
     restarts: int = figure('publisher restarts')
     rewinds: int = figure('rewinds')
     keyframes_requested: int = figure('keyframes requested')
@@ -90,8 +94,11 @@ class LITFigures:
             frames_skipped=self.skipped,
             gaps=counters.gaps,
             packets_lost=counters.lost,
+            packets_reordered=counters.reordered,
             packets_late=counters.late,
             packets_rejected=counters.rejected,
+            mismatches=counters.mismatches,
+            jumps=counters.jumps,
             restarts=counters.restarts,
             rewinds=counters.rewinds,
             keyframes_requested=requests,
@@ -126,8 +133,16 @@ def explain_status(
     if silent:
         remarks.insert(0, Remark(f'no packet for {silent:.1f} s', DiagnosticStatus.ERROR))
     elif receiver.status is not Status.OK:
-        remarks.append(Remark(f'latents are {receiver.status.name}'))
+        remarks.append(Remark(_explain(receiver.status, receiver.last)))
         if service:
             name = node.resolve_service_name(service)
             remarks.append(Remark(f'no service {name} to ask for a keyframe'))
     return remarks
+
+
+def _explain(status: Status, last: Packet) -> str:
+    if status is not Status.UNBOUNDED:
+        return f'latents are {status.name}'
+    if not last.bounded:
+        return 'latents are UNBOUNDED: the tokenizer runs with reference previous'
+    return f'latents are UNBOUNDED: {last.deferred} positions deferred, {last.invalid} invalid'

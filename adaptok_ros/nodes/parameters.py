@@ -155,6 +155,13 @@ LIT_NODE = (
         'a keyframe after a loss or a late start; empty = never ask',
     ),
     NodeParameter(
+        'max_positions',
+        32768,
+        'largest grid to accept, rows times columns: 1920x1080 in strides of 8 has 32400',
+        1,
+        TOKEN_LIMIT,
+    ),
+    NodeParameter(
         'timeout',
         1.0,
         'seconds without a packet after which the last latents are published '

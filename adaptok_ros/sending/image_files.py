@@ -7,18 +7,18 @@ the picture. Only files that pass are decoded.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adaptok_ros.sending.images import ImageError, check_size
 
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 JPEG_SIGNATURE = b'\xff\xd8\xff'
-MOST_SCANS = 100
-"""Scans of a jpeg file. Each costs a pass over the whole picture. Encoders write about 10 in a
-progressive picture, and optimisers of files about 20."""
+MOST_SCANS = 50
+"""Scans of a jpeg file. libjpeg writes 10 in a progressive picture of colours. Each costs a pass
+over the whole picture: with 50 the largest picture takes twice as long as with 10."""
 
 # Chunks of png that decide what the picture is. The others may hold anything, compressed, too.
 _PNG_PICTURE = frozenset({b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND'})
@@ -27,10 +27,10 @@ _DEFLATE_RATIO = 1032  # the most that deflate can do
 
 # Markers of a jpeg file, each after a byte 0xff.
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
-_PROGRESSIVE = 0xC2
-_RESTARTS = frozenset(range(0xD0, 0xD8))
-_WITHOUT_LENGTH = frozenset({0x01}) | _RESTARTS
+_SEQUENTIAL_FRAMES = frozenset({0xC0, 0xC1})
+_HUFFMAN_FRAMES = _SEQUENTIAL_FRAMES | {0xC2}
+_RESTART = 0xD0  # to 0xD7
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 _END_OF_IMAGE = 0xD9
 _START_OF_SCAN = 0xDA
 _RESTART_INTERVAL = 0xDD
@@ -127,7 +127,8 @@ def _webp_size(kind: bytes, content: bytes) -> tuple[int, int]:
     return height, width
 
 
-class Jpeg(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Jpeg:
     """Structure of a jpeg file.
 
     :ivar segments: where runs of entropy-coded data end, at a restart marker or after a scan
@@ -146,22 +147,6 @@ class Jpeg(NamedTuple):
         return b''.join([*parts, encoded[start:]])
 
 
-class _Frame(NamedTuple):
-    """Header of the frame of a jpeg file."""
-
-    kind: int
-    height: int
-    width: int
-    factors: list[tuple[int, int]]
-
-    def blocks(self) -> int:
-        """Blocks of 8 times 8 samples in all components, at least."""
-        high = max(vertical for _, vertical in self.factors)
-        wide = max(horizontal for horizontal, _ in self.factors)
-        units = -(-self.height // (8 * high)) * -(-self.width // (8 * wide))
-        return units * len(self.factors)
-
-
 def read_jpeg(encoded: bytes) -> Jpeg:
     """Walk through the markers of a file up to its end marker.
 
@@ -172,93 +157,135 @@ def read_jpeg(encoded: bytes) -> Jpeg:
         markers are out of order, more than :data:`MOST_SCANS` scans, or the file is too short
         for its picture
     """
-    values = np.frombuffer(encoded, np.uint8)
-    markers = np.flatnonzero(values[:-1] == 0xFF)
-    markers = markers[(values[markers + 1] != 0) & (values[markers + 1] != 0xFF)]
-    ends = markers[(values[markers + 1] & 0xF8) != 0xD0]
-    frame: _Frame | None = None
-    segments: list[int] = []
-    scans = scan_bytes = 0
-    restarts, whole_scan = False, False
-    at = 2
-    while True:
-        at = encoded.find(b'\xff', at)
-        while at >= 0 and encoded[at : at + 1] == b'\xff':
+    return _JpegWalk(encoded).walk()
+
+
+class _Frame(NamedTuple):
+    """Header of the frame of a jpeg file.
+
+    :ivar factors: of each component, samples across and down in a unit
+    """
+
+    kind: int
+    height: int
+    width: int
+    factors: list[tuple[int, int]]
+
+    def least_bytes(self) -> int:
+        """Bytes without which there is no picture.
+
+        Huffman codes take at least one bit for each block of 8 times 8 samples; arithmetic ones
+        may take less.
+        """
+        if self.kind not in _HUFFMAN_FRAMES:
+            return 0
+        wide = 8 * max(across for across, _ in self.factors)
+        high = 8 * max(down for _, down in self.factors)
+        units = -(-self.height // high) * -(-self.width // wide)
+        return units * len(self.factors) // 8
+
+
+class _JpegWalk:
+    """One walk through a jpeg file; see :func:`read_jpeg`."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+        self._values = np.frombuffer(encoded, np.uint8)
+        markers = np.flatnonzero(self._values[:-1] == 0xFF)
+        following = self._values[markers + 1]
+        self._markers = markers[(following != 0) & (following != 0xFF)]
+        self._ends = self._markers[(self._values[self._markers + 1] & 0xF8) != _RESTART]
+        self._frame: _Frame | None = None
+        self._restarts = False
+        self._scans = self._scan_bytes = 0
+        self._segments: list[int] = []
+
+    def walk(self) -> Jpeg:
+        at = 2
+        while True:
+            kind, at = self._marker(at)
+            if kind == _END_OF_IMAGE:
+                return self._done(ended=True)
+            if kind in _WITHOUT_LENGTH:
+                continue
+            if self._scans and kind not in _AFTER_A_SCAN:
+                raise self._damaged(f'marker {kind:#x} behind a scan')
+            content = self._encoded[at + 2 : at + self._number(at)]
+            at += 2 + len(content)
+            if at >= len(self._encoded):
+                raise self._damaged('no end')
+            if kind in _FRAME_HEADERS:
+                self._read_frame(kind, content)
+            elif kind == _RESTART_INTERVAL:
+                self._restarts = any(content)
+            elif kind == _START_OF_SCAN:
+                found = int(np.searchsorted(self._ends, at))
+                if found == len(self._ends):
+                    self._read_scan(content, at, len(self._encoded.rstrip(b'\xff')))
+                    return self._without_end(content)
+                self._read_scan(content, at, int(self._ends[found]))
+                at = int(self._ends[found])
+
+    def _marker(self, at: int) -> tuple[int, int]:
+        """The next marker, and where its segment begins."""
+        at = self._encoded.find(b'\xff', at)
+        while at >= 0 and self._encoded[at : at + 1] == b'\xff':
             at += 1
-        if at < 0 or at >= len(encoded):
-            raise damaged(encoded, 'no end')
-        kind = encoded[at]
-        at += 1
-        if kind == _END_OF_IMAGE:
-            break
-        if kind in _WITHOUT_LENGTH:
-            continue
-        if scans and kind not in _AFTER_A_SCAN:
-            raise damaged(encoded, f'marker {kind:#x} behind a scan')
-        content = encoded[at + 2 : at + int.from_bytes(encoded[at : at + 2], 'big')]
-        at += 2 + len(content)
-        if at >= len(encoded):
-            raise damaged(encoded, 'no end')
-        if kind in _FRAME_HEADERS:
-            if frame is not None:
-                raise damaged(encoded, 'two frame headers')
-            frame = _frame(encoded, kind, content)
-            check_size(frame.height, frame.width)
-        elif kind == _RESTART_INTERVAL:
-            restarts = any(content)
-        elif kind == _START_OF_SCAN:
-            if frame is None or not content:
-                raise damaged(encoded, 'a scan before the frame header')
-            scans += 1
-            if scans > MOST_SCANS:
-                raise ImageError(
-                    'data',
-                    f'a jpeg file of more than {MOST_SCANS} scans',
-                    f'at most {MOST_SCANS} scans',
-                )
-            whole_scan = (
-                frame.kind in _HUFFMAN_FRAMES
-                and frame.kind != _PROGRESSIVE
-                and content[0] == len(frame.factors)
+        if at < 0 or at >= len(self._encoded):
+            raise self._damaged('no end')
+        return self._encoded[at], at + 1
+
+    def _number(self, at: int) -> int:
+        return int.from_bytes(self._encoded[at : at + 2], 'big')
+
+    def _damaged(self, why: str) -> ImageError:
+        return damaged(self._encoded, why)
+
+    def _read_frame(self, kind: int, content: bytes) -> None:
+        count = content[5] if len(content) > 5 else 0
+        factors = [(value >> 4, value & 15) for value in content[7 : 6 + 3 * count : 3]]
+        valid = all(1 <= factor <= 4 for pair in factors for factor in pair)
+        if self._frame is not None or not count or len(factors) != count or not valid:
+            raise self._damaged('a frame header that is none, or a second one')
+        height, width = int.from_bytes(content[1:3], 'big'), int.from_bytes(content[3:5], 'big')
+        check_size(height, width)
+        self._frame = _Frame(kind, height, width, factors)
+
+    def _read_scan(self, header: bytes, start: int, end: int) -> None:
+        """Count a scan whose data lies between two places, and verify its restart markers."""
+        if self._frame is None or not header:
+            raise self._damaged('a scan before the frame header')
+        self._scans += 1
+        if self._scans > MOST_SCANS:
+            raise ImageError(
+                'data',
+                f'a jpeg file of more than {MOST_SCANS} scans',
+                f'at most {MOST_SCANS} scans',
             )
-            following = int(np.searchsorted(ends, at))
-            missing = following == len(ends)
-            end = len(encoded.rstrip(b'\xff')) if missing else int(ends[following])
-            inner = markers[np.searchsorted(markers, at) : np.searchsorted(markers, end)]
-            _check_restarts(encoded, values[inner + 1], restarts)
-            segments += [*inner.tolist(), end]
-            scan_bytes += end - at
-            if missing:
-                if not whole_scan or scans > 1:
-                    raise damaged(encoded, 'no end')
-                _check_length(encoded, frame, scan_bytes)
-                return Jpeg(segments, ended=False)
-            at = end
-    if frame is None or not scans:
-        raise damaged(encoded, 'no picture')
-    _check_length(encoded, frame, scan_bytes)
-    return Jpeg(segments, ended=True)
+        inner = self._markers[slice(*np.searchsorted(self._markers, (start, end)))]
+        found = self._values[inner + 1]
+        if found.size and not self._restarts:
+            raise self._damaged('a restart marker without an interval')
+        if not np.array_equal(found, _RESTART + np.arange(found.size) % 8):
+            raise self._damaged('restart markers out of order')
+        self._segments += [*inner.tolist(), end]
+        self._scan_bytes += end - start
 
+    def _without_end(self, header: bytes) -> Jpeg:
+        """What may lack its end: one scan of all components, of which no other would follow."""
+        frame = self._frame
+        if (
+            frame is None
+            or frame.kind not in _SEQUENTIAL_FRAMES
+            or self._scans > 1
+            or header[0] != len(frame.factors)
+        ):
+            raise self._damaged('no end')
+        return self._done(ended=False)
 
-def _frame(encoded: bytes, kind: int, content: bytes) -> _Frame:
-    count = content[5] if len(content) > 5 else 0
-    factors = [(value >> 4, value & 15) for value in content[7 : 6 + 3 * count : 3]]
-    if len(factors) != count or not all(1 <= factor <= 4 for pair in factors for factor in pair):
-        raise damaged(encoded, 'a frame header that is none')
-    if not factors:
-        raise damaged(encoded, 'no components')
-    height, width = int.from_bytes(content[1:3], 'big'), int.from_bytes(content[3:5], 'big')
-    return _Frame(kind, height, width, factors)
-
-
-def _check_restarts(encoded: bytes, found: NDArray[np.uint8], expected: bool) -> None:
-    if found.size and not expected:
-        raise damaged(encoded, 'a restart marker without an interval')
-    if not np.array_equal(found, 0xD0 + np.arange(found.size) % 8):
-        raise damaged(encoded, 'restart markers out of order')
-
-
-def _check_length(encoded: bytes, frame: _Frame, scan_bytes: int) -> None:
-    """Huffman codes take at least one bit for a block; arithmetic ones may take less."""
-    if frame.kind in _HUFFMAN_FRAMES and 8 * scan_bytes < frame.blocks():
-        raise damaged(encoded, f'too few for {frame.height}x{frame.width} pixels')
+    def _done(self, ended: bool) -> Jpeg:
+        if self._frame is None or not self._scans:
+            raise self._damaged('no picture')
+        if self._scan_bytes < self._frame.least_bytes():
+            raise self._damaged(f'too few for {self._frame.height}x{self._frame.width} pixels')
+        return Jpeg(self._segments, ended)
