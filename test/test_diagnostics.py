@@ -8,9 +8,10 @@ pytest.importorskip('rclpy', reason='rclpy is missing: diagnostics are those of 
 
 import rclpy.logging
 from diagnostic_msgs.msg import DiagnosticStatus
+from ros_helpers import isolate
 
 from adaptok_ros.errors import SettingError
-from adaptok_ros.nodes.diagnostics import as_text, from_text
+from adaptok_ros.nodes.diagnostics import as_text, from_text, new_status
 from adaptok_ros.nodes.faults import FaultLog, FaultReport
 from adaptok_ros.nodes.lit_report import LITReport
 from adaptok_ros.nodes.tokenizer_report import TokenizerReport
@@ -43,6 +44,14 @@ def test_units_are_in_the_keys():
     assert 'restored (% of the grid, median)' in as_text(example(LITReport))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def ros():
+    isolate()
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
 @pytest.fixture
 def faults():
     return FaultLog(rclpy.logging.get_logger('test_diagnostics'))
@@ -65,6 +74,19 @@ def test_expected_faults_are_reported_as_they_are(faults, capfd):
     assert faults.report() == FaultReport(1, 0, 'image dropped: tau is -1; allowed: 0 to 100')
     assert faults.explain(SettingError('tau is -1')) == 'tau is -1'
     assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_texts_of_others_are_cut(faults):
+    faults.fail(SettingError('x' * 5_000_000), 'packet dropped')
+    assert faults.report().last_error == f'packet dropped: {"x" * 483}…'
+    faults.fail(caught(lambda: {}['x' * 5_000]))
+    assert faults.report().last_error.endswith(', please report')
+    node = rclpy.create_node('test_texts')
+    status = new_status(
+        node, 'camera', DiagnosticStatus.WARN, 'x' * 501, FaultReport(0, 0, 'ö' * 501)
+    )
+    node.destroy_node()
+    assert len(status.message) == len(status.values[2].value) == 500
 
 
 def test_bugs_tell_where_and_leave_one_traceback_a_place(faults, capfd):
