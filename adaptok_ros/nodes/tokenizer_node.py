@@ -89,8 +89,10 @@ class TokenizerNode(StreamNode):
         """See :meth:`StreamNode.start`."""
         image = CompressedImage if self._compressed else Image
         self._figures.begin()
-        self.inputs.subscription(image, self._topic, self._on_image, qos.newest_image())
-        # Small, and sent with every image: its rate is the rate the camera announces.
+        self.inputs.subscription(
+            image, self._topic, self._on_image, qos.newest_image(), self._figures.lose
+        )
+        # Small, and sent with every image: its rate tells how fast the camera is.
         self.inputs.subscription(
             CameraInfo, self._camera_info, self._on_camera_info, qos.newest_image()
         )
