@@ -4,9 +4,10 @@ ROS_DISTRO ?= kilted
 TORCH ?= 2.13.0
 LINT ?= yes
 PYTHON ?=
+LOWEST ?=
 VIDEO ?=
 ARGS ?=
-export ROS_DISTRO PYTHON TORCH
+export ROS_DISTRO PYTHON TORCH LOWEST
 
 SETUP := tools/setup_env.sh
 RUN := tools/run.sh
@@ -30,6 +31,7 @@ help:
 	@echo
 	@echo 'ROS_DISTRO=$(ROS_DISTRO)  as wheels: kilted or jazzy; sourced: any since humble'
 	@echo 'PYTHON=$(PYTHON)  the Python to use; without one, the first that fits'
+	@echo 'LOWEST=$(LOWEST)  with test-core: the lowest versions of the packages that are declared'
 	@echo 'TORCH=$(TORCH)  for the tests of training; empty: leave these out'
 
 env:

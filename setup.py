@@ -29,7 +29,7 @@ setup(
     zip_safe=False,
     install_requires=requirements('runtime'),
     extras_require={
-        'train': ['torch>=2.1', 'onnx>=1.15'],
+        'train': ['torch>=2.6', 'onnx>=1.16'],
         'tokenizers': requirements('tokenizers'),
         'test': requirements('test'),
     },

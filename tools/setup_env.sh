@@ -12,8 +12,9 @@
 #   setup_env.sh quick-core [COMMAND...]   the same, as quick
 #   setup_env.sh packages   print the Debian packages that `env` would miss
 #
-# From the environment: ROS_DISTRO (kilted), PYTHON (searched for), TORCH (none). Each step
-# leaves a stamp, the hash of what it read, and does nothing while that stays the same.
+# From the environment: ROS_DISTRO (kilted), PYTHON (searched for), TORCH (none), LOWEST (if not
+# empty, core gets the lowest versions that the package declares). Each step leaves a stamp, the
+# hash of what it read, and does nothing while that stays the same.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -347,6 +348,7 @@ find_core() {
   env=''
   check_machine core
   env=$root/.env-core-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  env+=${LOWEST:+-lowest}
 }
 
 # What decides which packages pip installs, and the rest of what it makes the package of.
@@ -364,7 +366,7 @@ step_core() {
   rm -rf "$env/src"
   mkdir "$env/src"
   (cd "$root" && cp -a "${sources[@]}" "$env/src")
-  pip_install "$env/src[test]"
+  pip_install ${LOWEST:+-c "$root/requirements/lowest.txt"} "$env/src[test]"
   rm -rf "$env/src"
   printf '%s\n' "$hash" > "$env/.core.stamp"
   hash_of "$revision" -- "${core_needs[@]}" > "$env/.quick.stamp"
