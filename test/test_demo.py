@@ -1,5 +1,6 @@
 """``adaptok demo`` as a process, with its nodes, its pictures and its bag."""
 
+import contextlib
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from adaptok_ros.bags.bag import read_packets
-from adaptok_ros.cli.demo import LOG, SCENE_SIZE
+from adaptok_ros.cli.demo import DOMAINS, LOG, SCENE_SIZE, choose_domain
 from adaptok_ros.cli.demo_pictures import ANIMATION_WIDTH, SHEET_COLUMNS
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.receiving.latents import LatentStream
@@ -137,3 +138,56 @@ def test_interrupt_stops_the_nodes(tmp_path):
     assert process.returncode == 130 and not errors
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def wait_until(condition):
+    end = time.monotonic() + helpers.DEADLINE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def nodes_below(folder):
+    """Ids of processes of nodes that run in a folder of results."""
+    found = []
+    for process in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            command = (process / 'cmdline').read_bytes()
+            if (process / 'cwd').resolve().is_relative_to(folder) and b'.nodes.' in command:
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_its_nodes_end_with_it(tmp_path, number):
+    """Whatever ends it, and whoever it was started by."""
+    process = start(tmp_path, '--seconds', '60', '--output', 'results')
+    wait_until(lambda: len(nodes_below(tmp_path)) >= 2 or process.poll() is not None)
+    assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=helpers.DEADLINE)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: not nodes_below(tmp_path))
+
+
+def test_two_demos_do_not_meet(tmp_path):
+    """In one domain, too."""
+    processes = [start(tmp_path, '--seconds', '60', '--output', name) for name in ('a', 'b')]
+    places = []
+    for process in processes:
+        line = ''
+        while not line.startswith('topics below'):
+            line = process.stdout.readline()
+            assert line, process.communicate()
+        places.append(line)
+        process.terminate()
+    for process in processes:
+        process.communicate(timeout=helpers.DEADLINE)
+    assert len(set(places)) == 2
+
+
+def test_a_domain_is_kept_where_somebody_chose_one(monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', '7')
+    assert choose_domain(9) == 9 and choose_domain(None) == 7
+    monkeypatch.delenv('ROS_DOMAIN_ID')
+    assert choose_domain(None) in DOMAINS

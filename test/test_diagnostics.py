@@ -14,7 +14,7 @@ from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.diagnostics import as_text, from_text, new_status
 from adaptok_ros.nodes.faults import FaultLog, FaultReport
 from adaptok_ros.nodes.lit_report import LITReport
-from adaptok_ros.nodes.tokenizer_report import TokenizerReport
+from adaptok_ros.nodes.tokenizer_report import TokenizerFigures, TokenizerReport
 
 KINDS = (TokenizerReport, LITReport, FaultReport)
 
@@ -112,3 +112,15 @@ def test_the_level_is_that_of_the_time_since_the_last_report(faults):
     assert faults.take_news() == (DiagnosticStatus.WARN, 'no')
     faults.succeed()
     assert faults.take_news() == (DiagnosticStatus.OK, '')
+
+
+@pytest.mark.parametrize('lost, warned', [(0, False), (2, False), (30, True)])
+def test_lost_images_are_warned_of_by_their_share(lost, warned):
+    figures = TokenizerFigures()
+    figures.begin()
+    for _ in range(40):
+        figures.receive()
+    figures.lose(lost)
+    warnings = figures.warnings(None, '/image', 'the cure')
+    assert figures.lost == lost
+    assert ('the cure' in warnings) == warned

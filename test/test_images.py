@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptok_ros.arrays import LARGEST_SIDE
-from adaptok_ros.errors import SettingError
+from adaptok_ros.errors import SettingError, quote
 from adaptok_ros.nodes.image_conversion import find_bridge
 from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
 from adaptok_ros.sending.images import ENCODINGS, ImageConverter, ImageError, is_wide, to_rgb
@@ -284,7 +284,7 @@ def test_more_data_than_needed_is_accepted():
     [
         ('rgb', 4, 4, 12, 48, 'encoding', "'rgb'", ', '.join(ENCODINGS)),
         ('', 4, 4, 12, 48, 'encoding', "''", 'rgb8'),
-        ('a\nb' * 99, 4, 4, 12, 48, 'encoding', repr(('a\nb' * 99)[:64]), 'rgb8'),
+        ('a\nb' * 99, 4, 4, 12, 48, 'encoding', quote('a\nb' * 99), 'rgb8'),
         ('32FC1', 4, 4, 16, 64, 'encoding', "'32FC1'", '(range_min and range_max)'),
         ('64FC3', 4, 4, 96, 384, 'encoding', "'64FC3'", 'rgb8'),
         ('i420', 4, 4, 5, 64, 'step', '5', '4 (rows of i420 have no padding)'),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -27,10 +29,13 @@ from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.footage.video import frame_rate, read_frames, shrink
 from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
 from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.processes import die_with
 from adaptok_ros.sending.selection import DEFAULT_TAU
 
-NAMESPACE = '/demo'
 LOG = 'nodes.log'
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
+DOMAINS = range(1, 102)
+"""Those whose ports no system gives to others."""
 SCENE_SIZE = (240, 320)
 LONGEST_SIDE = 320
 REFRESH_LINE = 0.5
@@ -50,6 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--full-size',
         action='store_true',
         help=f'do not scale the images down to {LONGEST_SIDE} pixels',
+    )
+    parser.add_argument(
+        '--namespace', help='of the nodes (default: one of its own, demo_ and a number)'
+    )
+    parser.add_argument(
+        '--domain',
+        type=int,
+        help='ROS_DOMAIN_ID (default: that of the environment, or else one of its own)',
     )
     parser.add_argument(
         '--output', type=Path, default=Path('demo'), help='folder for pictures and the bag'
@@ -73,18 +86,24 @@ def choose_size(video: str | None, full: bool) -> tuple[int, int, float, int]:
 
 
 def start_node(
-    module: str, folder: Path, parameters: dict[str, Any], remaps: dict[str, str]
+    module: str, folder: Path, namespace: str, parameters: dict[str, Any], remaps: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start one node as a process of its own."""
+    """Start one node as a process of its own, which ends with this one."""
     command = [sys.executable, '-m', f'adaptok_ros.nodes.{module}', '--ros-args']
-    command += ['-r', f'__ns:={NAMESPACE}']
+    command += ['-r', f'__ns:={namespace}']
     for name, value in parameters.items():
         command += ['-p', f'{name}:={json.dumps(value)}']
     for name, value in remaps.items():
         command += ['-r', f'{name}:={value}']
     # Elsewhere than here: this may be the folder of the sources, which -m would put first.
     with (folder / LOG).open('a') as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            preexec_fn=functools.partial(die_with, os.getpid(), signal.SIGTERM),
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -97,23 +116,32 @@ def run(arguments: argparse.Namespace) -> int:
 
     from adaptok_ros.nodes.transport import profile_environment
 
-    os.environ.update(profile_environment())
     height, width, rate, count = choose_size(arguments.video, arguments.full_size)
+    os.environ.update(profile_environment(3 * height * width))
     seconds = arguments.seconds or (min(20.0, count / rate) if count else 20.0)
+    namespace = '/' + (arguments.namespace or f'demo_{os.getpid()}').strip('/')
+    domain = choose_domain(arguments.domain)
+    os.environ['ROS_DOMAIN_ID'] = str(domain)
     output = arguments.output / time.strftime('%Y%m%d-%H%M%S')
     output.mkdir(parents=True)
     print(f'{width}x{height} at {rate:g} frames/s for {seconds:.0f} s, tau {arguments.tau:g}')
+    print(f'topics below {namespace}, ROS_DOMAIN_ID={domain}', flush=True)
     source = str(Path(arguments.video).resolve()) if arguments.video else ''
     camera = {'source': source, 'width': width, 'height': height}
     processes: list[subprocess.Popen[bytes]] = []
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    handlers = {number: signal.signal(number, _stop) for number in STOPPING}
     try:
-        with TokenBagWriter(output / 'tokens', f'{NAMESPACE}/tokenizer/tokens') as bag:
-            policy = _Policy(bag, processes)
-            processes.append(start_node('tokenizer_node', output, {'tau': arguments.tau}, {}))
-            processes.append(start_node('lit_node', output, {}, {'tokens': 'tokenizer/tokens'}))
+        with TokenBagWriter(output / 'tokens', f'{namespace}/tokenizer/tokens') as bag:
+            policy = _Policy(bag, namespace, processes)
+            processes.append(
+                start_node('tokenizer_node', output, namespace, {'tau': arguments.tau}, {})
+            )
+            processes.append(
+                start_node('lit_node', output, namespace, {}, {'tokens': 'tokenizer/tokens'})
+            )
             policy.wait_for(policy.sees_nodes)
-            processes.append(start_node('camera_node', output, camera, {}))
+            processes.append(start_node('camera_node', output, namespace, camera, {}))
             policy.wait_for(lambda: bool(policy.record.latency and policy.record.images))
             policy.spin(seconds)
             policy.close()
@@ -122,6 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
         print((output / LOG).read_text(), file=sys.stderr)
         return 1
     finally:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)  # the rest takes its time, but ends
         for process in reversed(processes):
             process.send_signal(signal.SIGINT)
         for process in processes:
@@ -131,14 +161,29 @@ def run(arguments: argparse.Namespace) -> int:
                 process.kill()
         if rclpy.ok():
             rclpy.shutdown()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     _summarize(policy.record, output)
     return 0
+
+
+def choose_domain(given: int | None) -> int:
+    """The domain asked for, that of the environment, or one that hardly anybody else is in."""
+    if given is not None:
+        return given
+    return int(os.environ.get('ROS_DOMAIN_ID') or random.choice(DOMAINS))
+
+
+def _stop(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 class _Policy:
     """The downstream end: subscribes as a policy would, and keeps what the report needs."""
 
-    def __init__(self, bag: TokenBagWriter, nodes: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(
+        self, bag: TokenBagWriter, namespace: str, nodes: list[subprocess.Popen[bytes]]
+    ) -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
         from sensor_msgs.msg import Image
@@ -146,8 +191,9 @@ class _Policy:
         from adaptok_ros.msg import DenseLatents, SparseTokens
         from adaptok_ros.nodes import qos
 
-        self.node = rclpy.create_node('policy', namespace=NAMESPACE)
+        self.node = rclpy.create_node('policy', namespace=namespace)
         self.record = Record()
+        self._namespace = namespace
         self._bag = bag
         self._nodes = nodes
         self._token_type = SparseTokens
@@ -195,7 +241,7 @@ class _Policy:
 
     def sees_nodes(self) -> bool:
         topics = ('tokenizer/tokens', 'lit/latents')
-        return all(self.node.count_publishers(f'{NAMESPACE}/{topic}') for topic in topics)
+        return all(self.node.count_publishers(f'{self._namespace}/{topic}') for topic in topics)
 
     def wait_for(self, condition: Any) -> None:
         deadline = time.monotonic() + START_TIMEOUT

@@ -9,7 +9,6 @@ to the pipe, which nothing else knows of, so that nothing else that is printed g
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -28,6 +27,7 @@ from adaptok_ros.engines.cache import store
 from adaptok_ros.engines.cache.lock import lock
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
 from adaptok_ros.engines.specification import Specification
+from adaptok_ros.processes import die_with
 
 NICENESS = 10
 """A robot's nodes come before a build."""
@@ -43,8 +43,6 @@ CHILD_REPORT_SECONDS = 0.2
 
 LOG_BYTES = 2000
 """How much of what a crashed build printed is shown."""
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,13 +203,6 @@ def _death(code: int) -> str:
 # The child.
 
 
-def _die_with(parent: int) -> None:
-    """Ask Linux to end this process when the thread that started it ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
 class _Pipe:
     """Where the parent listens."""
 
@@ -233,7 +224,7 @@ class _Pipe:
 
 def main() -> int:
     """Build what standard input asks for, and store it."""
-    _die_with(int(sys.argv[1]))
+    die_with(int(sys.argv[1]))
     os.nice(NICENESS)
     # Where Linux shares time between sessions first, that of this one counts.
     with contextlib.suppress(OSError):

@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
             image = self.frame.to_ndarray(format='rgb24')
         except av.error.FFmpegError as error:
             raise FootageError(f'{self.frame.format.name} cannot be made RGB: {error}') from error
-        turns = round(getattr(self.frame, 'rotation', 0) / 90)  # known from PyAV 14 on
+        turns = round(self.frame.rotation / 90)
         return np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
 
 

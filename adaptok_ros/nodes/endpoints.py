@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,11 @@ from rclpy.qos import InvalidQoSProfileException, QoSProfile
 
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes import qos
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
+except ImportError:  # before Iron
+    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 if TYPE_CHECKING:
     from rclpy.client import Client
@@ -66,13 +72,33 @@ class Endpoints:
         topic: str,
         callback: Callable[[MsgT], None],
         profile: QoSProfile,
+        on_lost: Callable[[int], None] | None = None,
     ) -> None:
-        """A subscription."""
+        """A subscription.
+
+        :param on_lost: called with the number of messages that were sent and did not arrive,
+            where the middleware can tell
+        """
         node = self._node
+        create = functools.partial(
+            node.create_subscription,
+            message_type,
+            topic,
+            callback,
+            profile,
+            qos_overriding_options=qos.overridable(),
+        )
         with _settings(topic):
-            subscription = node.create_subscription(
-                message_type, topic, callback, profile, qos_overriding_options=qos.overridable()
-            )
+            if on_lost is None:
+                subscription = create()
+            else:
+                events = SubscriptionEventCallbacks(
+                    message_lost=lambda event: on_lost(event.total_count_change)
+                )
+                try:
+                    subscription = create(event_callbacks=events)
+                except UnsupportedEventTypeError:
+                    subscription = create()
         self.add(lambda: node.destroy_subscription(subscription))
 
     def timer(self, period: float, callback: Callable[[], None]) -> None:

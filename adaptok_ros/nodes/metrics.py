@@ -35,6 +35,25 @@ class Rate:
         return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
 
 
+class Tally:
+    """Sums what came over the last few seconds, however many at a time."""
+
+    def __init__(self, window: float = 5.0) -> None:
+        self._window = window
+        self._added: deque[tuple[float, int]] = deque()
+
+    def add(self, count: int) -> None:
+        """Count so many now."""
+        self._added.append((time.monotonic(), count))
+
+    def rate(self) -> float:
+        """As many per second, over the whole window."""
+        begin = time.monotonic() - self._window
+        while self._added and self._added[0][0] < begin:
+            self._added.popleft()
+        return sum(count for _, count in tuple(self._added)) / self._window
+
+
 class Percentiles:
     """Percentiles over the last samples."""
 

@@ -93,10 +93,10 @@ class TokenizerNode(StreamNode):
         """See :meth:`StreamNode.start`."""
         image = CompressedImage if self._compressed else Image
         self._figures.begin()
-        self.inputs.subscription(image, self.hardware, self._on_image, qos.newest_image())
-        # Small, and sent with every image: its rate is the rate the camera announces.
-        info = camera_info_topic(self)
-        self.inputs.subscription(CameraInfo, info, self._on_camera_info, qos.newest_image())
+        newest, lose = qos.newest_image(), self._figures.lose
+        self.inputs.subscription(image, self.hardware, self._on_image, newest, lose)
+        # Small, and sent with every image: its rate tells how fast the camera is.
+        self.inputs.subscription(CameraInfo, camera_info_topic(self), self._on_camera_info, newest)
         if self._sender is not None:
             self._info.publish(self._sender)
 

@@ -9,7 +9,7 @@ from rclpy.node import Node
 
 from adaptok_ros.nodes.diagnostics import Remark, figure
 from adaptok_ros.nodes.image_messages import ImageReader
-from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.nodes.metrics import Percentiles, Rate, Tally
 from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, explain_silence, too_many_publishers
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
@@ -17,6 +17,9 @@ from adaptok_ros.sending.sender import Sender
 
 SILENCE = 5.0
 """Seconds without an image after which diagnostics look for the reason."""
+
+TOLERATED_LOSS = 0.1
+"""Share of the images that may be lost before diagnostics warn: best effort is no promise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class TokenizerReport:
     encode: float = figure('encode', 'ms, median', '.2f')
     select: float = figure('select', 'ms, median', '.2f')
     images_received: int = figure('images received')
+    images_lost: int = figure('images lost by the middleware')
     images_replaced: int = figure('images replaced by newer ones')
     images_unready: int = figure('images dropped while an engine was built')
     keyframes: int = figure('keyframes')
@@ -56,6 +60,7 @@ class TokenizerFigures:
 
     :ivar images: rate of images in
     :ivar camera_infos: rate of camera_info, which tells how fast the camera is
+    :ivar lost: images that the middleware says were sent and did not arrive
     :ivar received: images in all, of which
     :ivar replaced: gave way to a newer one, and
     :ivar unready: came before the models were loaded
@@ -63,7 +68,8 @@ class TokenizerFigures:
 
     def __init__(self) -> None:
         self.images, self.camera_infos, self._packets = Rate(), Rate(), Rate()
-        self.received = self.replaced = self.unready = 0
+        self._arrivals, self._losses = Tally(), Tally()
+        self.lost = self.received = self.replaced = self.unready = 0
         self._convert, self._encode, self._select = Percentiles(), Percentiles(), Percentiles()
         self._latency = Percentiles()
         self._kept, self._encoded, self._bytes = Percentiles(), Percentiles(), Percentiles()
@@ -74,8 +80,14 @@ class TokenizerFigures:
     def receive(self) -> None:
         """An image has come."""
         self.images.tick()
+        self._arrivals.add(1)
         self.received += 1
         self._last_image = time.monotonic()
+
+    def lose(self, count: int) -> None:
+        """The middleware has lost images."""
+        self._losses.add(count)
+        self.lost += count
 
     def begin(self) -> None:
         """From now on images are waited for."""
@@ -125,6 +137,7 @@ class TokenizerFigures:
             encode=self._encode.median(),
             select=self._select.median(),
             images_received=self.received,
+            images_lost=self.lost,
             images_replaced=self.replaced,
             images_unready=self.unready,
             keyframes=sender.counters.keyframes,
@@ -157,11 +170,12 @@ class TokenizerFigures:
         if time.monotonic() - self._last_image > SILENCE:
             return [*remarks, explain_silence(node, image, SILENCE)]
         warnings = [reader.range_use.warning()]
-        images, announced = self.images.value(), self.camera_infos.value()
-        if announced > 1.0 and images < 0.5 * announced:
+        # A camera whose images somebody throttles loses none, however fast its camera_info is.
+        images, losses = self._arrivals.rate(), self._losses.rate()
+        if losses > TOLERATED_LOSS * (images + losses):
             lost = (
-                f'images arrive at {images:.1f} Hz but camera_info at {announced:.1f} Hz: the '
-                'middleware drops images'
+                f'images arrive at {images:.1f} Hz and {losses:.1f} Hz are lost: the middleware '
+                'drops images'
             )
             warnings += [lost, reader.fragmentation]
         return remarks + [Remark(warning) for warning in warnings if warning]

@@ -92,8 +92,7 @@ class ChangeDetector:
 
     def keep(self, image: Image, changed: Mask) -> None:
         """Take over the pixels of the blocks that changed."""
-        size = self.pixels.shape[1::-1]
-        cv2.resize(
-            changed.view(np.uint8), size, dst=self._mask, interpolation=cv2.INTER_NEAREST_EXACT
-        )
+        # Not cv2.resize: even its exact one is a pixel off at some strides before OpenCV 4.13.
+        row = np.repeat(changed.view(np.uint8), self._stride, axis=1)
+        self._mask.reshape(self._rows, self._stride, -1)[...] = row[:, None]
         cv2.copyTo(image, self._mask, self.pixels)
