@@ -460,6 +460,16 @@ def test_reset_forgets_the_stream_but_not_the_counters():
     assert receiver.counters.gaps == 0
 
 
+def test_a_packet_that_waits_may_come_twice():
+    recorded = record(1, 6, tau=0.3)
+    receiver = Receiver()
+    order = [0, 1, 3, 3, 2, 4]
+    taken = [receiver.apply(recorded[number].packet) for number in order]
+    assert taken == [1, 1, 0, 0, 2, 1]
+    assert receiver.counters.gaps == 0 and receiver.counters.reordered == 1
+    assert receiver.held.tobytes() == recorded[4].reference
+
+
 def test_a_ceiling_is_not_hidden():
     """After a change of scene most of the grid waits for the ceiling, for frames on end."""
     stream = Stream((12, 16, 4), SelectionConfig(tau=0.1, max_tokens=20, refresh_period=0))

@@ -240,6 +240,9 @@ class Receiver:
                 self._write(run[0], frames=AGE_LIMIT)
                 self._write_all(run[1:])
             return
+        if self._early is not None and packet.sequence == self._early.sequence:
+            self.counters.late += 1
+            return
         early, self._early = self._early, None
         if early is None and ahead == 2 and not packet.keyframe:
             self._early = packet

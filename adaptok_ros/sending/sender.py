@@ -36,7 +36,7 @@ class SenderCounters:
     :ivar keyframes: packets that held every position
     :ivar ceiling_hits: packets that held positions over tau back
     :ivar time_jumps: times that a stamp was older than the one before
-    :ivar fallbacks: times that an engine failed and another took its place
+    :ivar fallbacks: times that an engine on a device failed and another took its place
     """
 
     sent: int = 0
