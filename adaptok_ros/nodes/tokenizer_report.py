@@ -162,10 +162,9 @@ class TokenizerFigures:
         remarks = too_many_publishers(node, image, 'their images mix in one stream')
         remarks += too_many_publishers(node, tokens, 'two tokenizers have one name')
         begun, _ = self._epochs.take_news()
-        jumps = self._time_jumps - self._told_time_jumps
-        self._told_time_jumps = self._time_jumps
+        told, self._told_time_jumps = self._told_time_jumps, self._time_jumps
         if begun >= OFTEN:
-            why = 'stamps step back' if jumps else 'the size of the images changes'
+            why = 'stamps step back' if self._time_jumps > told else 'images change their size'
             remarks.append(Remark(f'{begun} new epochs since the last report: {why}'))
         if time.monotonic() - self._last_image > SILENCE:
             return [*remarks, explain_silence(node, image, SILENCE)]
