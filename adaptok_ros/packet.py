@@ -237,8 +237,9 @@ def _check_values(packet: Packet) -> None:
     scales = packet.channels if packet.payload == Payload.INT8 else 0
     if packet.scale.size != scales:
         raise PacketError('scale', f'{packet.scale.size} numbers', f'{scales} numbers')
-    if not np.all((packet.scale > 0) & (packet.scale <= SCALE_LIMIT)):
-        raise PacketError('scale', packet.scale.tolist(), f'above 0, at most {SCALE_LIMIT}')
+    bad = packet.scale[~((packet.scale > 0) & (packet.scale <= SCALE_LIMIT))]
+    if bad.size:
+        raise PacketError('scale', bad[0], f'above 0, at most {SCALE_LIMIT}')
     if (
         packet.payload != Payload.INT8
         and not np.isfinite(packet.data.view(VALUE_TYPES[Payload(packet.payload)])).all()

@@ -4,6 +4,7 @@ The sender's reference as of every packet is recorded with it; a receiver that s
 hold exactly that.
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -611,6 +612,40 @@ def test_a_jump_that_goes_on_is_believed():
     taken = [receiver.apply(sent.packet) for sent in recorded[1000:1010]]
     assert taken == [0, 2, *[1] * 8]
     assert receiver.counters.rewinds == 1
+
+
+@pytest.mark.parametrize('keyframe', [False, True])
+def test_a_packet_that_disagrees_cannot_silence_its_epoch(keyframe):
+    """As the first of a late joiner, and in mid-stream: the others are believed soon."""
+    recorded = record(1, 60, refresh_period=5, keyframe_interval=7 if keyframe else 0)
+    references = by_number(recorded)
+    source = recorded[7 if keyframe else 3].packet
+    odd = seal(dataclasses.replace(source, image_height=source.image_height - 1))
+    first = Receiver()
+    first.apply(odd)
+    middle = Receiver()
+    for sent in recorded[:12]:
+        watch(middle, sent.packet, references)
+    with contextlib.suppress(PacketError):
+        middle.apply(odd)
+    for receiver in (first, middle):
+        refused = 0
+        for sent in recorded[12:]:
+            try:
+                watch(receiver, sent.packet, references)
+            except PacketError:
+                refused += 1
+        assert refused <= 1
+        assert receiver.status is Status.OK
+        assert receiver.held.tobytes() == recorded[-1].reference
+
+
+def test_a_jump_forgets_what_waited_before_it():
+    recorded = record(1, 9100, (1, 4, 1), kind='constant', refresh_period=4)
+    receiver, references = Receiver(), by_number(recorded)
+    for number in (*range(11), 12, 9000, 9001, 9003, 9004):
+        watch(receiver, recorded[number].packet, references)
+    assert receiver.last is recorded[9004].packet
 
 
 def test_seeking_back_a_little_in_a_recording_is_believed_after_a_while():

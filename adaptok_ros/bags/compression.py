@@ -16,6 +16,8 @@ else:
 LARGEST = 1 << 29
 """Bytes of a chunk or message; the largest grid that a packet may announce is half of it."""
 
+LARGEST_RATIO = 1000
+"""Bytes that a byte of a compressed bag may become."""
 BLOCK = 1 << 20
 
 
@@ -50,18 +52,23 @@ def decompress(data: bytes, compression: str, size: int = LARGEST) -> bytes:
 
 
 def decompress_file(source: Path, target: IO[bytes]) -> bool:
-    """As much of a zstd file as there is; whether that was all.
+    """As much of a zstd file as there is and may be; whether that was all.
+
+    A small file cannot fill the disk: at most :data:`LARGEST_RATIO` times its size is written.
 
     :raises OSError: it cannot be read, or the target not written
     """
     decompressor = zstd.ZstdDecompressor()
+    limit, written = LARGEST_RATIO * source.stat().st_size, 0
     with source.open('rb') as file:
         try:
             while not decompressor.eof:
                 data = file.read(BLOCK) if decompressor.needs_input else b''
                 if decompressor.needs_input and not data:
                     return False
-                target.write(decompressor.decompress(data, max_length=BLOCK))
+                written += target.write(decompressor.decompress(data, max_length=BLOCK))
+                if written > limit:
+                    return False
         except zstd.ZstdError:
             return False
     return True

@@ -28,6 +28,8 @@ LONGEST_RECORD = 1 << 32
 RECORD = struct.Struct('<BQ')
 MESSAGE_HEADER = struct.Struct('<HIQQ')
 CHUNK_HEADER = struct.Struct('<QQQI')
+CHUNK_FRONT = 256
+"""Bytes that hold the lengths of a chunk, whose compression has a short name."""
 FOOTER_FIELDS = struct.Struct('<QQI')
 FOOTER_BYTES = RECORD.size + FOOTER_FIELDS.size + len(MAGIC)
 
@@ -54,7 +56,6 @@ class McapFile:
         self._skipped = skipped
         self._schemas: dict[int, tuple[str, str, bytes]] = {}
         self._channels: dict[int, tuple[str, str, int]] = {}
-        self._walked = False
 
     def __enter__(self) -> McapFile:
         return self
@@ -140,7 +141,7 @@ class McapFile:
             content = b''
             if kind in (SCHEMA, CHANNEL, MESSAGE, CHUNK):
                 content = self._data[position + RECORD.size : end]
-            if kind == CHUNK and not _is_chunk(content):
+            if kind == CHUNK and not self._is_chunk(position + RECORD.size, length):
                 kind = 0
             if kind:
                 yield kind, content
@@ -164,13 +165,23 @@ class McapFile:
             position = match.start()
             kind, length = _record_at(self._data, position)
             end = position + RECORD.size + length
-            if kind == CHUNK and _is_chunk(self._data[position + RECORD.size : end]):
+            if kind == CHUNK and self._is_chunk(position + RECORD.size, length):
                 return position
             if kind == MESSAGE and length >= MESSAGE_HEADER.size:
                 following, _ = _record_at(self._data, end)
                 if following or end == len(self._data):
                     return position
         return None
+
+    def _is_chunk(self, begin: int, length: int) -> bool:
+        """Whether the lengths in what may be a chunk agree; looks at its first bytes only."""
+        front = self._data[begin : begin + min(length, CHUNK_FRONT)]
+        try:
+            _, position = _text(front, CHUNK_HEADER.size)
+            (records,) = struct.unpack_from('<Q', front, position)
+        except (struct.error, ValueError):
+            return False
+        return bool(position + 8 + records == length)
 
     def _read_summary(self) -> bool:
         """Take schemas and channels from the end of the file; whether they were there."""
@@ -215,16 +226,6 @@ def _is_cut(data: bytes | mmap.mmap, position: int) -> bool:
         return True
     kind, length = RECORD.unpack_from(data, position)
     return bool(0 < kind <= DATA_END and length < LONGEST_RECORD)
-
-
-def _is_chunk(content: bytes) -> bool:
-    """Whether the lengths in a chunk agree."""
-    try:
-        _, position = _text(content, CHUNK_HEADER.size)
-        (length,) = struct.unpack_from('<Q', content, position)
-    except (struct.error, ValueError):
-        return False
-    return bool(position + 8 + length == len(content))
 
 
 def _unpack_chunk(content: bytes) -> bytes:

@@ -30,7 +30,7 @@ class FallbackEngine:
         self._request = request
         self._build = build
         self._engine: Engine | None = None
-        self._failure: EngineError | None = None
+        self._failure = ''
         self._runners: weakref.WeakSet[FallbackRunner] = weakref.WeakSet()
 
     @property
@@ -48,8 +48,8 @@ class FallbackEngine:
 
         :raises EngineError: nothing here can run the graph, now or since the last one failed
         """
-        if self._failure is not None:
-            raise self._failure
+        if self._failure:
+            raise EngineError(self._failure)
         if self._engine is None:
             self._engine = acquire_engine(self._request, self._build)
         return self._engine
@@ -80,7 +80,7 @@ class FallbackEngine:
         try:
             self._engine = acquire_engine(self._request)
         except EngineError as last:
-            self._failure = last
+            self._failure = str(last)
             raise
 
     def close(self) -> None:

@@ -22,13 +22,12 @@ from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.executable import run_cameras
 from adaptok_ros.nodes.image_messages import as_message
 from adaptok_ros.nodes.keyframes import KeyframeClient
-from adaptok_ros.nodes.lit_report import LITFigures, LITReport, explain_status
+from adaptok_ros.nodes.lit_report import LITFigures, LITReport, explain_status, silenced
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import LIT_NODE
 from adaptok_ros.nodes.wiring import EpochWatch, Silence
 from adaptok_ros.packet import PacketError, Payload
 from adaptok_ros.receiving.latents import DenseLatents, LatentStream
-from adaptok_ros.receiving.receiver import Status
 from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
@@ -44,7 +43,7 @@ class LITNode(StreamNode):
     def allocate(self, values: Values) -> None:
         """See :meth:`StreamNode.allocate`."""
         self._payload = Payload[values['payload'].upper()]
-        self._pending: deque[SparseTokens] = deque()
+        self._pending: deque[SparseTokens] = deque(maxlen=qos.MOST_PENDING)
         self._figures = LITFigures()
         self.hardware = self.resolve_topic_name('tokens')
         self._timeout = values['timeout']
@@ -80,7 +79,9 @@ class LITNode(StreamNode):
 
     def start(self) -> None:
         """See :meth:`StreamNode.start`."""
-        self._silence, self._fell_silent = Silence(self._timeout), False
+        self._silence = Silence(self._timeout)
+        if self._stream is not None and self._stream.receiver.last is not None:
+            self._silence.hear()  # what is held from before is awaited to go on
         self.inputs.subscription(SparseTokens, 'tokens', self._on_tokens, qos.tokens(0))
         if self._timeout:
             self.inputs.timer(self._timeout / 4, self._look_for_silence)
@@ -102,7 +103,6 @@ class LITNode(StreamNode):
 
     def _look_for_silence(self) -> None:
         if self._silence.begins():
-            self._fell_silent = True
             self.notify()
 
     def process(self) -> None:
@@ -112,7 +112,7 @@ class LITNode(StreamNode):
             self._figures.unready += len(self._pending)
             self._pending.clear()
             return
-        fell_silent, self._fell_silent = self._fell_silent, False
+        fell_silent = self._silence.take_news()
         applied = 0
         while self._pending:
             try:
@@ -140,7 +140,7 @@ class LITNode(StreamNode):
         started = time.perf_counter()
         latents = stream.latents()
         if silent:
-            latents = dataclasses.replace(latents, status=Status.STALE)
+            latents = dataclasses.replace(latents, status=silenced(latents.status))
         restored = time.perf_counter()
         message = DenseLatentsMessage()
         fill_latents(message, latents, self._payload)
@@ -165,7 +165,7 @@ class LITNode(StreamNode):
         stream, silent = self._stream, self._silence.length()
         assert stream is not None
         remarks = self.tell_rejected(stream.restorer.rejected if stream.restorer else {})
-        status = Status.STALE if silent else stream.receiver.status
+        status = silenced(stream.receiver.status) if silent else stream.receiver.status
         service = self._keyframes.missing(status)
         remarks += explain_status(self, self.hardware, stream, self._epochs, silent, service)
         return remarks, self._figures.report(stream, status, self._keyframes.requests)

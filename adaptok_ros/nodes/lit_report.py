@@ -127,17 +127,25 @@ def explain_status(
         remarks.append(Remark('packets of different epochs alternate: two tokenizers send them'))
     elif begun >= OFTEN:
         remarks.append(Remark(f'{begun} new epochs since the last report: see the tokenizer'))
-    if receiver.last is None:
+    last = receiver.last
+    if last is None:
         publishers = node.count_publishers(topic)
-        return [Remark(f'no packet yet on {topic}, which has {publishers} publisher(s)')]
+        what = 'accepted' if receiver.counters.rejected else 'yet'
+        text = f'no packet {what} on {topic}, which has {publishers} publisher(s)'
+        return [*remarks, Remark(text)]
     if silent:
         remarks.insert(0, Remark(f'no packet for {silent:.1f} s', DiagnosticStatus.ERROR))
     elif receiver.status is not Status.OK:
-        remarks.append(Remark(_explain(receiver.status, receiver.last)))
+        remarks.append(Remark(_explain(receiver.status, last)))
         if service:
             name = node.resolve_service_name(service)
             remarks.append(Remark(f'no service {name} to ask for a keyframe'))
     return remarks
+
+
+def silenced(status: Status) -> Status:
+    """What becomes of a status when no more packets come: what never arrived is still missing."""
+    return status if status is Status.INCOMPLETE else Status.STALE
 
 
 def _explain(status: Status, last: Packet) -> str:

@@ -6,6 +6,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 SHORTEST_TOKEN_QUEUE = 30
+MOST_PENDING = 300
+"""Packets that wait at most while LIT is busy; those beyond are lost, which makes a gap."""
 
 
 def newest_image() -> QoSProfile:

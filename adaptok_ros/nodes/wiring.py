@@ -53,7 +53,7 @@ class Silence:
         self._limit = limit
         self._clock = clock
         self._heard: float | None = None
-        self._noticed = False
+        self._noticed = self._news = False
 
     def hear(self) -> None:
         """A sign of life."""
@@ -72,8 +72,15 @@ class Silence:
         """Whether it has become too long; said once of each silence."""
         if self._noticed or not self.length():
             return False
-        self._noticed = True
+        self._noticed = self._news = True
         return True
+
+    def take_news(self) -> bool:
+        """Whether one has begun since the last call; may be asked by another thread."""
+        news = self._news
+        if news:  # else what begins just now would be lost
+            self._news = False
+        return news
 
 
 def too_many_publishers(node: Node, topic: str, why: str) -> list[Remark]:

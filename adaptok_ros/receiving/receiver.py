@@ -104,6 +104,7 @@ class Receiver:
     :ivar age: ``[H, W]`` uint8 frames since a position was sent, saturating at 255; 255 also
         where nothing has arrived
     :ivar last: the packet applied last
+    :ivar status: of the grid after that packet; INCOMPLETE before the first
     :ivar observer: called after every packet that was applied
     :ivar generation: raised whenever the grid begins anew, so that what remembers earlier grids
         begins anew as well
@@ -138,6 +139,7 @@ class Receiver:
     def reset(self) -> None:
         """Forget the stream, but not the counters."""
         self.last: Packet | None = None
+        self.status = Status.INCOMPLETE
         self._early: Packet | None = None
         self._doubtful: list[Packet] = []
         self._seen: deque[int] = deque(maxlen=REMEMBERED)
@@ -147,30 +149,20 @@ class Receiver:
         self._arrived = np.zeros(0, np.bool_)
         self._renewed = np.zeros(0, np.bool_)
 
-    @property
-    def status(self) -> Status:
-        """State of the grid after the last packet; INCOMPLETE before the first."""
-        if not self._arrived.size or not self._arrived.all():
-            return Status.INCOMPLETE
-        if not self._renewed.all():
-            return Status.STALE
-        assert self.last is not None
-        if not self.last.bounded or self.last.deferred or self.last.invalid:
-            return Status.UNBOUNDED
-        return Status.OK
-
     def apply(self, packet: Packet) -> int:
         """Take one packet; how many were applied, which is 0 where it was late or has to wait.
 
         :raises PacketError: it does not fit; the held grid stays as it was
         """
+        applied = self.counters.applied
         try:
             check(packet)
-            self._check_stream(packet)
+            self._check_expected(packet)
+            if self.last is not None and packet.epoch == self.last.epoch:
+                self._check_epoch(packet, self.last)
         except PacketError:
             self.counters.rejected += 1
             raise
-        applied = self.counters.applied
         if self.last is None:
             self._start(packet)
         elif packet.epoch != self.last.epoch:
@@ -186,7 +178,7 @@ class Receiver:
                 self._take_late(packet, self.last)
         return self.counters.applied - applied
 
-    def _check_stream(self, packet: Packet) -> None:
+    def _check_expected(self, packet: Packet) -> None:
         if self.tokenizer and packet.tokenizer != self.tokenizer:
             raise PacketError('tokenizer', quote(packet.tokenizer), repr(self.tokenizer))
         if self.channels and packet.channels != self.channels:
@@ -205,9 +197,9 @@ class Receiver:
                     grid,
                     f'{expected} (an image of {sides} in strides of {self.stride})',
                 )
-        last = self.last
-        if last is None or packet.epoch != last.epoch:
-            return
+
+    def _check_epoch(self, packet: Packet, last: Packet) -> None:
+        """Within an epoch the sizes are fixed; but perhaps the earlier packets were wrong."""
         for field in (
             'tokenizer',
             'grid_height',
@@ -217,9 +209,15 @@ class Receiver:
             'image_width',
         ):
             value, allowed = getattr(packet, field), getattr(last, field)
-            if value != allowed:
-                shown = quote(value) if field == 'tokenizer' else value
-                raise PacketError(field, shown, f'{allowed} (within one epoch)')
+            if value == allowed:
+                continue
+            run = [packet] if packet.keyframe else self._doubt(packet, CONFIRMATIONS)
+            if run:
+                self.counters.restarts += 1
+                self.reset()
+                return
+            shown = [quote(each) if isinstance(each, str) else each for each in (value, allowed)]
+            raise PacketError(field, shown[0], f'{shown[1]} (within one epoch)')
 
     def _take_early(self) -> None:
         """Apply what was waiting for the packet just applied, where it follows now."""
@@ -233,9 +231,10 @@ class Receiver:
         """A packet before which some are missing."""
         ahead = _ahead(packet, last)
         if ahead - 1 > MAX_DROPOUT and not packet.keyframe:
-            run = self._doubt(packet, CONFIRMATIONS)
+            run = self._doubt_late(packet, CONFIRMATIONS)
             if run:
                 self.counters.jumps += 1
+                self._early = None
                 self._renewed.fill(False)
                 self._write(run[0], frames=AGE_LIMIT)
                 self._write_all(run[1:])
@@ -254,8 +253,8 @@ class Receiver:
     def _write_after_gap(self, packet: Packet) -> None:
         assert self.last is not None
         missing = _ahead(packet, self.last) - 1
-        if missing < 0:
-            return  # it came twice
+        if missing < 0 or missing > SEQUENCE_MASK // 2:
+            return  # it came twice, or too late
         if missing > MAX_DROPOUT:
             self.counters.jumps += 1
         elif missing:
@@ -276,7 +275,7 @@ class Receiver:
             run = [packet]
         else:
             known = distant or packet.sequence in self._seen
-            run = self._doubt(packet, CONFIRMATIONS if known else LATE_CONFIRMATIONS)
+            run = self._doubt_late(packet, CONFIRMATIONS if known else LATE_CONFIRMATIONS)
         if run:
             self.counters.rewinds += 1
             self.reset()
@@ -286,7 +285,7 @@ class Receiver:
     def _take_epoch(self, packet: Packet, last: Packet) -> None:
         """A packet of another epoch: of a new one, or late, or of a recording."""
         new = packet.epoch not in self._epochs
-        run = [packet] if new else self._doubt(packet, CONFIRMATIONS)
+        run = [packet] if new else self._doubt_late(packet, CONFIRMATIONS)
         if run:
             self._restart(run[0], last)
             self._write_all(run[1:])
@@ -300,10 +299,12 @@ class Receiver:
         if not run or run[-1].epoch != packet.epoch or _ahead(packet, run[-1]) != 1:
             run.clear()
         run.append(packet)
-        if len(run) < confirmations:
-            self.counters.late += 1
-            return []
-        self.counters.late -= len(run) - 1
+        return run if len(run) >= confirmations else []
+
+    def _doubt_late(self, packet: Packet, confirmations: int) -> list[Packet]:
+        """The same, counted as late as long as it is in doubt."""
+        run = self._doubt(packet, confirmations)
+        self.counters.late += 1 - len(run)
         return run
 
     def _write_all(self, packets: list[Packet]) -> None:
@@ -356,8 +357,18 @@ class Receiver:
         self._seen.append(packet.sequence)
         self.counters.applied += 1
         self._compare_grids(packet)
+        self.status = self._assess(packet)
         if self.observer is not None:
             self.observer(self)
+
+    def _assess(self, packet: Packet) -> Status:
+        if not self._arrived.all():
+            return Status.INCOMPLETE
+        if not self._renewed.all():
+            return Status.STALE
+        if not packet.bounded or packet.deferred or packet.invalid:
+            return Status.UNBOUNDED
+        return Status.OK
 
     def _compare_grids(self, packet: Packet) -> None:
         """Where the sender says what a receiver holds: whether this one does."""

@@ -81,6 +81,7 @@ class Restorer:
         fresh = self._kept.shape != shape or receiver.generation != self._generation
         self._generation = receiver.generation
         if fresh:
+            self._parts.clear()
             self._held = np.zeros((*shape, packet.channels), np.float32)
             self._kept = np.zeros(shape, np.float32)
             self._age = np.full(shape, AGE_LIMIT, np.float32)

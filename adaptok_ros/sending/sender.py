@@ -102,8 +102,6 @@ class Sender:
     @config.setter
     def config(self, config: SelectionConfig) -> None:
         self._config = config
-        if self._path is not None:
-            self._path.config = config
 
     @property
     def encoded_share(self) -> float:
@@ -113,17 +111,20 @@ class Sender:
     @property
     def note(self) -> str:
         """Which code selects, and why not a faster one; empty before the first image."""
-        return self._path.note if self._path is not None else ''
+        path = self._path  # which the thread that sends may drop at any time
+        return path.note if path is not None else ''
 
     @property
     def timings(self) -> Timings:
         """Seconds that the last image took."""
-        return self._path.timings if self._path is not None else Timings(0.0, 0.0)
+        path = self._path
+        return path.timings if path is not None else Timings(0.0, 0.0)
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images as encoded; (0, 0) before the first."""
-        return self._path.image_size if self._path is not None else (0, 0)
+        path = self._path
+        return path.image_size if path is not None else (0, 0)
 
     def reset(self) -> None:
         """Begin a new epoch with the next image: forget what the receiver holds."""
@@ -148,21 +149,29 @@ class Sender:
         :raises EngineError: the engine that was named fails; under ``auto``: all do
         """
         _check(image)
-        if self._last_stamp is not None and stamp < self._last_stamp:
-            self.counters.time_jumps += 1
-            self.reset()
-        self._last_stamp = stamp
-        selection = self._take(image)
-        return None if selection is None else self._pack(selection, stamp, frame_id)
+        config = self._config  # the same for all that happens to this image
+        try:
+            if self._last_stamp is not None and stamp < self._last_stamp:
+                self.counters.time_jumps += 1
+                self.reset()
+            self._last_stamp = stamp
+            selection = self._take(image, config)
+            return None if selection is None else self._pack(selection, config, stamp, frame_id)
+        except BaseException:
+            # The reference may hold what no packet carries: the next image begins a new epoch.
+            self._path = None
+            raise
 
-    def _take(self, image: Image) -> Selection | None:
+    def _take(self, image: Image, config: SelectionConfig) -> Selection | None:
         size = (image.shape[0], image.shape[1])
         while True:
             try:
                 if self._path is None or not self._path.accepts(size):
                     self._path = None  # there may not be memory for both
-                    self._path = self._open_path(size, self._config)
+                    self._path = self._open_path(size, config)
                     self._begin_epoch()
+                if self._path.config is not config:
+                    self._path.config = config
                 return self._path.take(image)
             except EngineError as error:
                 # What failed may have reached the reference already.
@@ -190,7 +199,9 @@ class Sender:
         self._epoch = secrets.randbits(32)
         self._sequence = 0
 
-    def _pack(self, selection: Selection, stamp: int, frame_id: str) -> Packet:
+    def _pack(
+        self, selection: Selection, config: SelectionConfig, stamp: int, frame_id: str
+    ) -> Packet:
         description = self.tokenizer.description
         height, width = self.image_size
         rows, columns = description.grid(height, width)
@@ -207,9 +218,9 @@ class Sender:
             channels=description.channels,
             image_height=height,
             image_width=width,
-            tau=float(np.float32(self._config.tau)),
+            tau=float(np.float32(config.tau)),
             kept=selection.kept,
-            bounded=self._config.reference is Reference.HELD,
+            bounded=config.reference is Reference.HELD,
             deferred=selection.deferred,
             invalid=selection.invalid,
             payload=selection.payload,
