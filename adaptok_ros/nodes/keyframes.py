@@ -14,6 +14,7 @@ from adaptok_ros.receiving.receiver import Status
 
 if TYPE_CHECKING:
     from rclpy.client import Client
+    from rclpy.task import Future
 
     from adaptok_ros.nodes.lifecycle import ManagedNode
 
@@ -87,6 +88,7 @@ class KeyframeClient:
         self.requests = 0
         self._service = service
         self._asked_at = -math.inf
+        self._answer: Future[Trigger.Response] | None = None
         self._client: Client[Trigger.Request, Trigger.Response] | None = (
             endpoints.client(Trigger, service) if service else None
         )
@@ -99,7 +101,9 @@ class KeyframeClient:
         if self._client.service_is_ready():
             self._asked_at = now
             self.requests += 1
-            self._client.call_async(Trigger.Request())
+            if self._answer is not None and not self._answer.done():
+                self._client.remove_pending_request(self._answer)  # it would be kept for ever
+            self._answer = self._client.call_async(Trigger.Request())
 
     def missing(self, status: Status) -> str:
         """The service that is needed and not there; '' if it is, or is not needed."""
