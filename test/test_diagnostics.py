@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is missing: diagnostics are those of the nodes')
 
+import rclpy
 import rclpy.logging
 from diagnostic_msgs.msg import DiagnosticStatus
 from ros_helpers import isolate
@@ -13,6 +14,7 @@ from ros_helpers import isolate
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.diagnostics import as_text, from_text, new_status
 from adaptok_ros.nodes.faults import FaultLog, FaultReport
+from adaptok_ros.nodes.image_messages import ImageReader
 from adaptok_ros.nodes.lit_report import LITReport
 from adaptok_ros.nodes.tokenizer_report import TokenizerFigures, TokenizerReport
 
@@ -121,6 +123,16 @@ def test_lost_images_are_warned_of_by_their_share(lost, warned):
     for _ in range(40):
         figures.receive()
     figures.lose(lost)
-    warnings = figures.warnings(None, '/image', 'the cure')
+    isolate()
+    rclpy.init()
+    try:
+        node = rclpy.create_node('figures')
+        values = {'transport': 'compressed', 'range_min': 0.0, 'range_max': 0.0}
+        reader = ImageReader(node.get_logger(), values)
+        reader.fragmentation = 'the cure'
+        remarks = figures.remarks(node, '/image', '/tokens', reader)
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
     assert figures.lost == lost
-    assert ('the cure' in warnings) == warned
+    assert ('the cure' in [remark.text for remark in remarks]) == warned
