@@ -124,15 +124,16 @@ def test_lost_images_are_warned_of_by_their_share(lost, warned):
         figures.receive()
     figures.lose(lost)
     isolate()
-    rclpy.init()
+    context = rclpy.Context()
+    rclpy.init(context=context)
     try:
-        node = rclpy.create_node('figures')
+        node = rclpy.create_node('figures', context=context)
         values = {'transport': 'compressed', 'range_min': 0.0, 'range_max': 0.0}
         reader = ImageReader(node.get_logger(), values)
         reader.fragmentation = 'the cure'
         remarks = figures.remarks(node, '/image', '/tokens', reader)
         node.destroy_node()
     finally:
-        rclpy.shutdown()
+        rclpy.shutdown(context=context)
     assert figures.lost == lost
     assert ('the cure' in [remark.text for remark in remarks]) == warned
