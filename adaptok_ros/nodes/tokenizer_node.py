@@ -136,8 +136,7 @@ class TokenizerNode(StreamNode):
         started = time.perf_counter()
         image = self._reader.read(message)
         converted = time.perf_counter()
-        if sender.config is not self._config:
-            sender.config = self._config
+        sender.config = self._config
         jumps = sender.counters.time_jumps
         if self._requests.due():
             sender.request_keyframe()

@@ -99,6 +99,9 @@ class Receiver:
     epoch. What was never applied and is not so old may have been overtaken: it takes
     :data:`LATE_CONFIRMATIONS`. A keyframe from further back, or ahead, is believed at once.
 
+    Sizes are fixed within an epoch. A packet with others is rejected; but a keyframe, or
+    :data:`CONFIRMATIONS` of them in a row, start the stream over: the one before may be wrong.
+
     :ivar held: ``[H, W, C]`` float32 values last received, 0 where none
     :ivar kept: ``[H, W]`` bool, positions that the last packet carried
     :ivar age: ``[H, W]`` uint8 frames since a position was sent, saturating at 255; 255 also

@@ -55,6 +55,7 @@ class Sender:
     that works, and the image at hand is sent all the same.
 
     :ivar tokenizer: encodes the images
+    :ivar config: the selection; may be replaced at any time, for the next image
     :ivar counters: running totals
     """
 
@@ -86,22 +87,13 @@ class Sender:
         self.tokenizer = tokenizer
         self.counters = SenderCounters()
         self._input_size = _input_size(tokenizer, input_height, input_width)
-        self._config = config
+        self.config = config
         self._stream = tokenizer.stream(gating, gating_noise)
         self._open_path = open_path or self._open
         self._path: FramePath | None = None
         self._last_stamp: int | None = None
         self._epoch = 0
         self._sequence = 0
-
-    @property
-    def config(self) -> SelectionConfig:
-        """The selection in force; may be replaced at any time, for the next image."""
-        return self._config
-
-    @config.setter
-    def config(self, config: SelectionConfig) -> None:
-        self._config = config
 
     @property
     def encoded_share(self) -> float:
@@ -149,7 +141,7 @@ class Sender:
         :raises EngineError: the engine that was named fails; under ``auto``: all do
         """
         _check(image)
-        config = self._config  # the same for all that happens to this image
+        config = self.config  # the same for all that happens to this image
         try:
             if self._last_stamp is not None and stamp < self._last_stamp:
                 self.counters.time_jumps += 1
