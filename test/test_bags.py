@@ -26,7 +26,6 @@ from adaptok_ros.bags.bag import (
     read_packets,
     serialize,
     typestore,
-    write_packets,
 )
 from adaptok_ros.bags.damage import Skipped
 from adaptok_ros.bags.mcap_file import MAGIC
@@ -44,6 +43,12 @@ PAYLOADS = tuple(Payload)
 FRAMES = 40
 
 both_storages = pytest.mark.parametrize('storage', STORAGES)
+
+
+def write_packets(path, packets, topic, storage):
+    with TokenBagWriter(path, topic, storage) as writer:
+        for packet in packets:
+            writer.write(packet)
 
 
 def packets_of(seed=0, **config):

@@ -7,7 +7,7 @@ a script or a data loader, and for writing one where there is no ROS.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -107,13 +107,6 @@ class TokenBagWriter:
 
     def __exit__(self, *_: Any) -> None:
         self._writer.close()
-
-
-def write_packets(path: Path, packets: Iterable[Packet], topic: str, storage: str) -> None:
-    """Write a whole stream; see :class:`TokenBagWriter`."""
-    with TokenBagWriter(path, topic, storage) as writer:
-        for packet in packets:
-            writer.write(packet)
 
 
 class PacketReader(Iterator[Packet]):

@@ -13,7 +13,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-STRIDE = 8
 GROUPS = 4
 
 
