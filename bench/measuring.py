@@ -47,6 +47,7 @@ class Effort:
     :ivar growth_cameras: most streams of one process
     :ivar changed_rows: shares of the rows that change, of growth with what is sent
     :ivar windows: lengths of LIT's window
+    :ivar fault_images: of each mix of faults
     """
 
     frames: int = 60
@@ -70,6 +71,7 @@ class Effort:
     growth_cameras: int = 4
     changed_rows: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     windows: tuple[int, ...] = (2, 4, 8, 16)
+    fault_images: int = 8000
 
 
 FULL = Effort()
@@ -86,6 +88,7 @@ QUICK = Effort(
     camera_sizes=((320, 240),),
     growth_cameras=2,
     windows=(2, 4, 8),
+    fault_images=500,
 )
 
 

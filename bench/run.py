@@ -36,6 +36,7 @@ PARTS = {
     'lit': 'LIT for what changed against LIT for all',
     'growth': 'How it grows',
     'half': 'The float16 encoder against float32',
+    'faults': 'What holds on bad links',
 }
 """Module ``bench_<name>`` of each, and its title."""
 
