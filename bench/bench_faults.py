@@ -400,7 +400,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     rows = []
     try:
         for mix in MIXES:
-            if settings.effort.fault_images < mix.trial:
+            if settings.effort.fault_images < mix.trial > ROUND:
                 continue
             progress(f'faults: {mix.name}')
             for asks in (True, False):

@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCH))
 
 import bench_alternatives
 import bench_conversion
+import bench_faults
 import bench_gating
 import bench_growth
 import bench_half
@@ -48,6 +49,7 @@ TINY = measuring.Effort(
     growth_cameras=2,
     changed_rows=(0.1, 0.5),
     windows=(2, 3),
+    fault_images=200,
 )
 
 LONGER = dataclasses.replace(TINY, frames=2 * bench_half.STEP)
@@ -188,6 +190,18 @@ def test_lit(settings):
     assert set(result['clips']['still']['ways']) == {kind.value for kind in RestorationScope}
     assert result['clips']['still']['share'] < result['clips']['shaky, noise']['share'] == 1.0
     check_table(bench_lit.tables(result), 'shaky, noise')
+
+
+def test_faults(settings, monkeypatch):
+    monkeypatch.setattr(ros, 'missing', lambda: 'not asked for')
+    mixes = [mix for mix in bench_faults.MIXES if mix.name in ('nothing', 'drops 20%')]
+    monkeypatch.setattr(bench_faults, 'MIXES', mixes)
+    result = bench_faults.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    plain, _, lossy, _ = result['rows']
+    assert plain['states'] == plain['packets'] == plain['arrived'] > 200
+    assert lossy['states'] < plain['states'] and lossy['asked'] > 0 and lossy['wrong'] == 0
+    check_table(bench_faults.tables(result), 'drops 20%', 'not asked for')
 
 
 def test_growth(settings):
