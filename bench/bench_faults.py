@@ -1,12 +1,15 @@
 """What becomes of a stream on bad links: a sender, a relay that spoils it, and a receiver.
 
 Images are encoded beforehand; the sender and the receiver are those of the package. A third
-party, which shares no code with either, decodes every packet as it was sent. Whenever the
-receiver says OK, its grid must be that of the packet that it names, bit for bit, and within tau
-of the latents of that image. Now and then LIT restores the grid, which must be within 2 tau.
+party (``witness.py``), which shares no code with either, decodes every packet as it was sent.
+Whenever the receiver says OK, its grid must be that of the packet that it names, bit for bit, and
+within tau of the latents of that image. Now and then LIT restores the grid, which must be within
+2 tau.
 
 A receiver asks for keyframes as ``lit_node`` does, and a sender gives them as ``tokenizer_node``
 does, each at most once in :data:`SECOND` images; or nobody asks, and rolling refresh has to heal.
+
+Where there is ROS, the same relay stands between the real nodes as well (``faulty_nodes.py``).
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ import itertools
 from typing import Any
 
 import numpy as np
+import ros
 from measuring import Settings, progress
 from numpy.typing import NDArray
 from relay import NONE, Faults, Relay
 from tables import number, table
+from witness import FRAMES, Footage, Witness, digest, distances
 
-from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.packet import Packet, PacketError, Payload
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
@@ -33,8 +37,6 @@ from adaptok_ros.tokenizers.tokenizer import Tokenizer
 TOKENIZER = 'adaptok-tiny'
 SIZES = ((160, 120), (96, 64))
 """Of images, width and height; the second is that of cameras whose size changes."""
-FRAMES = range(20, 140, 2)
-"""Of the scene, shown back and forth; the arm works."""
 FRAME = 33_333_333
 """Nanoseconds from one image to the next."""
 SECOND = 30
@@ -50,8 +52,6 @@ LIT_EVERY = 50
 """States from one that LIT restores to the next."""
 ROUNDING = 1e-6
 """Of the bound, relative: means are added up in another order here."""
-LAYOUTS = {0: '<f4', 1: '<f2', 2: 'i1'}
-"""Of values, as the message defines its payloads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,55 +103,10 @@ MIXES = (
 )
 
 
-class Footage:
-    """A clip of one size, and its latents ``[N, H, W, C]``."""
-
-    def __init__(self, tokenizer: Tokenizer, width: int, height: int) -> None:
-        scene = Scene(width, height)
-        self.image = scene.frame(0)
-        self.latents = np.stack([tokenizer.encode(scene.frame(index)).copy() for index in FRAMES])
-
-
-class Grid:
-    """What a receiver of every packet holds, by the definition of the message alone.
-
-    :ivar values: ``[P, C]`` float32
-    """
-
-    def __init__(self, positions: int, channels: int) -> None:
-        self.values = np.zeros((positions, channels), np.float32)
-
-    def apply(self, packet: Packet) -> None:
-        """Take the next packet of the epoch."""
-        index = np.arange(len(self.values))
-        if not packet.keyframe:
-            index = index[(packet.mask[index // 8] >> (index % 8)) & 1 == 1]
-        stored = np.frombuffer(packet.data.tobytes(), LAYOUTS[int(packet.payload)])
-        tokens = stored.astype(np.float32).reshape(-1, self.values.shape[1])
-        if packet.scale.size:
-            tokens = tokens * packet.scale
-        self.values[index] = tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Sent:
-    """A packet as it was sent.
-
-    :ivar number: of all packets of a trial
-    :ivar held: bytes of the grid after it
-    :ivar latents: ``[P, C]`` of its image
-    """
-
-    number: int
-    held: bytes
-    latents: NDArray[np.float32]
-
-
 class Source:
-    """A camera and a real sender, and what is known of all that it has sent.
+    """A camera and a real sender.
 
-    :ivar sent: by epoch and sequence
-    :ivar last: the packet sent last
+    :ivar witness: knows all that it has sent
     """
 
     def __init__(
@@ -165,8 +120,7 @@ class Source:
         self._clip = 0
         self._at, self._step = 0, 1
         self._stamp = 0
-        self._grid = Grid(0, 0)
-        self.sent: dict[tuple[int, int], Sent] = {}
+        self.witness = Witness()
         self.bytes = self.keyframes = 0
         self._keyframe_at = -SECOND
         self._sender = self._start()
@@ -201,19 +155,13 @@ class Source:
             self._step = -self._step
         self._at += self._step
         self._stamp += FRAME
-        count = len(self.sent)
+        count = self.witness.newest
         if keyframe and count - self._keyframe_at >= SECOND:
             self._sender.request_keyframe()
             self._keyframe_at = count
-        packet = self._sender.send(self._clips[self._clip].image, self._stamp, 'camera')
+        packet = self._sender.send(self._clips[self._clip].images[0], self._stamp, 'camera')
         assert packet is not None
-        if packet.sequence == 0:
-            self._grid = Grid(packet.positions, packet.channels)
-        self._grid.apply(packet)
-        latents = self._latents.reshape(-1, packet.channels)
-        self.sent[packet.epoch, packet.sequence] = Sent(
-            count, self._grid.values.tobytes(), latents
-        )
+        self.witness.note(packet, self._latents)
         self.bytes += packet.nbytes
         self.keyframes += packet.keyframe
         return packet
@@ -301,31 +249,25 @@ class Trial:
         receiver, found = self._stream.receiver, self.found
         last = receiver.last
         assert last is not None
-        sent = self._source.sent[last.epoch, last.sequence]
+        sent = self._source.witness.recall(last.epoch, last.sequence)
         found.older += sent.number < self._newest
         self._newest = max(self._newest, sent.number)
         if receiver.status in (Status.INCOMPLETE, Status.STALE):
             return
-        found.wrong += receiver.held.tobytes() != sent.held
+        found.wrong += digest(receiver.held) != sent.held
         if receiver.status is Status.UNBOUNDED:
             found.unbounded += 1
             return
         found.states += 1
-        held = receiver.held.reshape(sent.latents.shape)
-        errors = _distances(held, sent.latents) / last.tau
+        errors = distances(receiver.held, sent.latents) / last.tau
         found.positions += errors.size
         found.over += int(np.count_nonzero(errors >= 1 + ROUNDING))
         found.worst = max(found.worst, float(errors.max()))
         if found.states % LIT_EVERY == 0:
-            restored = self._stream.latents().values.reshape(sent.latents.shape)
-            errors = _distances(restored, sent.latents) / last.tau
+            restored = self._stream.latents().values
+            errors = distances(restored, sent.latents) / last.tau
             found.restored += 1
             found.restored_worst = max(found.restored_worst, float(errors.max()))
-
-
-def _distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    distances: NDArray[np.float64] = np.abs(a.astype(np.float64) - b).mean(axis=1)
-    return distances
 
 
 def stated_recovery(config: SelectionConfig, asks: bool) -> int:
@@ -338,11 +280,15 @@ def stated_recovery(config: SelectionConfig, asks: bool) -> int:
 
 
 class Campaign:
-    """Trials of mixes, on images that are encoded once."""
+    """Trials of mixes, on images that are encoded once.
+
+    :ivar footage: of the first size
+    """
 
     def __init__(self) -> None:
         self._tokenizer = Tokenizer(TOKENIZER)
         self._clips = [Footage(self._tokenizer, *size) for size in SIZES]
+        self.footage = self._clips[0]
         self._stream = LatentStream(TOKENIZER)
 
     def close(self) -> None:
@@ -407,12 +353,16 @@ def measure(settings: Settings) -> dict[str, Any]:
                 rows.append(campaign.run(mix, asks, settings.effort.fault_images))
     finally:
         campaign.close()
-    return {'rows': rows}
+    if ros.missing():
+        return {'rows': rows, 'skipped': ros.missing()}
+    import faulty_nodes
+
+    cases = faulty_nodes.measure(campaign.footage, settings.effort.seconds)
+    return {'rows': rows, 'cases': cases}
 
 
-def tables(result: dict[str, Any]) -> str:
+def mix_table(rows: list[dict[str, Any]]) -> str:
     """One row a mix and way of healing, and totals."""
-    rows = result['rows']
     sums = {
         name: sum(row[name] for row in rows)
         for name in ('packets', 'states', 'unbounded', 'wrong', 'positions', 'over', 'restored')
@@ -466,3 +416,50 @@ def tables(result: dict[str, Any]) -> str:
             ),
         )
     )
+
+
+def case_table(cases: list[dict[str, Any]]) -> str:
+    """One row a case."""
+    plain = cases[0]['bytes'] / cases[0]['packets']
+    storm = cases[-1]
+    return (
+        '`tokenizer_node` and `lit_node` (`mode:=hold`) over DDS, with the relay between them. '
+        'Bytes per packet are relative to the first row. Until OK: from the end of the fault; a '
+        'node that is started again has to load first. In the storm '
+        f'{storm["asked"]} keyframes were asked for in {storm["seconds"]:.0f} s.\n\n'
+        + table(
+            [
+                'what happens',
+                'packets',
+                'latents OK',
+                'not OK',
+                'wrong',
+                'worst, tau',
+                'bytes',
+                'keyframes',
+                'until OK: packets',
+                'seconds',
+            ],
+            (
+                [
+                    case['case'],
+                    str(case['packets']),
+                    str(case['states']),
+                    str(case['stale']),
+                    str(case['wrong'] + case['over']),
+                    f'{case["worst"]:.4f}',
+                    number(case['bytes'] / case['packets'] / plain),
+                    str(case['keyframes']),
+                    str(case['until_packets']),
+                    number(case['until_seconds']),
+                ]
+                for case in cases
+            ),
+        )
+    )
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Mixes, then the nodes where there is ROS."""
+    nodes = case_table(result['cases']) if 'cases' in result else f'Nodes: {result["skipped"]}.'
+    return f'{mix_table(result["rows"])}\n\n{nodes}'

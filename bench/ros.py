@@ -149,6 +149,10 @@ class Process:
                     found[name] = int(line.split()[1]) * 1024 / 1e6
         return found
 
+    def send(self, number: signal.Signals) -> None:
+        """A signal."""
+        self._process.send_signal(number)
+
     def ask_to_end(self) -> None:
         """Do not wait for it."""
         if self._process.poll() is None:

@@ -243,6 +243,23 @@ def test_stages_over_dds(dds, settings):
 
 
 @needs_ros
+def test_faults_over_dds(dds):
+    import faulty_nodes
+
+    campaign = bench_faults.Campaign()
+    cases = ('nothing', 'bad link', 'storm of requests')
+    found = faulty_nodes.measure(campaign.footage, 0.5, cases)
+    campaign.close()
+    _, lossy, storm = found
+    for case in found:
+        assert case['packets'] > 0 and case['states'] > 0
+        assert case['wrong'] == case['over'] == 0
+    assert lossy['stale'] > 0
+    assert storm['asked'] > 0 and storm['keyframes'] < storm['packets']
+    check_table(bench_faults.case_table(found), *cases)
+
+
+@needs_ros
 def test_alternatives_over_dds(dds, settings, tmp_path, monkeypatch):
     chosen = ('raw', 'H.264', 'tokens, hold')
     monkeypatch.setattr(
