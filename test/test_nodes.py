@@ -1,6 +1,7 @@
 """The nodes as processes over real DDS, with a camera, a policy and an operator in this one."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -31,6 +33,7 @@ helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 
 import rclpy  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rclpy.node import NodeNameNonExistentError  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from rclpy.utilities import get_rmw_implementation_identifier  # noqa: E402
 from ros_helpers import Robot, as_image, find, picture  # noqa: E402
@@ -64,6 +67,7 @@ BUILD_DEADLINE = 200.0
 DEADLY_SIZE = (40, 72)
 """Of images that failing_node.py cannot bear."""
 EXAMPLES = Path(__file__).parent.parent / 'examples'
+CONFIG = Path(__file__).parent.parent / 'config'
 POSITIONS = 6 * 8
 """Of a :func:`picture` as it comes."""
 ROUNDING = 1e-3
@@ -508,6 +512,47 @@ def test_diagnostics_hold_the_figures(system):
     assert all(np.isfinite(value) for value in numbers_of(report))
     assert (report.backend, report.device) == ('onnxruntime', 'cpu')
     assert report.status == 'OK' and report.level == DiagnosticStatus.OK
+
+
+GRANTS = {
+    ('topics', 'publish'): 'publisher',
+    ('topics', 'subscribe'): 'subscriber',
+    ('services', 'reply'): 'service',
+    ('services', 'request'): 'client',
+}
+"""Kinds of a security policy, and what rclpy calls them."""
+NOT_ALWAYS = ('/clock', '/get_type_description')
+"""Only with simulated time; only since Jazzy."""
+
+
+def granted(namespace, node):
+    """What the security policy grants a node, by kind, in a namespace."""
+    policy = ElementTree.parse(CONFIG / 'sros2_policy.xml')
+    (profile,) = policy.findall(f".//profile[@node='{node}']")
+    assert profile.get('ns') == '/'
+    found = {kind: set() for kind in GRANTS.values()}
+    for (tag, way), kind in GRANTS.items():
+        for each in profile.findall(f"{tag}[@{way}='ALLOW']/*"):
+            name = each.text.replace('~', f'{namespace}/{node}')
+            found[kind].add(name if name.startswith('/') else f'{namespace}/{name}')
+    return found
+
+
+def test_the_security_policy_grants_what_nodes_use_and_no_more(system, robot):
+    robot.start('camera_node')
+    for where, node in ((system, 'tokenizer'), (system, 'lit'), (robot, 'camera')):
+        for kind, allowed in granted(where.namespace, node).items():
+            names = getattr(where.node, f'get_{kind}_names_and_types_by_node')
+
+            def used(names=names, where=where, node=node):
+                # Before it is discovered, rclpy does not know the node.
+                with contextlib.suppress(NodeNameNonExistentError):
+                    return {name for name, _ in names(node, where.namespace)}
+                return set()
+
+            needed = {name for name in allowed if not name.endswith(NOT_ALWAYS)}
+            where.until(lambda used=used, needed=needed: needed <= used(), f'{kind} of {node}')
+            assert used() <= allowed, f'{kind} of {node}'
 
 
 def test_throttled_images_beside_a_fast_camera_info_are_no_fault(system):
