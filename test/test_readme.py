@@ -1,5 +1,6 @@
 """The README's tables say what the code does."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_every_message_field_is_documented():
             fields = line.split('#')[0].split()
             if len(fields) == 2 and '=' not in fields[1]:
                 assert f'`{fields[1]}`' in README, f'{path.name}: {fields[1]} is not in README.md'
+
+
+def test_tests_behind_promises_exist():
+    named = re.findall(r'`(test_\w+\.py)::(test_\w+)`', (ROOT / 'docs' / 'trust.md').read_text())
+    assert len(named) > 10
+    for file, test in named:
+        assert f'\ndef {test}(' in (ROOT / 'test' / file).read_text(), f'{file}::{test}'
 
 
 def test_parameter_files_name_real_parameters():
