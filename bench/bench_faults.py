@@ -300,7 +300,8 @@ class Campaign:
         """So many images on a link, in trials; after each the link is mended.
 
         :param asks: keyframes are asked for; else rolling refresh is all there is
-        :returns: fields of :class:`Findings`; ``stated``, of :func:`stated_recovery`
+        :returns: fields of :class:`Findings`; ``stated``, of :func:`stated_recovery`;
+            ``comparable``: the images are those of the other mixes
         """
         total = Findings()
         stated = 0
@@ -318,6 +319,7 @@ class Campaign:
             'mix': mix.name,
             'heals': 'keyframe' if asks else 'refresh',
             'stated': stated,
+            'comparable': mix.trial == ROUND and not mix.resize,
             **dataclasses.asdict(total),
         }
 
@@ -377,11 +379,11 @@ def mix_table(rows: list[dict[str, Any]]) -> str:
         f'{sums["unbounded"]} with UNBOUNDED were compared with the grid of the sender: '
         f'{sums["wrong"]} differ. Of {sums["positions"]} positions in states with OK, '
         f'{sums["over"]} are tau or further from the latents of their image; the furthest is at '
-        f'{worst:.4f} tau. In {sums["restored"]} of these states LIT restored the grid; the '
+        f'{worst:.5f} tau. In {sums["restored"]} of these states LIT restored the grid; the '
         f'furthest position is then at {number(restored)} tau.\n\n'
         'Older: states of a packet sent before one that had been shown, as its stamp tells. '
-        'Bytes: per packet, relative to the stream without faults. Until OK: packets after the '
-        'last fault, most of all trials, and what docs/trust.md states.\n\n'
+        'Bytes: per packet, relative to the stream of the same images without faults. Until OK: '
+        'packets after the last fault, most of all trials, and what docs/trust.md states.\n\n'
         + table(
             [
                 'faults',
@@ -406,7 +408,9 @@ def mix_table(rows: list[dict[str, Any]]) -> str:
                     str(row['states']),
                     str(row['wrong'] + row['over']),
                     str(row['older']),
-                    number(row['bytes'] / row['packets'] / plain[row['heals']]),
+                    number(row['bytes'] / row['packets'] / plain[row['heals']])
+                    if row['comparable']
+                    else '-',
                     str(row['asked']),
                     str(row['keyframes']),
                     str(max(row['recoveries'])),
