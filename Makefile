@@ -24,7 +24,7 @@ help:
 	@echo 'make test-core  the tests of the part without ROS, installed by pip'
 	@echo 'make quick      some tests on the sources as they are: ARGS="test/test_packet.py"'
 	@echo 'make quick-core the same without ROS'
-	@echo 'make bench      measure speed, up to half an hour: ARGS="--quick", ARGS="stages growth"'
+	@echo 'make bench      measure speed, up to 35 minutes: ARGS="--quick", ARGS="stages growth"'
 	@echo 'make lint       ruff, mypy, import contracts, typos, shellcheck'
 	@echo 'make shell      a shell in which all of it can be used'
 	@echo 'make clean      remove what was built (distclean: the environments, too)'
