@@ -59,6 +59,7 @@ class Stream:
         self.shape = shape
         self.epoch = epoch
         self.sequence = sequence
+        self.stamp = 0
         self.selector = Selector(shape[0] * shape[1], shape[2], config or SelectionConfig())
 
     @property
@@ -74,7 +75,7 @@ class Stream:
         chosen = self.selector.step(latents.reshape(-1, channels))
         packet = seal(
             Packet(
-                stamp=self.sequence * 33_000_000,
+                stamp=self.stamp,
                 frame_id='camera',
                 tokenizer=TOKENIZER,
                 epoch=self.epoch,
@@ -97,6 +98,7 @@ class Stream:
             )
         )
         self.sequence = (self.sequence + 1) & 0xFFFFFFFF
+        self.stamp += 33_000_000
         return packet
 
     def record(self, frames):

@@ -20,7 +20,7 @@ from adaptok_ros.engines.runner import Runner
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.packet import PacketError, Payload, check, seal
 from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver, Status
+from adaptok_ros.receiving.receiver import AGE_LIMIT, PAST_CONFIRMATIONS, Receiver, Status
 from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.sending.selection import SelectionConfig
 
@@ -412,14 +412,16 @@ def test_new_epoch_sees_nothing_of_the_old_one(windows, shape):
 
 def test_rewound_recording_sees_nothing_of_its_end(windows):
     """A bag that loops must not mix its end into its beginning."""
-    packets = lit_packets(record(1, FRAMES + 4, SHAPE, tau=0.4, refresh_period=3))
+    count = PAST_CONFIRMATIONS + FRAMES
+    packets = lit_packets(record(1, count, SHAPE, tau=0.4, refresh_period=3))
     receiver, states = Receiver(), []
     for packet in packets:
         windows(receiver, [packet])
         states.append((receiver.held.tobytes(), receiver.age.tobytes()))
     assert len(set(states)) == len(states)
+    windows(receiver, packets)
     again = windows(receiver, packets[:2])
-    assert receiver.counters.rewinds == 1
+    assert receiver.counters.rewinds == 2
     for held, age in zip(again['held'][0, :, :3, :5], again['age'][0, :, :3, :5]):
         assert (held.tobytes(), age.astype(np.uint8).tobytes()) in states[:2]
     assert not again['kept'][0, :-2].any()

@@ -6,6 +6,7 @@ hold exactly that.
 
 import contextlib
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -14,7 +15,13 @@ from hypothesis import strategies as st
 from streams import Sent, Stream, grid_of, latent_frames, record, sent_mask, state_of
 
 from adaptok_ros.packet import PacketError, Payload, grid_checksum, seal
-from adaptok_ros.receiving.receiver import AGE_LIMIT, MAX_DROPOUT, Receiver, Status
+from adaptok_ros.receiving.receiver import (
+    AGE_LIMIT,
+    MAX_DROPOUT,
+    PAST_CONFIRMATIONS,
+    Receiver,
+    Status,
+)
 from adaptok_ros.sending.selection import Reference, SelectionConfig
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -289,33 +296,38 @@ def play(receiver, recorded, references):
     ]
 
 
-@settings(deadline=None, max_examples=150)
-@given(recordings(40), st.integers(0, 20), st.integers(1, 20), st.integers(2, 4))
-def test_looped_recording_gives_the_same_grids_again(recorded, start, length, rounds):
+@settings(deadline=None, max_examples=50)
+@given(recordings(60), st.integers(0, 20), st.integers(2, 40))
+def test_looped_recording_gives_the_same_grids_again(recorded, start, length):
+    """Once as many packets as it takes have come; then every round, from its second packet on."""
     loop = recorded[start : start + length]
     references = by_number(recorded)
     receiver = Receiver()
     first = play(receiver, loop, references)
     assert None not in first
-    for _ in range(rounds - 1):
+    for number in range(-(-PAST_CONFIRMATIONS // length) + 2):
         again = play(receiver, loop, references)
-        # A packet from the past may be a late one; its successor tells.
-        assert again[1:].count(None) == 0 or length <= 2
+        if number * length >= PAST_CONFIRMATIONS:
+            assert again[1:] == first[1:]
         assert all(grid in (None, expected) for grid, expected in zip(again, first, strict=True))
-        assert grid_of(receiver) == first[-1]
+    assert grid_of(receiver) == first[-1]
 
 
-@settings(deadline=None, max_examples=80)
-@given(recordings(30), st.integers(3, 29), st.integers(0, 24))
+@settings(deadline=None, max_examples=40)
+@given(recordings(80), st.integers(2, 40), st.integers(0, 38))
+@example(record(0, 80), PAST_CONFIRMATIONS, 0)
+@example(record(0, 80), PAST_CONFIRMATIONS - 1, 0)
 def test_recording_played_again_from_anywhere(recorded, end, start):
-    """However far the first play came, the second gives what a new receiver would hold."""
-    start = min(start, end - 3)
+    """Like a new receiver from there; or, where that is only a little back, as if it went on."""
+    start = min(start, end - 1)
     references = by_number(recorded)
-    receiver, fresh = Receiver(), Receiver()
+    receiver, other = Receiver(), Receiver()
     play(receiver, recorded[:end], references)
     play(receiver, recorded[start:], references)
-    expected = play(fresh, recorded[start:], references)
-    assert grid_of(receiver) == expected[-1]
+    rewound = end - start >= PAST_CONFIRMATIONS
+    play(other, recorded[start if rewound else 0 :], references)
+    assert receiver.counters.rewinds == rewound
+    assert grid_of(receiver) == grid_of(other)
 
 
 @pytest.mark.parametrize('start', [0, 40])
@@ -324,14 +336,18 @@ def test_long_recording_loops_too(start):
     references = by_number(recorded)
     receiver = Receiver()
     first = play(receiver, recorded, references)
-    assert play(receiver, recorded, references)[1:] == first[1:]
-    assert receiver.counters.rewinds == 1
+    waits = PAST_CONFIRMATIONS - 1
+    assert play(receiver, recorded, references) == [None] * waits + first[waits:]
+    for rewinds in (2, 3):  # what has been rewound once may loop
+        assert play(receiver, recorded, references) == [None, *first[1:]]
+        assert receiver.counters.rewinds == rewinds
+    assert receiver.counters.gaps == 0
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(
-    recordings(24, max_tokens=0),
-    st.lists(st.sets(st.integers(0, 23), max_size=20), min_size=1, max_size=3),
+    recordings(48, max_tokens=0, refresh_period=6),
+    st.lists(st.sets(st.integers(0, 47), max_size=40), min_size=1, max_size=3),
 )
 def test_recording_looped_over_a_lossy_link_recovers(recorded, dropped):
     """One whole round is enough, whatever arrived of the rounds before."""
@@ -342,6 +358,136 @@ def test_recording_looped_over_a_lossy_link_recovers(recorded, dropped):
     play(receiver, recorded, references)
     assert receiver.status is Status.OK
     assert receiver.held.tobytes() == recorded[-1].reference
+
+
+@functools.cache
+def long_recording(**config):
+    return record(5, 400, SHAPE, tau=0.3, **config)
+
+
+LONG = st.sampled_from(
+    [
+        {'refresh_period': 0},
+        {'refresh_period': 20},
+        {'refresh_period': 0, 'keyframe_interval': 25},
+        {'refresh_period': 7, 'max_tokens': 4},
+    ]
+).map(lambda config: long_recording(**config))
+
+
+@settings(deadline=None, max_examples=15)
+@given(LONG, st.integers(1, 300), st.integers(1, PAST_CONFIRMATIONS - 1), SEEDS)
+def test_delayed_copies_are_no_rewound_recording(recorded, delay, burst, seed):
+    """However late, with holes, in whatever order, as long as the stream goes on beside them."""
+    random = np.random.default_rng(seed)
+    receiver, once = Receiver(), Receiver()
+    copies = 0
+    for number, sent in enumerate(recorded):
+        assert receiver.apply(sent.packet) and once.apply(sent.packet)
+        assert grid_of(receiver) == grid_of(once)
+        if random.random() < 0.5:
+            continue
+        first = max(number - delay - burst + 1, 0)
+        chosen = np.arange(first, min(first + burst, number + 1))
+        chosen = chosen[random.random(chosen.size) < random.choice([0.7, 1.0])]
+        if random.random() < 0.2:
+            random.shuffle(chosen)
+        for copy in chosen:
+            assert not receiver.apply(recorded[copy].packet)
+        copies += chosen.size
+    assert receiver.counters == dataclasses.replace(once.counters, late=copies)
+
+
+@settings(deadline=None, max_examples=20)
+@given(LONG, st.integers(PAST_CONFIRMATIONS, 200), st.integers(200, 399))
+def test_copies_taken_for_a_rewound_recording_do_so_once(recorded, burst, resumed):
+    """Too many at once; the stream is followed again with the packet that continues it."""
+    references = by_number(recorded)
+    receiver = Receiver()
+    play(receiver, recorded[:200], references)
+    play(receiver, recorded[200 - burst : 200], references)
+    assert receiver.counters.rewinds == 1
+    for number in range(resumed, 400):
+        # One that is alone may be a packet that overtook another.
+        applied = watch(receiver, recorded[number].packet, references)
+        assert applied or (number == resumed == 200)
+        for copy in recorded[number - 3 : number]:
+            assert not receiver.apply(copy.packet)
+    assert receiver.counters.rewinds == 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    LONG,
+    st.lists(
+        st.tuples(st.integers(0, 300), st.integers(PAST_CONFIRMATIONS + 1, 99)),
+        min_size=2,
+        max_size=6,
+    ),
+    SEEDS,
+    st.sampled_from([0.0, 0.1]),
+)
+def test_seeks_back_and_forth_are_followed(recorded, segments, seed, loss):
+    """Each within as many packets as it takes; none of those that came is left out."""
+    random = np.random.default_rng(seed)
+    references = by_number(recorded)
+    receiver = Receiver()
+    for start, length in segments:
+        segment = [each for each in recorded[start : start + length] if random.random() >= loss]
+        play(receiver, segment[: PAST_CONFIRMATIONS + 1], references)
+        for sent in segment[PAST_CONFIRMATIONS + 1 :]:
+            watch(receiver, sent.packet, references)
+            assert (receiver._early or receiver.last) is sent.packet
+
+
+def test_a_stream_of_restamped_copies_is_followed_at_once():
+    """Whoever replays a recording with stamps of today does not send copies."""
+    recorded = record(1, 60, refresh_period=5)
+    receiver = Receiver()
+    for sent in recorded:
+        receiver.apply(sent.packet)
+    later = 10**12
+    again = [
+        dataclasses.replace(sent.packet, stamp=sent.packet.stamp + later) for sent in recorded
+    ]
+    assert [receiver.apply(packet) for packet in again[:3]] == [0, 2, 1]
+    assert receiver.status is Status.OK and receiver.last is again[2]
+
+
+def test_copies_of_an_earlier_epoch_are_late():
+    first = record(1, 60, refresh_period=5)
+    second = [
+        Sent(dataclasses.replace(sent.packet, stamp=sent.packet.stamp + 10**12), sent.reference)
+        for sent in record(2, 60, epoch=2, refresh_period=5)
+    ]
+    references = by_number(first, second)
+    receiver = Receiver()
+    play(receiver, first, references)
+    for sent in second:
+        assert watch(receiver, sent.packet, references)
+        for copy in first[10 : 10 + PAST_CONFIRMATIONS - 1]:
+            assert not receiver.apply(copy.packet)
+    assert receiver.counters.restarts == 1
+    # Played again, both epochs of a recording are followed.
+    for round_ in range(2):
+        play(receiver, first, references)
+        assert receiver.last is first[-1].packet
+        play(receiver, second, references)
+        assert receiver.last is second[-1].packet
+        assert receiver.counters.restarts == 3 + 2 * round_
+
+
+def test_packets_of_an_earlier_epoch_that_disagree_are_not_mixed():
+    first, other = record(1, 60, refresh_period=5), record(1, 60, (5, 3, 2), refresh_period=5)
+    receiver = Receiver()
+    receiver.apply(first[0].packet)
+    current = record(2, 1, epoch=2)[0].packet
+    receiver.apply(dataclasses.replace(current, stamp=10**12))
+    for one, another in zip(first[1::2], other[2::2]):
+        for sent in (one, another):
+            with contextlib.suppress(PacketError):
+                receiver.apply(sent.packet)
+    assert receiver.last.epoch == 1
 
 
 @settings(deadline=None, max_examples=60)
@@ -609,8 +755,8 @@ def test_a_jump_that_goes_on_is_believed():
     assert taken == [0, 2, *[1] * 8]
     assert receiver.counters.jumps == 1 and receiver.counters.lost == 0
     # And back, as somebody does who seeks in a recording.
-    taken = [receiver.apply(sent.packet) for sent in recorded[1000:1010]]
-    assert taken == [0, 2, *[1] * 8]
+    taken = [receiver.apply(sent.packet) for sent in recorded[1000:1040]]
+    assert taken == [0] * (PAST_CONFIRMATIONS - 1) + [PAST_CONFIRMATIONS] + [1] * 8
     assert receiver.counters.rewinds == 1
 
 
@@ -653,11 +799,11 @@ def test_seeking_back_a_little_in_a_recording_is_believed_after_a_while():
     recorded = record(1, 60, refresh_period=5)
     receiver, references = Receiver(), by_number(recorded)
     play(receiver, recorded[:5], references)
-    play(receiver, recorded[30:35], references)
-    play(receiver, recorded[10:30], references)
+    play(receiver, recorded[50:55], references)
+    play(receiver, recorded[10:50], references)
     assert receiver.counters.rewinds == 1
     assert receiver.status is Status.OK
-    assert receiver.held.tobytes() == recorded[29].reference
+    assert receiver.held.tobytes() == recorded[49].reference
 
 
 @pytest.mark.parametrize('fields', [{'grid_height': 4}, {'image_width': 99}])

@@ -20,6 +20,8 @@ from adaptok_ros.packet import (
     unpack_mask,
 )
 
+GRID = ('tokenizer', 'grid_height', 'grid_width', 'channels')
+IMAGE_SIZE = ('image_height', 'image_width')
 AGE_LIMIT = 255
 SEQUENCE_MASK = 0xFFFFFFFF
 
@@ -29,14 +31,14 @@ MAX_DROPOUT = 3000
 As in RFC 3550, appendix A.1.
 """
 
-REMEMBERED = 64
-"""Packets within which an overtaken one is told from a replayed one."""
-
 CONFIRMATIONS = 2
-"""Packets in a row that are believed though the first of them may be an error or a copy."""
+"""Packets in a row that are believed though the first of them may be an error."""
 
-LATE_CONFIRMATIONS = 8
-"""The same where they may just have been overtaken, all together."""
+PAST_CONFIRMATIONS = 32
+"""Packets in a row from the past that are believed though they may be copies.
+
+More than a relay sends at once that had to wait: a queue of tokens holds 30 of them.
+"""
 
 REMEMBERED_EPOCHS = 8
 """Epochs before this one, of which a late packet may come."""
@@ -92,12 +94,18 @@ class Receiver:
     a gap the grid is kept, and its positions count as stale until they are renewed; so they do
     when the sender's checksum of the grid is not that of the held one.
 
-    A packet from before the last is late, and is dropped. But some of these, and jumps of more
-    than :data:`MAX_DROPOUT` packets, are believed once :data:`CONFIRMATIONS` of them follow each
-    other directly: what was applied before, or lies further back than :data:`REMEMBERED` packets
-    (a bag that loops, or was rewound: the stream starts over), and what belongs to an earlier
-    epoch. What was never applied and is not so old may have been overtaken: it takes
-    :data:`LATE_CONFIRMATIONS`. A keyframe from further back, or ahead, is believed at once.
+    A jump of more than :data:`MAX_DROPOUT` packets ahead is believed at once if it is a keyframe,
+    and else once :data:`CONFIRMATIONS` packets follow each other directly.
+
+    A packet from before the last, or of an earlier epoch, is late and is dropped. It may have
+    been overtaken, it may be a delayed copy, or somebody rewound a recording. Packets do not tell
+    these apart, but what comes in between does: beside copies the stream goes on, and after a
+    rewind it does not. So :data:`PAST_CONFIRMATIONS` late packets without a newer one in between
+    are believed, and the stream starts over with those that lead up to the last of them. A
+    recording that was rewound may loop. From then on :data:`CONFIRMATIONS` late packets are
+    enough, until one comes that is newer than all before the rewind. They are also enough where
+    a late packet bears a newer stamp than the last, which neither a copy nor an overtaken one
+    does.
 
     Sizes are fixed within an epoch. A packet with others is rejected; but a keyframe, or
     :data:`CONFIRMATIONS` of them in a row, start the stream over: the one before may be wrong.
@@ -145,7 +153,9 @@ class Receiver:
         self.status = Status.INCOMPLETE
         self._early: Packet | None = None
         self._doubtful: list[Packet] = []
-        self._seen: deque[int] = deque(maxlen=REMEMBERED)
+        self._past: list[Packet] = []
+        self._past_count = 0
+        self._rewound_from: Packet | None = None
         self.held = np.zeros((0, 0, 0), np.float32)
         self.kept = np.zeros((0, 0), np.bool_)
         self.age = np.zeros((0, 0), np.uint8)
@@ -171,11 +181,10 @@ class Receiver:
         elif packet.epoch != self.last.epoch:
             self._take_epoch(packet, self.last)
         else:
-            ahead = _ahead(packet, self.last)
-            if ahead == 1:
+            if _ahead(packet, self.last) == 1:
                 self._write(packet, frames=1)
                 self._take_early()
-            elif 1 < ahead <= SEQUENCE_MASK // 2:
+            elif _is_newer(packet, self.last):
                 self._take_ahead(packet, self.last)
             else:
                 self._take_late(packet, self.last)
@@ -203,24 +212,16 @@ class Receiver:
 
     def _check_epoch(self, packet: Packet, last: Packet) -> None:
         """Within an epoch the sizes are fixed; but perhaps the earlier packets were wrong."""
-        for field in (
-            'tokenizer',
-            'grid_height',
-            'grid_width',
-            'channels',
-            'image_height',
-            'image_width',
-        ):
-            value, allowed = getattr(packet, field), getattr(last, field)
-            if value == allowed:
-                continue
-            run = [packet] if packet.keyframe else self._doubt(packet, CONFIRMATIONS)
-            if run:
-                self.counters.restarts += 1
-                self.reset()
-                return
-            shown = [quote(each) if isinstance(each, str) else each for each in (value, allowed)]
-            raise PacketError(field, shown[0], f'{shown[1]} (within one epoch)')
+        field = _disagreement(packet, last)
+        if not field:
+            return
+        if packet.keyframe or self._doubt(packet):
+            self.counters.restarts += 1
+            self.reset()
+            return
+        values = (getattr(packet, field), getattr(last, field))
+        shown = [quote(each) if isinstance(each, str) else each for each in values]
+        raise PacketError(field, shown[0], f'{shown[1]} (within one epoch)')
 
     def _take_early(self) -> None:
         """Apply what was waiting for the packet just applied, where it follows now."""
@@ -234,13 +235,15 @@ class Receiver:
         """A packet before which some are missing."""
         ahead = _ahead(packet, last)
         if ahead - 1 > MAX_DROPOUT and not packet.keyframe:
-            run = self._doubt_late(packet, CONFIRMATIONS)
+            run = self._doubt(packet)
+            self.counters.late += 1 - len(run)
             if run:
                 self.counters.jumps += 1
                 self._early = None
                 self._renewed.fill(False)
                 self._write(run[0], frames=AGE_LIMIT)
-                self._write_all(run[1:])
+                for each in run[1:]:
+                    self._write(each, frames=1)
             return
         if self._early is not None and packet.sequence == self._early.sequence:
             self.counters.late += 1
@@ -248,6 +251,7 @@ class Receiver:
         early, self._early = self._early, None
         if early is None and ahead == 2 and not packet.keyframe:
             self._early = packet
+            self._forget_doubts()  # it is newer than the last
             return
         waited = [] if early is None else [early]
         for each in sorted([*waited, packet], key=lambda each: _ahead(each, last)):
@@ -255,9 +259,9 @@ class Receiver:
 
     def _write_after_gap(self, packet: Packet) -> None:
         assert self.last is not None
-        missing = _ahead(packet, self.last) - 1
-        if missing < 0 or missing > SEQUENCE_MASK // 2:
+        if not _is_newer(packet, self.last):
             return  # it came twice, or too late
+        missing = _ahead(packet, self.last) - 1
         if missing > MAX_DROPOUT:
             self.counters.jumps += 1
         elif missing:
@@ -269,50 +273,67 @@ class Receiver:
 
     def _take_late(self, packet: Packet, last: Packet) -> None:
         """A packet of this epoch that is not newer than the last."""
-        behind = _ahead(last, packet)
-        if behind == 0:
+        if packet.sequence == last.sequence and not self._past:
             self.counters.late += 1
-            return
-        distant = behind > REMEMBERED
-        if packet.keyframe and distant:
-            run = [packet]
         else:
-            known = distant or packet.sequence in self._seen
-            run = self._doubt_late(packet, CONFIRMATIONS if known else LATE_CONFIRMATIONS)
-        if run:
-            self.counters.rewinds += 1
-            self.reset()
-            self._start(run[0])
-            self._write_all(run[1:])
+            self._take_past(packet, last)
 
     def _take_epoch(self, packet: Packet, last: Packet) -> None:
         """A packet of another epoch: of a new one, or late, or of a recording."""
-        new = packet.epoch not in self._epochs
-        run = [packet] if new else self._doubt_late(packet, CONFIRMATIONS)
-        if run:
-            self._restart(run[0], last)
-            self._write_all(run[1:])
+        if packet.epoch in self._epochs:
+            self._take_past(packet, last)
+        else:
+            self._rewound_from = None
+            self._restart(packet, last)
 
-    def _doubt(self, packet: Packet, confirmations: int) -> list[Packet]:
-        """Add to the packets in doubt, if it follows them.
+    def _take_past(self, packet: Packet, last: Packet) -> None:
+        """A packet that is late, unless the stream has gone on from there."""
+        newer = packet.stamp > last.stamp
+        run = self._doubt(packet) if newer else self._doubt_past(packet)
+        self.counters.late += 1 - len(run)
+        if not run:
+            return
+        rewound_from = None if newer else self._rewound_from or last
+        if packet.epoch == last.epoch:
+            self.counters.rewinds += 1
+            self.reset()
+            self._start(run[0])
+        else:
+            self._restart(run[0], last)
+        self._rewound_from = rewound_from
+        for each in run[1:]:
+            self._write_after_gap(each)
+
+    def _doubt(self, packet: Packet) -> list[Packet]:
+        """Add to the packets that may be an error, if it follows them.
 
         :returns: all of them, if they may be believed now; else none
         """
         run = self._doubtful
-        if not run or run[-1].epoch != packet.epoch or _ahead(packet, run[-1]) != 1:
+        if not run or not _follows(packet, run[-1]) or _ahead(packet, run[-1]) != 1:
             run.clear()
         run.append(packet)
-        return run if len(run) >= confirmations else []
+        return run if len(run) >= CONFIRMATIONS else []
 
-    def _doubt_late(self, packet: Packet, confirmations: int) -> list[Packet]:
-        """The same, counted as late as long as it is in doubt."""
-        run = self._doubt(packet, confirmations)
-        self.counters.late += 1 - len(run)
-        return run
+    def _doubt_past(self, packet: Packet) -> list[Packet]:
+        """Add to the packets that may be copies, and count them.
 
-    def _write_all(self, packets: list[Packet]) -> None:
-        for packet in packets:
-            self._write(packet, frames=1)
+        :returns: those that lead up to this one, if they may be believed now; else none
+        """
+        run = self._past
+        if run and not _follows(packet, run[-1]):
+            run.clear()
+        run.append(packet)
+        self._past_count += 1
+        if self._rewound_from is None:
+            return run if self._past_count >= PAST_CONFIRMATIONS else []
+        return run if len(run) >= CONFIRMATIONS else []
+
+    def _forget_doubts(self) -> None:
+        """The stream goes on."""
+        self._doubtful = []
+        self._past = []
+        self._past_count = 0
 
     def _start(self, packet: Packet) -> None:
         self.generation += 1
@@ -328,15 +349,8 @@ class Receiver:
         """Begin another epoch; a grid of the same kind is kept, stale, until it is renewed."""
         self.counters.restarts += 1
         self._epochs.append(last.epoch)
-        self._seen.clear()
         self._early = None
-        same = (packet.tokenizer, packet.grid_height, packet.grid_width, packet.channels) == (
-            last.tokenizer,
-            last.grid_height,
-            last.grid_width,
-            last.channels,
-        )
-        if same:
+        if _disagreement(packet, last) in ('', *IMAGE_SIZE):
             self.generation += 1
             self._renewed.fill(False)
             self._write(packet, frames=1)
@@ -356,8 +370,9 @@ class Receiver:
         self._arrived |= keep
         self._renewed |= keep
         self.last = packet
-        self._doubtful = []
-        self._seen.append(packet.sequence)
+        self._forget_doubts()
+        if self._rewound_from is not None and _is_newer(packet, self._rewound_from):
+            self._rewound_from = None
         self.counters.applied += 1
         self._compare_grids(packet)
         self.status = self._assess(packet)
@@ -385,3 +400,21 @@ class Receiver:
 def _ahead(packet: Packet, last: Packet) -> int:
     """How many packets after another one it was sent, modulo 2**32."""
     return (packet.sequence - last.sequence) & SEQUENCE_MASK
+
+
+def _is_newer(packet: Packet, last: Packet) -> bool:
+    """Whether it was sent after another one of the same epoch."""
+    return packet.epoch == last.epoch and 1 <= _ahead(packet, last) <= SEQUENCE_MASK // 2
+
+
+def _follows(packet: Packet, last: Packet) -> bool:
+    """Whether it can be applied after another one, perhaps with a gap."""
+    return _is_newer(packet, last) and not _disagreement(packet, last)
+
+
+def _disagreement(packet: Packet, last: Packet) -> str:
+    """The first field in which two packets differ that do not within an epoch; else ''."""
+    for field in GRID + IMAGE_SIZE:
+        if getattr(packet, field) != getattr(last, field):
+            return field
+    return ''
