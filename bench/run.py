@@ -34,6 +34,7 @@ PARTS = {
     'selection': 'The selection step, fused against unfused',
     'gating': 'Gating against dense',
     'lit': 'LIT for what changed against LIT for all',
+    'ceiling': 'LIT against hold while the ceiling holds positions back',
     'growth': 'How it grows',
     'half': 'The float16 encoder against float32',
     'faults': 'What holds on bad links',

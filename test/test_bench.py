@@ -19,6 +19,7 @@ BENCH = Path(__file__).resolve().parent.parent / 'bench'
 sys.path.insert(0, str(BENCH))
 
 import bench_alternatives
+import bench_ceiling
 import bench_conversion
 import bench_faults
 import bench_gating
@@ -202,6 +203,16 @@ def test_faults(settings, monkeypatch):
     assert plain['states'] == plain['packets'] == plain['arrived'] > 200
     assert lossy['states'] < plain['states'] and lossy['asked'] > 0 and lossy['wrong'] == 0
     check_table(bench_faults.tables(result), 'drops 20%', 'not asked for')
+
+
+def test_ceiling(settings):
+    result = bench_ceiling.measure(settings)
+    cases = result['clips']['shaky, noise']['cases']
+    for case in cases.values():
+        assert case['frames'] > 0 and case['bound_holds']
+        assert 1 < case['worst'] <= case['bound'] and 0 < case['largest_correction'] <= 1.001
+    assert cases['2 %']['waiting_share'] > cases['10 %']['waiting_share'] > 0
+    check_table(bench_ceiling.tables(result), 'shaky, noise', 'new scene')
 
 
 def test_growth(settings):

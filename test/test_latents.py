@@ -17,12 +17,15 @@ from adaptok_ros.engines.choice import create_engine
 from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.runner import Runner
+from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import ModelError, find_model, read_description
 from adaptok_ros.packet import PacketError, Payload, check, seal
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import AGE_LIMIT, PAST_CONFIRMATIONS, Receiver, Status
 from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 MODEL = 'adaptok-tiny'
 DESCRIPTION = read_description(find_model(MODEL), 'lit.json')
@@ -487,6 +490,33 @@ def test_lit_is_never_further_than_2_tau_from_the_truth(stream):
         error = distance(stream.latents().values, truth)
         assert error.max() <= 2 * packet.tau * (1 + 1e-5)
         assert error[sent_mask(packet).reshape(8, 8)].max(initial=0) == 0
+
+
+def test_lit_does_not_hide_what_waits_for_the_ceiling():
+    """After a change of scene the truth is outside the ball that limits LIT's correction."""
+    tau, scene, tokenizer = 0.1, Scene(160, 120), Tokenizer(MODEL)
+    sender = Sender(tokenizer, SelectionConfig(tau=tau))
+    stream = LatentStream(MODEL)
+    hold = lit = 0.0
+    for frame in range(16):
+        image = scene.frame(20 + frame)
+        if frame >= 4:
+            image = np.ascontiguousarray(image[::-1])
+        stream.push(sender.send(image, frame, 'camera'))
+        sender.config = SelectionConfig(tau=tau, max_tokens=15)
+        latents, receiver = stream.latents(), stream.receiver
+        if frame < 4:
+            continue
+        assert latents.status is Status.UNBOUNDED and latents.deferred > 100
+        truth, kept = tokenizer.encode(image).copy(), receiver.kept
+        assert distance(truth, receiver.held)[~kept].max() > 3 * tau
+        assert distance(truth, latents.values)[~kept].max() > 2 * tau
+        assert_restored(latents.values, receiver.held, kept, tau)
+        hold += float(np.square(receiver.held - truth).sum())
+        lit += float(np.square(latents.values - truth).sum())
+    stream.close()
+    tokenizer.close()
+    assert lit < hold
 
 
 def test_lit_after_a_pause_of_the_policy_is_what_it_would_have_been(model):

@@ -123,7 +123,8 @@ class Restorer:
         """Latents after the last observation, ``[H, W, C]`` of the padded grid, a view.
 
         Sent positions are bit for bit what was sent; elsewhere
-        ``mean_c |restored - held| <= tau`` up to float rounding.
+        ``mean_c |restored - held| <= tau`` up to float rounding. That limits the correction in
+        any case. It is a bound on the error, 2 tau, only where the receiver's status is OK.
 
         :raises EngineError: the engine that was named fails; under ``auto``: all do
         """
