@@ -48,6 +48,7 @@ class Effort:
     :ivar changed_rows: shares of the rows that change, of growth with what is sent
     :ivar windows: lengths of LIT's window
     :ivar fault_images: of each mix of faults
+    :ivar healing_frames: images of a clip over a link that loses packets
     """
 
     frames: int = 60
@@ -72,6 +73,7 @@ class Effort:
     changed_rows: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     windows: tuple[int, ...] = (2, 4, 8, 16)
     fault_images: int = 8000
+    healing_frames: int = 295
 
 
 FULL = Effort()

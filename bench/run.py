@@ -36,6 +36,7 @@ PARTS = {
     'lit': 'LIT for what changed against LIT for all',
     'ceiling': 'LIT against hold while the ceiling holds positions back',
     'growth': 'How it grows',
+    'healing': 'What heals a loss, and what that costs',
     'half': 'The float16 encoder against float32',
     'faults': 'What holds on bad links',
 }

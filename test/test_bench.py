@@ -25,6 +25,7 @@ import bench_faults
 import bench_gating
 import bench_growth
 import bench_half
+import bench_healing
 import bench_lit
 import bench_selection
 import bench_stages
@@ -51,6 +52,7 @@ TINY = measuring.Effort(
     changed_rows=(0.1, 0.5),
     windows=(2, 3),
     fault_images=200,
+    healing_frames=55,
 )
 
 LONGER = dataclasses.replace(TINY, frames=2 * bench_half.STEP)
@@ -213,6 +215,16 @@ def test_ceiling(settings):
         assert 1 < case['worst'] <= case['bound'] and 0 < case['largest_correction'] <= 1.001
     assert cases['2 %']['waiting_share'] > cases['10 %']['waiting_share'] > 0
     check_table(bench_ceiling.tables(result), 'shaky, noise', 'new scene')
+
+
+def test_healing(settings):
+    result = bench_healing.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    for case in result['clips']['moving']['cases']:
+        refresh, *others = (case['ways'][way.value] for way in bench_healing.Way)
+        assert refresh['rate'] == 1  # nobody asks for anything
+        assert all(way['rate'] > 1 and way['healthy'] > refresh['healthy'] for way in others)
+    check_table(bench_healing.tables(result), 'shaky, noise')
 
 
 def test_growth(settings):
