@@ -7,13 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.actions import (
-    DeclareLaunchArgument,
-    GroupAction,
-    OpaqueFunction,
-    SetEnvironmentVariable,
-    Shutdown,
-)
+from launch.actions import DeclareLaunchArgument, GroupAction, OpaqueFunction, Shutdown
 from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node, PushRosNamespace
@@ -24,7 +18,6 @@ from adaptok_ros.nodes.camera_parameters import CAMERA_NODE
 from adaptok_ros.nodes.cameras import split_cameras
 from adaptok_ros.nodes.parameter import NodeParameter
 from adaptok_ros.nodes.parameters import LIT_NODE, TOKENIZER_NODE
-from adaptok_ros.nodes.transport import profile_environment
 from launch import LaunchContext, LaunchDescription
 
 Arguments = Mapping[str, NodeParameter]
@@ -236,11 +229,7 @@ def generate_launch_description() -> LaunchDescription:
             ),
             *(argument(name, by_name[name]) for name in names),
             GroupAction(
-                [
-                    *(SetEnvironmentVariable(*item) for item in profile_environment().items()),
-                    OpaqueFunction(function=push_namespace),
-                    OpaqueFunction(function=start_cameras),
-                ]
+                [OpaqueFunction(function=push_namespace), OpaqueFunction(function=start_cameras)]
             ),
         ]
     )

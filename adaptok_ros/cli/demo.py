@@ -86,7 +86,12 @@ def choose_size(video: str | None, full: bool) -> tuple[int, int, float, int]:
 
 
 def start_node(
-    module: str, folder: Path, namespace: str, parameters: dict[str, Any], remaps: dict[str, str]
+    module: str,
+    folder: Path,
+    namespace: str,
+    parameters: dict[str, Any],
+    remaps: dict[str, str],
+    environment: dict[str, str],
 ) -> subprocess.Popen[bytes]:
     """Start one node as a process of its own, which ends with this one."""
     command = [sys.executable, '-m', f'adaptok_ros.nodes.{module}', '--ros-args']
@@ -102,6 +107,7 @@ def start_node(
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
+            env=environment,
             preexec_fn=functools.partial(die_with, os.getpid(), signal.SIGTERM),
         )
 
@@ -117,11 +123,14 @@ def run(arguments: argparse.Namespace) -> int:
     from adaptok_ros.nodes.transport import profile_environment
 
     height, width, rate, count = choose_size(arguments.video, arguments.full_size)
-    os.environ.update(profile_environment(3 * height * width))
     seconds = arguments.seconds or (min(20.0, count / rate) if count else 20.0)
     namespace = '/' + (arguments.namespace or f'demo_{os.getpid()}').strip('/')
     domain = choose_domain(arguments.domain)
     os.environ['ROS_DOMAIN_ID'] = str(domain)
+    # Of the nodes, each chooses what it needs for itself; but only we know the size of the images.
+    of_nodes = dict(os.environ)
+    of_camera = {**of_nodes, **profile_environment(3 * height * width)}
+    os.environ.update(profile_environment(None))
     output = arguments.output / time.strftime('%Y%m%d-%H%M%S')
     output.mkdir(parents=True)
     print(f'{width}x{height} at {rate:g} frames/s for {seconds:.0f} s, tau {arguments.tau:g}')
@@ -135,13 +144,17 @@ def run(arguments: argparse.Namespace) -> int:
         with TokenBagWriter(output / 'tokens', f'{namespace}/tokenizer/tokens') as bag:
             policy = _Policy(bag, namespace, processes)
             processes.append(
-                start_node('tokenizer_node', output, namespace, {'tau': arguments.tau}, {})
+                start_node(
+                    'tokenizer_node', output, namespace, {'tau': arguments.tau}, {}, of_nodes
+                )
             )
             processes.append(
-                start_node('lit_node', output, namespace, {}, {'tokens': 'tokenizer/tokens'})
+                start_node(
+                    'lit_node', output, namespace, {}, {'tokens': 'tokenizer/tokens'}, of_nodes
+                )
             )
             policy.wait_for(policy.sees_nodes)
-            processes.append(start_node('camera_node', output, namespace, camera, {}))
+            processes.append(start_node('camera_node', output, namespace, camera, {}, of_camera))
             policy.wait_for(lambda: bool(policy.record.latency and policy.record.images))
             policy.spin(seconds)
             policy.close()

@@ -15,6 +15,7 @@ from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.diagnostics import DiagnosticsPublisher, Remark, new_status
 from adaptok_ros.nodes.lifecycle import ManagedNode
 from adaptok_ros.nodes.parameter import NodeParameter
+from adaptok_ros.nodes.transport_check import report_transport
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -130,4 +131,5 @@ class StreamNode(ManagedNode, abc.ABC):
         elif remarks:
             level = max(remark.level for remark in remarks)
             message = '; '.join(remark.text for remark in remarks)
-        return new_status(self, self.hardware, level, message, *figures, self.faults.report())
+        figures = (*figures, self.faults.report(), report_transport())
+        return new_status(self, self.hardware, level, message, *figures)

@@ -25,6 +25,7 @@ from adaptok_ros.nodes.image_messages import as_message
 from adaptok_ros.nodes.pace import Pace
 from adaptok_ros.nodes.parameter import declare, read
 from adaptok_ros.nodes.stopping import EndOfNode
+from adaptok_ros.nodes.transport_check import explain_sent
 
 SCENE_SIZE = (480, 640)
 SCENE_RATE = 30.0
@@ -54,6 +55,7 @@ class CameraNode(Node):
         info = camera_info_topic(self)
         self._info = self.create_publisher(CameraInfo, info, qos.image_output())
         self._exit_code = 1
+        self._checked_bytes = 0
         self._ended = self.create_guard_condition(self._end)
         self._thread = threading.Thread(
             target=self._run, args=(values['rate'],), name='camera', daemon=True
@@ -95,8 +97,16 @@ class CameraNode(Node):
                 cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8
             )
         image = as_message(frame, self.get_clock().now().nanoseconds, self._frame_id)
+        if frame.nbytes > self._checked_bytes:
+            self._check(frame.nbytes)
         self._image.publish(image)
         self._info.publish(CameraInfo(header=image.header, height=height, width=width))
+
+    def _check(self, image_bytes: int) -> None:
+        self._checked_bytes = image_bytes
+        wrong = explain_sent(image_bytes)
+        if wrong:
+            self.get_logger().warning(wrong)
 
     def destroy_node(self) -> None:
         """Stop the thread, then destroy the node."""
@@ -108,7 +118,7 @@ class CameraNode(Node):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the node."""
-    return run('camera_node', CameraNode, args, __doc__ or '')
+    return run('camera_node', CameraNode, args, __doc__ or '', image_bytes=0)
 
 
 if __name__ == '__main__':

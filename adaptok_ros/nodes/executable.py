@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,8 @@ from adaptok_ros.nodes.lifecycle import ManagedNode
 from adaptok_ros.nodes.parameter import usage
 from adaptok_ros.nodes.parameters import NODES
 from adaptok_ros.nodes.stopping import EndOfNode, stop_on_signals
+from adaptok_ros.nodes.transport import profile_environment
+from adaptok_ros.nodes.transport_check import check_start
 from adaptok_ros.nodes.unknown import tell_misnamed_sections, tell_unknown
 
 SIGNAL_PERIOD = 0.2
@@ -40,10 +43,18 @@ START_ERRORS = (
 
 
 def run(
-    executable: str, create: Callable[[], Node], args: Sequence[str] | None, description: str
+    executable: str,
+    create: Callable[[], Node],
+    args: Sequence[str] | None,
+    description: str,
+    image_bytes: int | None = None,
 ) -> int:
-    """Run one node until it is told to stop; returns the exit code."""
-    return _run(_parser(executable, description), lambda _: [create()], args)
+    """Run one node until it is told to stop; returns the exit code.
+
+    :param image_bytes: of the images that it sends: 0 = not known, None = it sends none
+    """
+    parser = _parser(executable, description)
+    return _run(parser, lambda _: [create()], args, image_bytes)
 
 
 def run_cameras(
@@ -98,6 +109,7 @@ def _run(
     parser: argparse.ArgumentParser,
     create: Callable[[argparse.Namespace], Sequence[Node]],
     args: Sequence[str] | None,
+    image_bytes: int | None = None,
 ) -> int:
     arguments = list(sys.argv if args is None else args)
     stopping = threading.Event()
@@ -106,12 +118,14 @@ def _run(
         sys.stdout.reconfigure(errors='replace')  # not every terminal can show the help
     try:
         parsed = parser.parse_args(remove_ros_args(arguments)[1:])
+        os.environ.update(profile_environment(image_bytes))
         # rclpy's own handlers would invalidate the context under the worker's hands.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
         nodes = create(parsed)
         for node in nodes:
             tell_unknown(node, KNOWN_PARAMETERS)
         tell_misnamed_sections(nodes[0], parser.prog, arguments)
+        _tell_transport(nodes[0])
     except START_ERRORS as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
         if rclpy.ok():
@@ -122,6 +136,12 @@ def _run(
         node.destroy_node()
     rclpy.shutdown()
     return code
+
+
+def _tell_transport(node: Node) -> None:
+    wrong = check_start()
+    if wrong:
+        node.get_logger().warning(wrong)
 
 
 def _live(nodes: Sequence[Node], stopping: threading.Event) -> int:

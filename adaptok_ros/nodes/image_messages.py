@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CompressedImage, Image
 
 from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.messages import byte_array, set_header
 from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
 from adaptok_ros.nodes.parameter import Values
-from adaptok_ros.nodes.transport import fragmentation_hint
 from adaptok_ros.packet import Packet, unpack_mask
 from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
 from adaptok_ros.sending.images import is_wide
@@ -28,16 +26,13 @@ class ImageReader:
     :param values: of the parameters ``transport``, ``range_min`` and ``range_max``
     :raises SettingError: a range that is none
 
-    :ivar fragmentation: why the middleware may lose images of this size; '' if it does not
     :ivar range_use: of images with more than 8 bits
     """
 
-    def __init__(self, logger: RcutilsLogger, values: Values) -> None:
+    def __init__(self, values: Values) -> None:
         compressed = values['transport'] != 'raw'
         value_range = ValueRange(values['range_min'], values['range_max'])
-        self.fragmentation = ''
         self.range_use = RangeUse(value_range)
-        self._logger = logger
         self._range = value_range
         # Compressed images do not need cv_bridge.
         self._converter = None if compressed else MessageConverter(find_bridge(), value_range)
@@ -58,10 +53,6 @@ class ImageReader:
             if is_wide_file(data, message.format):
                 self.range_use.add(image)
             return image
-        if not self.fragmentation:
-            self.fragmentation = fragmentation_hint(len(message.data))
-            if self.fragmentation:
-                self._logger.warning(self.fragmentation)
         image = self._converter.to_rgb(message)
         if is_wide(message.encoding):
             self.range_use.add(image)

@@ -55,7 +55,7 @@ class TokenizerNode(StreamNode):
         self._compressed = values['transport'] != 'raw'
         topic = self.resolve_topic_name('image')
         self.hardware = f'{topic}/{values["transport"]}' if self._compressed else topic
-        self._reader = ImageReader(self.get_logger(), values)
+        self._reader = ImageReader(values)
         self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
         self._requests = KeyframeRequests(values['keyframe_min_interval'], self)
@@ -92,9 +92,9 @@ class TokenizerNode(StreamNode):
     def start(self) -> None:
         """See :meth:`StreamNode.start`."""
         image = CompressedImage if self._compressed else Image
-        self._figures.begin()
-        newest, lose = qos.newest_image(), self._figures.lose
-        self.inputs.subscription(image, self.hardware, self._on_image, newest, lose)
+        arrivals, newest = self._figures.arrivals, qos.newest_image()
+        arrivals.begin()
+        self.inputs.subscription(image, self.hardware, self._on_image, newest, arrivals.lose)
         # Small, and sent with every image: its rate tells how fast the camera is.
         self.inputs.subscription(CameraInfo, camera_info_topic(self), self._on_camera_info, newest)
         if self._sender is not None:
@@ -108,11 +108,11 @@ class TokenizerNode(StreamNode):
         """See :meth:`StreamNode.apply`; the worker takes the values with its next image."""
         self._config = dataclasses.replace(self._config, **changes)
 
-    def _on_camera_info(self, _: CameraInfo) -> None:
-        self._figures.camera_infos.tick()
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._figures.arrivals.announce(message.height, message.width)
 
     def _on_image(self, message: CameraImage) -> None:
-        self._figures.receive()
+        self._figures.arrivals.receive(len(message.data))
         self._figures.replaced += len(self._pending)
         self._pending.append(message)
         self.notify()

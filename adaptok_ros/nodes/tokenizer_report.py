@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 from rclpy.node import Node
 
+from adaptok_ros.nodes.arrivals import Arrivals
 from adaptok_ros.nodes.diagnostics import Remark, figure
 from adaptok_ros.nodes.image_messages import ImageReader
-from adaptok_ros.nodes.metrics import Percentiles, Rate, Tally
-from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, explain_silence, too_many_publishers
+from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, too_many_publishers
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-
-SILENCE = 5.0
-"""Seconds without an image after which diagnostics look for the reason."""
-
-TOLERATED_LOSS = 0.1
-"""Share of the images that may be lost before diagnostics warn: best effort is no promise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,40 +52,19 @@ class TokenizerReport:
 class TokenizerFigures:
     """Running figures of a tokenizer node.
 
-    :ivar images: rate of images in
-    :ivar camera_infos: rate of camera_info, which tells how fast the camera is
-    :ivar lost: images that the middleware says were sent and did not arrive
-    :ivar received: images in all, of which
+    :ivar arrivals: images in, of which
     :ivar replaced: gave way to a newer one, and
     :ivar unready: came before the models were loaded
     """
 
     def __init__(self) -> None:
-        self.images, self.camera_infos, self._packets = Rate(), Rate(), Rate()
-        self._arrivals, self._losses = Tally(), Tally()
-        self.lost = self.received = self.replaced = self.unready = 0
+        self.arrivals, self._packets = Arrivals(), Rate()
+        self.replaced = self.unready = 0
         self._convert, self._encode, self._select = Percentiles(), Percentiles(), Percentiles()
         self._latency = Percentiles()
         self._kept, self._encoded, self._bytes = Percentiles(), Percentiles(), Percentiles()
-        self._last_image = time.monotonic()
         self._time_jumps = self._told_time_jumps = 0
         self._epochs = EpochWatch()
-
-    def receive(self) -> None:
-        """An image has come."""
-        self.images.tick()
-        self._arrivals.add(1)
-        self.received += 1
-        self._last_image = time.monotonic()
-
-    def lose(self, count: int) -> None:
-        """The middleware has lost images."""
-        self._losses.add(count)
-        self.lost += count
-
-    def begin(self) -> None:
-        """From now on images are waited for."""
-        self._last_image = time.monotonic()
 
     def send(self, packet: Packet, sender: Sender, convert: float, latency: float) -> None:
         """A packet goes out.
@@ -124,8 +97,8 @@ class TokenizerFigures:
         p50, p95, p99 = self._latency.value(50, 95, 99)
         engine = sender.tokenizer.encoder
         return TokenizerReport(
-            images_in=self.images.value(),
-            camera_infos_in=self.camera_infos.value(),
+            images_in=self.arrivals.images.value(),
+            camera_infos_in=self.arrivals.camera_infos.value(),
             packets_out=self._packets.value(),
             kept=self._kept.median(),
             encoder_work=self._encoded.median(),
@@ -136,8 +109,8 @@ class TokenizerFigures:
             convert=self._convert.median(),
             encode=self._encode.median(),
             select=self._select.median(),
-            images_received=self.received,
-            images_lost=self.lost,
+            images_received=self.arrivals.received,
+            images_lost=self.arrivals.lost,
             images_replaced=self.replaced,
             images_unready=self.unready,
             keyframes=sender.counters.keyframes,
@@ -166,15 +139,6 @@ class TokenizerFigures:
         if begun >= OFTEN:
             why = 'stamps step back' if self._time_jumps > told else 'images change their size'
             remarks.append(Remark(f'{begun} new epochs since the last report: {why}'))
-        if time.monotonic() - self._last_image > SILENCE:
-            return [*remarks, explain_silence(node, image, SILENCE)]
-        warnings = [reader.range_use.warning()]
-        # A camera whose images somebody throttles loses none, however fast its camera_info is.
-        images, losses = self._arrivals.rate(), self._losses.rate()
-        if losses > TOLERATED_LOSS * (images + losses):
-            lost = (
-                f'images arrive at {images:.1f} Hz and {losses:.1f} Hz are lost: the middleware '
-                'drops images'
-            )
-            warnings += [lost, reader.fragmentation]
-        return remarks + [Remark(warning) for warning in warnings if warning]
+        remarks += self.arrivals.remarks(node, image)
+        unused = reader.range_use.warning()
+        return [*remarks, Remark(unused)] if unused else remarks

@@ -1,4 +1,4 @@
-"""What the middleware does to large messages, and how to say so."""
+"""Profiles of Fast DDS with which large images cross process borders, and the choice of one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-from rclpy.utilities import get_rmw_implementation_identifier
 
-FAST_DDS_SEGMENT = 512 * 1024
-"""Default shared-memory segment of Fast DDS; larger messages leave as UDP fragments."""
+from adaptok_ros.nodes.shared_memory import look
 
 SEGMENTS = tuple(mebibytes << 20 for mebibytes in (2, 8, 32, 128, 512))
 """Segments of the profiles in config/, in bytes."""
@@ -19,12 +17,19 @@ IMAGES_IN_SEGMENT = 2
 """One is read while the next is written."""
 
 USUAL_SEGMENT = 32 << 20
-"""Where there is room: five images of 1920x1080, for a receiver that falls behind."""
+"""Of who sends images: five of 1920x1080, for a receiver that falls behind."""
 
-PROCESSES = 4
-"""That share /dev/shm: camera, tokenizer, LIT and a viewer or policy."""
+AMPLE_SEGMENT = 128 << 20
+"""Of who sends images of unknown size where that is little: two of 5120x2880."""
 
-SHARED_MEMORY = Path('/dev/shm')
+AMPLE_SHARE = 32
+"""That segment is little if it is at most one part in so many of what is free."""
+
+RECEIVING_SEGMENT = 8 << 20
+"""Of who sends no images but tokens, latents and, to viewers, pictures."""
+
+SENDING_SHARE, RECEIVING_SHARE = 4, 8
+"""A process takes at most one part in so many of what is free: others start at the same time."""
 
 FIRST_RCLPY_WITH_FAST_DDS_3 = 9
 
@@ -35,87 +40,25 @@ PROFILE_VARIABLES = (
 )
 
 
-def room(folder: Path = SHARED_MEMORY) -> int:
-    """Free bytes of shared memory; 0 if there is none, or none that may be written."""
-    try:
-        status = os.statvfs(folder)
-    except OSError:
-        return 0
-    if status.f_flag & os.ST_RDONLY or not os.access(folder, os.W_OK):
-        return 0
-    return status.f_bavail * status.f_frsize
-
-
-def choose_segment(free: int, image_bytes: int = 0) -> int:
-    """Bytes of the segment with which a process sends its images; 0 if none is large enough.
+def choose_segment(free: int, image_bytes: int | None = None) -> int:
+    """Bytes of the segment of a process; 0 if none fits.
 
     Fast DDS reserves a segment whole, for each process. One that finds no room leaves shared
     memory alone, and loses most of its images.
 
     :param free: bytes of shared memory that are free
-    :param image_bytes: of one image; 0 = not known
+    :param image_bytes: of the largest image that it sends; 0 = not known, None = it sends none
     """
-    wanted = max(IMAGES_IN_SEGMENT * image_bytes, USUAL_SEGMENT)
-    share = free * 9 // 10 // PROCESSES
-    fitting = [segment for segment in SEGMENTS if segment <= share]
+    if image_bytes is None:
+        share, wanted = RECEIVING_SHARE, RECEIVING_SEGMENT
+    else:
+        share, wanted = SENDING_SHARE, max(IMAGES_IN_SEGMENT * image_bytes, USUAL_SEGMENT)
+        if not image_bytes and free >= AMPLE_SHARE * AMPLE_SEGMENT:
+            wanted = AMPLE_SEGMENT
+    fitting = [segment for segment in SEGMENTS if segment <= free * 9 // 10 // share]
     if not fitting:
         return 0
     return next((segment for segment in fitting if segment >= wanted), fitting[-1])
-
-
-def fragmentation_hint(message_bytes: int) -> str:
-    """Why messages of this size may be lost between processes, and the cure; '' if not so."""
-    if 'fastrtps' not in get_rmw_implementation_identifier():
-        return ''
-    return explain_segment(message_bytes, _segment_in_use(), room())
-
-
-def explain_segment(message_bytes: int, segment: int | None, free: int) -> str:
-    """Why images of this size may be lost, and what to do about it; '' if they are not.
-
-    :param segment: bytes of the shared-memory segment of the profile; None = the user's own
-        profile, of which nothing is known
-    :param free: bytes of shared memory that are free
-    """
-    if segment is None or message_bytes <= min(segment, FAST_DDS_SEGMENT):
-        return ''
-    size = f'images of {message_bytes / 1e6:.2f} MB'
-    if segment < message_bytes:
-        what = 'Fast DDS as it comes' if segment == FAST_DDS_SEGMENT else 'its profile'
-        lost = (
-            f'{size} exceed the shared-memory segment of {what} ({segment / 1e6:.2f} MB): between '
-            'processes they travel as fragments, and most are lost'
-        )
-        if choose_segment(free, message_bytes) >= message_bytes:
-            name = profile_path(choose_segment(free, message_bytes)).name
-            return (
-                f'{lost}. Start camera and tokenizer with the profile config/{name} of this '
-                'package (the launch file chooses one); see Troubleshooting in the README'
-            )
-        if message_bytes > SEGMENTS[-1]:
-            return f'{lost}, with any profile of this package: send them smaller, or compressed'
-    elif free >= message_bytes:
-        return ''
-    else:
-        lost = f'{size} may find no shared memory and travel as fragments, most of which are lost'
-    wanted = max(IMAGES_IN_SEGMENT * message_bytes, USUAL_SEGMENT)
-    enough = next((s for s in SEGMENTS if s >= wanted), SEGMENTS[-1]) * PROCESSES * 10 // 9
-    return (
-        f'{lost}. /dev/shm has {free / 1e6:.0f} MB free; {PROCESSES} processes with such images '
-        f'need about {enough / 1e6:.0f} MB: start the container with --shm-size={enough >> 20}m '
-        'or --ipc=host, or send compressed images (transport:=compressed); see Troubleshooting '
-        'in the README'
-    )
-
-
-def _segment_in_use() -> int | None:
-    """Bytes of the segment of the profile that the environment names; None if not one of ours."""
-    if os.environ.get('FASTDDS_BUILTIN_TRANSPORTS'):
-        return None
-    named = next((os.environ[name] for name in PROFILE_VARIABLES if os.environ.get(name)), '')
-    if not named:
-        return FAST_DDS_SEGMENT
-    return next((s for s in SEGMENTS if profile_path(s).name == Path(named).name), None)
 
 
 def profile_path(segment: int) -> Path:
@@ -127,23 +70,25 @@ def profile_path(segment: int) -> Path:
     return Path(get_package_share_directory('adaptok_ros')) / 'config' / f'{name}.xml'
 
 
-def profile_environment(image_bytes: int = 0) -> dict[str, str]:
+def profile_environment(image_bytes: int | None = 0) -> dict[str, str]:
     """Variables that give Fast DDS the profile that fits here; empty where the user chose one.
 
-    Empty too where shared memory has no room for any: then Fast DDS does what it can.
-    Fast DDS 3 (Kilted and later) renamed the variable and warns of the old name.
+    Empty too where shared memory has no room for any: then Fast DDS does what it can. They count
+    if they are set before the first node of a process is made.
 
-    :param image_bytes: of the largest image sent; 0 = not known
+    :param image_bytes: see :func:`choose_segment`
     """
     if any(os.environ.get(name) for name in PROFILE_VARIABLES):
         return {}
-    segment = choose_segment(room(), image_bytes)
+    segment = choose_segment(look().free, image_bytes)
     try:
         path = profile_path(segment)
     except PackageNotFoundError:
         return {}
-    if not segment:
-        return {}
+    return {profile_variable(): str(path)} if segment else {}
+
+
+def profile_variable() -> str:
+    """What names the profile; Fast DDS 3 (Kilted and later) warns of the old name."""
     old = int(version('rclpy').split('.')[0]) < FIRST_RCLPY_WITH_FAST_DDS_3
-    variable = 'FASTRTPS_DEFAULT_PROFILES_FILE' if old else 'FASTDDS_DEFAULT_PROFILES_FILE'
-    return {variable: str(path)}
+    return PROFILE_VARIABLES[1 if old else 0]

@@ -105,7 +105,6 @@ def explain_silence(node: Node, topic: str, seconds: float) -> Remark:
         names = ', '.join(sorted({publisher.topic_type for publisher in publishers}))
         text = (
             f'no image for {seconds:.0f} s though {topic} has {len(publishers)} publisher(s) of '
-            f'{names}: check the message type, QoS, the camera itself, and whether images exceed '
-            'the shared memory of the middleware'
+            f'{names}: check the message type, QoS and the camera itself'
         )
     return Remark(text, DiagnosticStatus.ERROR)
