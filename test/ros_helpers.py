@@ -31,6 +31,7 @@ from adaptok_ros.nodes.faults import FaultReport
 from adaptok_ros.nodes.lit_report import LITReport
 from adaptok_ros.nodes.tokenizer_report import TokenizerReport
 from adaptok_ros.nodes.transport import profile_environment
+from adaptok_ros.nodes.transport_check import TransportReport
 
 DEADLINE = 30.0
 """Seconds within which anything that must happen happens, on a machine busy with other work."""
@@ -43,7 +44,8 @@ FRAME = 33_000_000
 """Nanoseconds from one image to the next."""
 HUMBLE_RCLPY = 3
 REPORTS = {'tokenizer': TokenizerReport, 'lit': LITReport}
-FAULT_FIGURES = len(dataclasses.fields(FaultReport))
+ALWAYS = (FaultReport, TransportReport)
+ALWAYS_FIGURES = sum(len(dataclasses.fields(kind)) for kind in ALWAYS)
 
 
 def isolate():
@@ -325,7 +327,7 @@ class Robot:
             while self._diagnostics:
                 array = self._diagnostics.pop(0)
                 for status in array.status:
-                    has_figures = len(status.values) > FAULT_FIGURES
+                    has_figures = len(status.values) > ALWAYS_FIGURES
                     if status.name != full_name or (whole and not has_figures):
                         continue
                     report = read_status(status, stamp_of(array.header))
@@ -409,11 +411,11 @@ class Robot:
 def read_status(status, stamp):
     """Level, message, stamp and every field of a node's reports.
 
-    These are :class:`FaultReport` and, once its models are loaded, one of :data:`REPORTS`.
+    These are :data:`ALWAYS` and, once its models are loaded, one of :data:`REPORTS`.
     """
     values = {pair.key: pair.value for pair in status.values}
-    kinds = [FaultReport]
-    if len(values) > FAULT_FIGURES:
+    kinds = [*ALWAYS]
+    if len(values) > ALWAYS_FIGURES:
         kinds.append(REPORTS[status.name.rsplit('/', 1)[1]])
     fields = {}
     for kind in kinds:

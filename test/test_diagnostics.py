@@ -12,13 +12,14 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from ros_helpers import isolate
 
 from adaptok_ros.errors import SettingError
+from adaptok_ros.nodes.arrivals import Arrivals
 from adaptok_ros.nodes.diagnostics import as_text, from_text, new_status
 from adaptok_ros.nodes.faults import FaultLog, FaultReport
-from adaptok_ros.nodes.image_messages import ImageReader
 from adaptok_ros.nodes.lit_report import LITReport
-from adaptok_ros.nodes.tokenizer_report import TokenizerFigures, TokenizerReport
+from adaptok_ros.nodes.tokenizer_report import TokenizerReport
+from adaptok_ros.nodes.transport_check import TransportReport
 
-KINDS = (TokenizerReport, LITReport, FaultReport)
+KINDS = (TokenizerReport, LITReport, FaultReport, TransportReport)
 
 
 def example(kind):
@@ -118,22 +119,19 @@ def test_the_level_is_that_of_the_time_since_the_last_report(faults):
 
 @pytest.mark.parametrize('lost, warned', [(0, False), (2, False), (30, True)])
 def test_lost_images_are_warned_of_by_their_share(lost, warned):
-    figures = TokenizerFigures()
-    figures.begin()
+    arrivals = Arrivals()
+    arrivals.begin()
     for _ in range(40):
-        figures.receive()
-    figures.lose(lost)
+        arrivals.receive(100)
+    arrivals.lose(lost)
     isolate()
     context = rclpy.Context()
     rclpy.init(context=context)
     try:
-        node = rclpy.create_node('figures', context=context)
-        values = {'transport': 'compressed', 'range_min': 0.0, 'range_max': 0.0}
-        reader = ImageReader(node.get_logger(), values)
-        reader.fragmentation = 'the cure'
-        remarks = figures.remarks(node, '/image', '/tokens', reader)
+        node = rclpy.create_node('arrivals', context=context)
+        remarks = arrivals.remarks(node, '/image')
         node.destroy_node()
     finally:
         rclpy.shutdown(context=context)
-    assert figures.lost == lost
-    assert ('the cure' in [remark.text for remark in remarks]) == warned
+    assert arrivals.lost == lost
+    assert any('are lost' in remark.text for remark in remarks) == warned

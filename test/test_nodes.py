@@ -35,7 +35,6 @@ import rclpy  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.node import NodeNameNonExistentError  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
-from rclpy.utilities import get_rmw_implementation_identifier  # noqa: E402
 from ros_helpers import Robot, as_image, find, picture  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
@@ -54,12 +53,6 @@ from adaptok_ros.nodes.cameras import split_cameras  # noqa: E402
 from adaptok_ros.nodes.keyframes import KeyframeRequests  # noqa: E402
 from adaptok_ros.nodes.parameter import NodeParameter  # noqa: E402
 from adaptok_ros.nodes.parameters import NODES  # noqa: E402
-from adaptok_ros.nodes.transport import (  # noqa: E402
-    PROFILE_VARIABLES,
-    choose_segment,
-    explain_segment,
-    profile_path,
-)
 from adaptok_ros.nodes.wiring import EpochWatch, Silence  # noqa: E402
 
 BUILD_DEADLINE = 200.0
@@ -1404,40 +1397,6 @@ def test_a_camera_node_feeds_the_others(robot, tmp_path):
     assert robot.diagnostics('lit').hardware == f'{robot.namespace}/tokenizer/tokens'
 
 
-@pytest.mark.parametrize(
-    'free, image, segment',
-    [
-        (24_000_000_000, 0, 32),
-        (24_000_000_000, 921_600, 32),  # 640x480
-        (24_000_000_000, 5120 * 2880 * 3, 128),
-        (24_000_000_000, 8192 * 8192 * 3, 512),
-        (64 << 20, 0, 8),  # Docker and podman
-        (64 << 20, 5120 * 2880 * 3, 8),  # the hint says what to do
-        (16 << 20, 0, 2),
-        (0, 0, 0),
-    ],
-)
-def test_the_segment_fits_the_images_and_what_there_is(free, image, segment):
-    assert choose_segment(free, image) == segment << 20
-    if segment:
-        assert (
-            f'<segment_size>{segment << 20}</segment_size>'
-            in profile_path(segment << 20).read_text()
-        )
-
-
-def test_images_without_room_are_explained():
-    mebibyte = 1 << 20
-    image = 3 * mebibyte
-    assert not explain_segment(image, 32 * mebibyte, 60 * mebibyte)
-    assert not explain_segment(image, None, 0)  # the user's own profile
-    assert 'config/fastdds_8.xml' in explain_segment(image, mebibyte // 2, 64 * mebibyte)
-    for segment in (mebibyte // 2, 32 * mebibyte):
-        said = explain_segment(image, segment, mebibyte)
-        assert '/dev/shm has 1 MB free' in said and '--shm-size=142m or --ipc=host' in said
-    assert 'send them smaller' in explain_segment(600 * mebibyte, 32 * mebibyte, 1 << 40)
-
-
 def test_whole_images_cross_process_borders(robot):
     """With the package's profile, as the launch file and the demo set it."""
     process = robot.start('tokenizer_node')
@@ -1446,24 +1405,6 @@ def test_whole_images_cross_process_borders(robot):
     assert robot.tokens[-1].image_width == 640
     assert robot.tokens[-1].header.frame_id == robot.namespace.strip('/')
     assert 'shared-memory segment' not in process.output
-
-
-def test_images_too_large_for_the_middleware_are_noticed(robot, monkeypatch):
-    if 'fastrtps' not in get_rmw_implementation_identifier():
-        pytest.skip('the limit is that of Fast DDS')
-    for name in PROFILE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    process = robot.start('tokenizer_node', input_height=48, input_width=64)
-    robot.exchange(picture(0, 400, 430))
-    assert 'shared-memory segment' not in process.output
-    robot.until(
-        lambda: 'shared-memory segment' in process.output,
-        'the warning',
-        poke=lambda: robot.show(picture(0, 480, 640)),
-    )
-    robot.exchange(picture(1, 480, 640))
-    assert process.output.count('shared-memory segment') == 1
-    assert 'config/fastdds' in process.output or '--shm-size' in process.output
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from adaptok_ros.nodes.metrics import Rate, Tally
 from adaptok_ros.nodes.transport_check import explain_received
 from adaptok_ros.nodes.wiring import explain_silence
 
+BYTES_PER_PIXEL = 3
+"""Of an image that does not come: of most cameras."""
+
 SILENCE = 5.0
 """Seconds without an image after which diagnostics look for the reason."""
 
 TOLERATED_LOSS = 0.1
 """Share of the images that may be lost before diagnostics warn: best effort is no promise."""
-
-BYTES_PER_PIXEL = 3
-"""Of an image that never came: of most cameras."""
 
 
 class Arrivals:
@@ -38,7 +38,7 @@ class Arrivals:
         self.received = self.lost = 0
         self._arrivals, self._losses = Tally(), Tally()
         self._last_image = time.monotonic()
-        self._image_bytes = 0
+        self._image_bytes = self._pixels = 0
         self._told: set[str] = set()
 
     def begin(self) -> None:
@@ -58,11 +58,14 @@ class Arrivals:
         self._losses.add(count)
         self.lost += count
 
-    def announce(self, height: int, width: int) -> None:
-        """The size of the images, which comes even if they do not."""
+    def announce(self, pixels: int) -> None:
+        """A camera_info, which comes even if its image does not.
+
+        :param pixels: of a raw image; 0 = it is compressed, and how large is not known
+        """
         self.camera_infos.tick()
-        if not self.received:
-            self._image_bytes = BYTES_PER_PIXEL * height * width
+        if pixels != self._pixels:
+            self._pixels, self._image_bytes = pixels, BYTES_PER_PIXEL * pixels
 
     def remarks(self, node: Node, topic: str) -> list[Remark]:
         """What is wrong, and the cure, which is logged once.

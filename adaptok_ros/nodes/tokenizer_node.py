@@ -109,7 +109,8 @@ class TokenizerNode(StreamNode):
         self._config = dataclasses.replace(self._config, **changes)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
-        self._figures.arrivals.announce(message.height, message.width)
+        size = message.height * message.width
+        self._figures.arrivals.announce(0 if self._compressed else size)
 
     def _on_image(self, message: CameraImage) -> None:
         self._figures.arrivals.receive(len(message.data))

@@ -96,9 +96,11 @@ def explain_loss(image_bytes: int, mapped: Segments, room: Room, left: int) -> s
             'fragments: the camera is on another machine or in another container (start both with '
             f'--ipc=host), or found no room in /dev/shm ({room}); {CURES}'
         )
-    # Which of the senders is the camera is unknown; where images are lost, the smallest suffices.
+    # Which of them is the camera's is unknown. It is too small for sure if the largest is.
+    largest, smallest = mapped.others[-1], mapped.others[0]
+    segment = largest if image_bytes > largest else smallest
     where = 'of a process from which this one receives'
-    return explain_small_segment(image_bytes, mapped.others[0], where, room, left)
+    return explain_small_segment(image_bytes, segment, where, room, left)
 
 
 def explain_small_segment(
