@@ -18,13 +18,14 @@ from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SIZES = (16, 64, 128, 512)
+SIZES = (16, 64, 128, 512, 1024, 4096)
 MOUNTS = {
     **{f'{size} MB': f'mount -t tmpfs -o size={size}m none /dev/shm' for size in SIZES},
     'read-only': 'mount -t tmpfs -o size=64m,ro none /dev/shm',
     'absent': 'mount -t tmpfs none /mnt && cd /dev && for name in null zero random urandom; do '
     'touch /mnt/$name && mount --bind $name /mnt/$name; done && mount --rbind /mnt /dev && cd /',
 }
+USUAL = ['16 MB', '64 MB', '128 MB', 'read-only', 'absent']
 WAYS = {
     'chosen': 'the profile that each process chooses',
     'reliable': 'the same, with a receiver that asks for reliable images',
@@ -170,8 +171,8 @@ def main() -> int:
     parser.add_argument('--size', type=int, nargs=2, default=[480, 640], help='height and width')
     parser.add_argument('--rate', type=float, default=15.0, help='images per second and camera')
     parser.add_argument('--cameras', type=int, nargs='+', default=[1, 3, 6])
-    parser.add_argument('--shm', nargs='+', choices=MOUNTS, default=list(MOUNTS))
-    parser.add_argument('--ways', nargs='+', choices=WAYS, default=['chosen', 'reliable', '32'])
+    parser.add_argument('--shm', nargs='+', choices=MOUNTS, default=USUAL)
+    parser.add_argument('--ways', nargs='+', choices=WAYS, default=['chosen', '32'])
     parser.add_argument('--inside', type=int, help=argparse.SUPPRESS)
     parser.add_argument('--publish', help=argparse.SUPPRESS)
     arguments = parser.parse_args()

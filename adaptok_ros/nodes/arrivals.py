@@ -39,7 +39,7 @@ class Arrivals:
         self._arrivals, self._losses = Tally(), Tally()
         self._last_image = time.monotonic()
         self._image_bytes = self._pixels = 0
-        self._told: set[str] = set()
+        self._told_bytes = -1
 
     def begin(self) -> None:
         """From now on images are waited for."""
@@ -68,7 +68,7 @@ class Arrivals:
             self._pixels, self._image_bytes = pixels, BYTES_PER_PIXEL * pixels
 
     def remarks(self, node: Node, topic: str) -> list[Remark]:
-        """What is wrong, and the cure, which is logged once.
+        """What is wrong, and the cure, which is logged once for each size of images.
 
         :param topic: fully qualified name of the topic of the images
         """
@@ -85,7 +85,7 @@ class Arrivals:
                 'drops images'
             )
         hint = explain_received(self._image_bytes)
-        if hint and hint not in self._told:
-            self._told = {hint}
+        if hint and self._told_bytes != self._image_bytes:
+            self._told_bytes = self._image_bytes
             node.get_logger().warning(hint)
         return [remark, Remark(hint)] if hint else [remark]

@@ -26,6 +26,9 @@ DATAGRAM = 65_000
 OVERHEAD = 1 << 20
 """Bytes that a process takes beside its segment: ports, bookkeeping, a segment for discovery."""
 
+MANY = 100
+"""Processes for which there need be no worry about room."""
+
 CURES = 'see Troubleshooting in the README'
 
 
@@ -51,12 +54,11 @@ def uses_fast_dds() -> bool:
 def report_transport() -> TransportReport:
     """What shared memory looks like from this process now."""
     mapped, room = segments(), look()
-    fit = room.free // (mapped.own + OVERHEAD) if mapped.own else 0
-    return TransportReport(
-        _megabytes(mapped.own),
-        _megabytes(*mapped.others),
-        f'{room}, enough for {fit} more processes like this one' if fit else str(room),
-    )
+    left = str(room)
+    fitting = room.free // (mapped.own + OVERHEAD)
+    if mapped.own and fitting < MANY:
+        left += f', enough for {fitting} more processes like this one'
+    return TransportReport(_megabytes(mapped.own), _megabytes(*mapped.others), left)
 
 
 def check_start() -> str:
@@ -114,7 +116,7 @@ def explain_small_segment(
         return ''
     said = (
         f'images of {image_bytes / 1e6:.2f} MB exceed the shared-memory segment {where} '
-        f'({segment / 1e6:.2f} MB): few or none of them arrive'
+        f'({segment / 1e6:.2f} MB): most of them are lost'
     )
     if IMAGES_IN_SEGMENT * image_bytes > SEGMENTS[-1]:
         return f'{said}, with any profile of this package: send them smaller, or compressed'
