@@ -40,6 +40,8 @@ LOST = 3.0
 PATIENCE = 5.0
 """Seconds after which a question is asked again."""
 REPEATABLE = (GetState, GetParameters, SetParameters)
+LARGEST_IMAGE = 3 * 640 * 480
+"""Bytes; the tests send none that is larger."""
 FRAME = 33_000_000
 """Nanoseconds from one image to the next."""
 HUMBLE_RCLPY = 3
@@ -60,7 +62,7 @@ def isolate():
 def join_ros():
     """Begin to use ROS in this process, with room for whole images."""
     isolate()
-    os.environ.update(profile_environment())
+    os.environ.update(profile_environment(LARGEST_IMAGE))
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
 
 

@@ -25,7 +25,12 @@ from ros_helpers import Robot
 
 from adaptok_ros.nodes import transport_check
 from adaptok_ros.nodes.shared_memory import Room, Segments, abandoned, look, segments
-from adaptok_ros.nodes.transport import PROFILE_VARIABLES, choose_segment, profile_path
+from adaptok_ros.nodes.transport import (
+    PROFILE_VARIABLES,
+    choose_segment,
+    profile_environment,
+    profile_path,
+)
 
 MEBIBYTE = 1 << 20
 INSIDE = 'ADAPTOK_TEST_INSIDE'
@@ -47,6 +52,8 @@ FREE = Room(1 << 40, 1 << 40, True)
         (64 << 20, 5120 * 2880 * 3, 8),  # the check says what to do
         (16 << 20, 0, 2),
         (16 << 20, None, 0),
+        (5 << 20, 0, 2),
+        (3 << 20, 0, 0),
         (0, 0, 0),
     ],
 )
@@ -57,6 +64,16 @@ def test_the_segment_fits_the_images_and_what_there_is(free, image, segment):
             f'<segment_size>{segment << 20}</segment_size>'
             in profile_path(segment << 20).read_text()
         )
+
+
+@pytest.mark.parametrize('name', PROFILE_VARIABLES)
+def test_what_the_user_chose_stands(monkeypatch, name):
+    for other in PROFILE_VARIABLES:
+        monkeypatch.delenv(other, raising=False)
+    (chosen,) = profile_environment(0).items()
+    assert chosen[0] in PROFILE_VARIABLES and Path(chosen[1]).is_file()
+    monkeypatch.setenv(name, 'mine')
+    assert profile_environment(0) == {}
 
 
 def test_the_room_is_that_of_the_file_system(tmp_path):

@@ -56,8 +56,8 @@ def choose_segment(free: int, image_bytes: int | None = None) -> int:
         if not image_bytes and free >= AMPLE_SHARE * AMPLE_SEGMENT:
             wanted = AMPLE_SEGMENT
     fitting = [segment for segment in SEGMENTS if segment <= free * 9 // 10 // share]
-    if not fitting:
-        return 0
+    if not fitting:  # for images, a small one beside others is better than none
+        return SEGMENTS[0] if image_bytes is not None and SEGMENTS[0] <= free // 2 else 0
     return next((segment for segment in fitting if segment >= wanted), fitting[-1])
 
 
@@ -70,7 +70,7 @@ def profile_path(segment: int) -> Path:
     return Path(get_package_share_directory('adaptok_ros')) / 'config' / f'{name}.xml'
 
 
-def profile_environment(image_bytes: int | None = 0) -> dict[str, str]:
+def profile_environment(image_bytes: int | None) -> dict[str, str]:
     """Variables that give Fast DDS the profile that fits here; empty where the user chose one.
 
     Empty too where shared memory has no room for any: then Fast DDS does what it can. They count
