@@ -523,6 +523,30 @@ def test_two_processes_build_once(specify):
     store.load(specification)
 
 
+def test_graph_with_tensors_in_another_file(specify, tmp_path):
+    onnx = pytest.importorskip('onnx', reason='onnx is missing: it moves tensors into a file')
+    model = shutil.copytree(TINY, tmp_path / 'model')
+    graph, data = model / 'encoder.onnx', model / 'encoder.onnx.data'
+    onnx.save_model(
+        onnx.load(graph), graph, save_as_external_data=True, location=data.name, size_threshold=0
+    )
+    listed(model, [graph.name, data.name])
+    specification, _ = specify(model=model)
+    build_engine(specification, graph, lambda progress: None, threading.Event())
+    assert len(store.load(specification)) > 100_000
+
+    data.write_bytes(data.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(EngineError, match='changed since its engine was asked for'):
+        build_engine(
+            dataclasses.replace(specification, model='another'),
+            graph,
+            lambda progress: None,
+            threading.Event(),
+        )
+    listed(model, [graph.name, data.name])
+    assert specify(model=model)[0].key != specification.key
+
+
 def test_file_that_is_no_graph_is_refused(specify, tmp_path, folder):
     model = shutil.copytree(TINY, tmp_path / 'model')
     (model / 'decoder.onnx').write_bytes(b'not a graph')

@@ -11,9 +11,9 @@ onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported 
 
 from adaptok_ros.cli import main
 from adaptok_ros.models.description import TokenizerDescription
-from adaptok_ros.models.folders import SHIPPED, read_description, sha256
+from adaptok_ros.models.folders import SHIPPED, graph_files, read_description, sha256
 from adaptok_ros.networks.errors import ExportError
-from adaptok_ros.networks.export import run_graph
+from adaptok_ros.networks.export import gather_tensors, run_graph
 from adaptok_ros.networks.half import check_types, largest_delta
 from adaptok_ros.networks.lit import LatentInpaintingTransformer
 from adaptok_ros.networks.model_folder import export_lit, export_tokenizer
@@ -110,6 +110,29 @@ def test_untyped_mixtures_are_not_valid(tmp_path):
     onnx.save(model, path)
     with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
         check_types(path)
+
+
+def test_tensors_of_a_large_model_come_into_one_file(tmp_path):
+    """As torch scatters them above 2 GB: a file for each, whatever the graph."""
+    whole = SHIPPED / 'adaptok-tiny' / 'encoder.onnx'
+    graph, half = tmp_path / 'encoder.onnx', tmp_path / 'encoder.float16.onnx'
+    for path in (graph, half):
+        onnx.save_model(
+            onnx.load(whole),
+            path,
+            save_as_external_data=True,
+            all_tensors_to_one_file=False,
+            size_threshold=0,
+        )
+        gather_tensors(path)
+    assert graph_files(graph) == ['encoder.onnx', 'encoder.onnx.data']
+    assert {path.name for path in tmp_path.iterdir()} == {
+        file for path in (graph, half) for file in (path.name, f'{path.name}.data')
+    }
+    image = torch.randint(0, 256, (1, 32, 24, 3), dtype=torch.uint8)
+    expected = run_graph(whole, {'image': image})
+    for path in (graph, half):
+        assert np.array_equal(run_graph(path, {'image': image}), expected)
 
 
 def test_lit_that_overflows_has_no_half(tmp_path, capsys):

@@ -16,7 +16,7 @@ class Specification:
 
     :ivar model: of which tokenizer, as packets name it
     :ivar part: encoder, decoder or lit
-    :ivar onnx_sha256: hexadecimal, of the graph
+    :ivar onnx_sha256: hexadecimal, of the graph and what it keeps in other files
     :ivar backend: ``tensorrt`` or ``tensorrt_rtx``
     :ivar backend_version: an engine runs with this version alone
     :ivar gpu: name of the only GPU it runs on; empty: any of the compute capability

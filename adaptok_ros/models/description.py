@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from adaptok_ros.models.folders import ModelError, read_description
+from adaptok_ros.models.folders import ModelError, graph_sha256, read_description
 
 FAMILIES = {
     'adaptok': 'encoder.onnx',
@@ -137,7 +137,7 @@ class TokenizerDescription:
 class LITDescription:
     """What is known of a LIT without running it; read from ``lit.json``.
 
-    :ivar id: ``lit@<first 12 hex digits of the SHA-256 of its graph>``
+    :ivar id: ``lit@<first 12 hex digits of the SHA-256 of its graph>``, see :func:`graph_sha256`
     :ivar tokenizer: id of the tokenizer whose latents it restores
     :ivar frames: grids in its window
     :ivar window: rows and columns of a grid are padded to multiples of this
@@ -174,7 +174,7 @@ class LITDescription:
         if 'lit.onnx' not in fields['files']:
             raise ModelError(f'{folder}/lit.json: files does not list lit.onnx')
         return cls(
-            f'lit@{fields["files"]["lit.onnx"][:12]}',
+            f'lit@{graph_sha256(folder / "lit.onnx")[:12]}',
             tokenizer.id,
             fields['frames'],
             fields['window'],

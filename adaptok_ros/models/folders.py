@@ -3,17 +3,20 @@
 A folder holds ``tokenizer.json`` and ``encoder.onnx``, and where they exist ``decoder.onnx``,
 ``lit.json`` with ``lit.onnx``, and the weights as safetensors. Beside a graph may lie its form
 in half precision, ``encoder.float16.onnx`` and so on. Each JSON file lists the SHA-256 of the
-files it describes, so that a damaged or exchanged file is never run.
+files it describes, and of those that a graph keeps tensors in (ONNX's external data), so that a
+damaged or exchanged file is never run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from adaptok_ros.errors import AdaptokError
+from adaptok_ros.errors import AdaptokError, quote
+from adaptok_ros.models.graph_files import external_files
 
 SHIPPED = Path(__file__).parent
 DEFAULT_TOKENIZER = 'adaptok-tiny'
@@ -46,13 +49,43 @@ def find_model(name: str) -> Path:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def graph_files(graph: Path) -> list[str]:
+    """Names of a graph's file and of those beside it that it keeps tensors in.
+
+    :raises ModelError: not a graph, or one that keeps tensors elsewhere
+    """
+    try:
+        return [graph.name, *external_files(graph)]
+    except (OSError, ValueError) as error:
+        raise ModelError(f'{graph}: {error}') from error
+
+
+def graph_sha256(graph: Path) -> str:
+    """Hexadecimal SHA-256 of a graph; of the hashes of its files where it has several.
+
+    :raises ModelError: not a graph, or one of its files is missing
+    """
+    try:
+        digests = [sha256(graph.parent / name) for name in graph_files(graph)]
+    except OSError as error:
+        raise ModelError(f'{graph}: {error}') from error
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256(''.join(digests).encode()).hexdigest()
+    )
 
 
 def read_description(folder: Path, name: str) -> dict[str, Any]:
     """Parse ``folder/name`` and verify the files it lists.
 
-    :raises ModelError: missing, not JSON, or a listed file is missing or has another hash
+    :raises ModelError: missing, not JSON, a listed file is missing or has another hash, or a
+        graph keeps tensors in a file that is not listed
     """
     path = folder / name
     try:
@@ -68,4 +101,20 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
             raise ModelError(f'{member}: listed in {name} but missing')
         if sha256(member) != expected:
             raise ModelError(f'{member}: its SHA-256 differs from the one in {name}')
+    for file in files:
+        if file.endswith('.onnx'):
+            _check_graph(folder / Path(file).name, files, name)
     return dict(description)
+
+
+def _check_graph(graph: Path, files: Collection[str], name: str) -> None:
+    for external in graph_files(graph)[1:]:
+        if external not in files:
+            raise ModelError(
+                f'{graph}: has tensors in {quote(external)}; allowed: files that {name} lists'
+            )
+        if (graph.parent / external).is_symlink():
+            raise ModelError(
+                f'{graph.parent / external}: a symbolic link; allowed: a file, because '
+                f'{graph.name} has tensors in it'
+            )

@@ -16,11 +16,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.models.folders import graph_files
 from adaptok_ros.networks.errors import ExportError
 from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
 from adaptok_ros.networks.half import (
@@ -67,6 +69,7 @@ class Part:
         """
         path = folder / f'{self.name}.onnx'
         expected, found = self._write(False, path)
+        files = graph_files(path)
         error = float(np.abs(found - expected).max())
         if not error <= self.tolerance:
             raise ExportError(
@@ -87,11 +90,12 @@ class Part:
         except OSError:
             raise
         except Exception as failure:  # torch, onnx and ONNX Runtime have one for every cause
-            half.unlink(missing_ok=True)
+            for file in folder.glob(f'{half.name}*'):
+                file.unlink()
             reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
             print(f'{half.name} is left out: {reason}')
-            return [path.name]
-        return [path.name, half.name]
+            return files
+        return [*files, *graph_files(half)]
 
     def _write(self, half: bool, path: Path) -> tuple[Array, Array]:
         """Export one form; what torch and ONNX Runtime compute with it, in float64."""
@@ -108,9 +112,26 @@ class Part:
                 opset_version=OPSET,
                 dynamo=False,
             )
+        gather_tensors(path)
         with torch.no_grad():
             expected = graph(*self.inputs.values()).numpy()
         return expected.astype(np.float64), run_graph(path, self.inputs).astype(np.float64)
+
+
+def gather_tensors(path: Path) -> None:
+    """Put the tensors that a graph has in other files into one, ``<graph>.data``.
+
+    torch writes a file for each tensor where all of them are too large for one graph (2 GB), and
+    names it after the tensor, whatever the graph: another form of it would overwrite them.
+    """
+    scattered = graph_files(path)[1:]
+    if scattered:
+        model = onnx.load(path)
+        for name in scattered:
+            (path.parent / name).unlink()
+        onnx.save_model(
+            model, path, save_as_external_data=True, location=f'{path.name}.data', size_threshold=0
+        )
 
 
 def run_graph(path: Path, inputs: dict[str, Tensor]) -> Array:
@@ -205,6 +226,8 @@ def export_lit_graphs(model: LatentInpaintingTransformer, folder: Path) -> list[
     files = part.export(folder)
     sent = inputs['kept'][:, -1].numpy() > 0.5
     for file in files:
+        if not file.endswith('.onnx'):
+            continue
         found = run_graph(folder / file, inputs)
         if not np.array_equal(found[sent], held[:, -1].numpy()[sent]):
             raise ExportError(f'{folder / file}: what was sent does not pass through bit for bit')

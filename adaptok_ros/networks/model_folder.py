@@ -10,7 +10,13 @@ from typing import Any
 from safetensors.torch import save_file
 
 from adaptok_ros.models.description import TokenizerDescription
-from adaptok_ros.models.folders import ModelError, find_model, read_description, sha256
+from adaptok_ros.models.folders import (
+    ModelError,
+    find_model,
+    graph_files,
+    read_description,
+    sha256,
+)
 from adaptok_ros.models.writing import replacing
 from adaptok_ros.networks.export import export_graphs, export_lit_graphs
 from adaptok_ros.networks.families import load_family
@@ -129,9 +135,9 @@ def export_again(model: str) -> list[str]:
 def _renew(folder: Path, name: str, write: Callable[[Path], list[str]]) -> list[str]:
     """Exchange the graphs that a description lists for those that ``write`` writes."""
     fields = read_description(folder, name)
-    others = {
-        file: digest for file, digest in fields['files'].items() if not file.endswith('.onnx')
-    }
+    graphs = [file for file in fields['files'] if file.endswith('.onnx')]
+    old = {file for graph in graphs for file in graph_files(folder / graph)}
+    others = {file: digest for file, digest in fields['files'].items() if file not in old}
     with replacing(folder, name) as partial:
         graphs = write(partial)
         files = {**others, **_digests(partial, graphs)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.engines.specification import Specification
 from adaptok_ros.engines.tensorrt.module import compute_capabilities, load_module, logger
 from adaptok_ros.engines.tensorrt.request import NETWORK_FLAGS, PROFILE_SHARING, WORKSPACE
+from adaptok_ros.models.folders import graph_sha256
 
 Report = Callable[[str, 'float | None'], None]
 """Takes what is being done, and the share of it that is done, where that is known."""
@@ -28,8 +28,7 @@ def compile_plan(specification: Specification, graph: Path, report: Report) -> b
     """
     module = load_module(specification.backend)
     _check_machine(module, specification)
-    data = graph.read_bytes()
-    if hashlib.sha256(data).hexdigest() != specification.onnx_sha256:
+    if graph_sha256(graph) != specification.onnx_sha256:
         raise EngineError(f'{graph}: changed since its engine was asked for; ask again')
     log = logger(module)
     builder = module.Builder(log)
@@ -40,7 +39,8 @@ def compile_plan(specification: Specification, graph: Path, report: Report) -> b
     network = builder.create_network(flags)
     parser = module.OnnxParser(network, log)
     report('reading the graph', None)
-    if not parser.parse(data):
+    # The path tells it where to look for other files of the graph.
+    if not parser.parse(graph.read_bytes(), str(graph)):
         errors = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
         raise EngineError(f'{graph}: {specification.backend} cannot read it: {"; ".join(errors)}')
     config = builder.create_builder_config()

@@ -13,7 +13,7 @@ from adaptok_ros.engines.profiles import profile
 from adaptok_ros.engines.specification import Specification
 from adaptok_ros.engines.tensorrt.module import compute_capabilities, load_module
 from adaptok_ros.models.description import TokenizerDescription
-from adaptok_ros.models.folders import sha256
+from adaptok_ros.models.folders import graph_sha256
 
 WORKSPACE = 1 << 29
 """Bytes that a kernel may want for itself."""
@@ -58,7 +58,7 @@ def specify(request: GraphRequest, compute_capability: str = '') -> tuple[Specif
     return Specification(
         model=TokenizerDescription.load(request.folder).id,
         part=request.part,
-        onnx_sha256=sha256(graph),
+        onnx_sha256=graph_sha256(graph),
         backend=request.backend,
         backend_version=str(module.__version__),
         gpu=gpu,
