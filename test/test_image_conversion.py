@@ -34,6 +34,7 @@ BYTES_PER_PIXEL = PIXEL_BYTES | {
     'bgr16': 6,
     'nv12': 1,
     'nv21': 1,
+    'nv24': 1,
     'i420': 1,
 }
 
@@ -41,7 +42,7 @@ BYTES_PER_PIXEL = PIXEL_BYTES | {
 def message(encoding, height, width, padding=0, behind=0, changes=()):
     """Noise in rows with so many bytes behind each, and more behind the last; then change it."""
     step = width * BYTES_PER_PIXEL.get(encoding, 2) + padding
-    rows = height * 3 // 2 if encoding in ('nv12', 'nv21', 'i420') else height
+    rows = height * {'nv12': 3, 'nv21': 3, 'i420': 3, 'nv24': 6}.get(encoding, 2) // 2
     values = np.random.default_rng(0).integers(0, 256, rows * step + behind, np.uint8)
     made = Image(
         encoding=encoding,
@@ -145,7 +146,7 @@ def test_errors_are_our_own(bridge, changes, field):
 def test_a_range_goes_the_builtin_way(encoding):
     converter = MessageConverter(Bridge('a bridge', lambda *_: None), ValueRange(0.0, 4095.0))
     assert converter.to_rgb(message(encoding, 6, 8)).shape == (6, 8, 3)
-    assert converter.used == 'builtin (range_min and range_max are not for cv_bridge)'
+    assert converter.used == 'builtin (ranges of values are not for cv_bridge)'
 
 
 @pytest.mark.parametrize('encoding', INTEGERS)

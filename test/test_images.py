@@ -17,11 +17,18 @@ from adaptok_ros.errors import SettingError, quote
 from adaptok_ros.nodes.image_conversion import find_bridge
 from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
 from adaptok_ros.sending.images import ENCODINGS, ImageConverter, ImageError, is_wide, to_rgb
-from adaptok_ros.sending.value_range import RangeUse, ValueRange
+from adaptok_ros.sending.value_range import (
+    LEARNING_IMAGES,
+    LearnedRange,
+    RangeUse,
+    ValueRange,
+    choose_range,
+    describe,
+)
 
 PACKED_YUV = {'uyvy': 'UYVY', 'yuv422': 'UYVY', 'yuyv': 'YUYV', 'yuv422_yuy2': 'YUYV'}
 PLANAR_YUV = {'nv12': 'UV', 'nv21': 'VU'}
-PLANES = ['i420']
+PLANES = ['i420', 'nv24']
 BAYER = ['bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8']
 BAYER_16 = [name.replace('8', '16') for name in BAYER]
 GREY_8 = ['mono8', '8UC1']
@@ -98,7 +105,9 @@ def pack(encoding, rgb):
         packed[:, order.index('U') :: 4] = u[:, ::2]
         packed[:, order.index('V') :: 4] = v[:, ::2]
         return packed
-    if encoding in PLANES:
+    if encoding == 'nv24':
+        return np.concatenate([y, np.stack([u, v], axis=2).reshape(-1, width)])
+    if encoding == 'i420':
         colours = np.concatenate([u[::2, ::2].ravel(), v[::2, ::2].ravel()])
         return np.concatenate([y, colours.reshape(-1, width)])
     colour = np.empty((height // 2, width), np.uint8)
@@ -173,6 +182,30 @@ def test_odd_sizes(encoding, height, width):
     # OpenCV cannot interpolate a mosaic of fewer than 3 rows or columns, and leaves it black.
     interpolable = encoding not in BAYER + BAYER_16 or min(height, width) >= 3
     assert (result == (90 if interpolable else 0)).all()
+
+
+def test_nv24_is_as_ffmpeg_converts_it():
+    av = pytest.importorskip('av', reason='av is missing: its conversion is the reference')
+    levels = range(0, 256, 17)
+    picture = np.array(np.meshgrid(levels, levels, levels)).reshape(3, -1, 16).transpose(1, 2, 0)
+    height, width = picture.shape[:2]
+    planes = np.stack(to_yuv(picture))
+    frame = av.VideoFrame.from_ndarray(planes, format='yuv444p')
+    expected = frame.to_ndarray(format='rgb24').astype(int)
+    packed = pack('nv24', picture)
+    assert packed.shape == (3 * height, width)
+    result = to_rgb('nv24', height, width, width, False, packed.tobytes())
+    assert np.abs(result - expected).max() <= 2
+    assert np.abs(result.astype(int) - picture).max() <= 2
+
+
+@pytest.mark.parametrize('encoding', ['nv24', 'i420'])
+def test_encodings_without_padding(encoding):
+    packed = pack(encoding, noise(4, 6, 3))
+    with pytest.raises(ImageError, match=f'step is 7; allowed: 6 .rows of {encoding} have no'):
+        to_rgb(encoding, 4, 6, 7, False, pad(packed, 1).tobytes())
+    with pytest.raises(ImageError, match=f'data is {packed.size - 1} bytes long'):
+        to_rgb(encoding, 4, 6, 6, False, packed.tobytes()[:-1])
 
 
 @pytest.mark.parametrize('encoding', sorted(PACKED_YUV))
@@ -364,6 +397,64 @@ def test_a_range_that_is_none(low, high):
         ValueRange(low, high)
 
 
+def test_a_learned_range_is_that_of_the_first_images_and_stays():
+    learned = LearnedRange()
+    assert (learned.current, learned.settled, describe(learned)) == (None, False, '')
+    for image in range(LEARNING_IMAGES):
+        assert not learned.settled
+        thermal = np.linspace(7000, 8000 + image, 64 * 64).astype('<u2').reshape(64, 64)
+        thermal[0, 0] = 65535  # a hot pixel, and what was not seen
+        thermal[32:] = 0
+        before = learned.current
+        levels = to_rgb('mono16', 64, 64, 128, False, thermal.tobytes(), learned)[..., 0]
+        if before:
+            assert learned.current.low <= before.low and learned.current.high >= before.high
+    assert learned.settled
+    seen = thermal[:32].ravel()[1:]
+    found = learned.current
+    assert 6900 < found.low < 6960 and seen.max() + 40 < found.high < seen.max() + 80
+    assert np.ptp(levels[:32].ravel()[1:].astype(int)) > 190  # of 256
+    assert f'{found.low:.5g} to {found.high:.5g}, from the first images' in describe(learned)
+    to_rgb('mono16', 64, 64, 128, False, bytes([0, 255]) * 4096, learned)
+    to_rgb('mono16', 64, 64, 128, False, (thermal // 2).tobytes(), learned)
+    assert learned.current is found
+
+
+def test_images_that_show_nothing_teach_nothing():
+    learned = LearnedRange()
+    for depth in (np.zeros(64), np.full(64, np.nan), np.full(64, np.inf), np.full(64, 1.5)):
+        data = depth.astype('<f4').tobytes()
+        assert not to_rgb('32FC1', 8, 8, 32, False, data, learned).any()
+    assert learned.current is None and not learned.settled
+    depth = np.linspace(0.5, 3.0, 64).astype('<f4')
+    depth[::5] = np.nan
+    result = to_rgb('32FC1', 8, 8, 32, False, depth.tobytes(), learned)
+    assert result.max() > 200
+    assert learned.current.low >= 0.0 and learned.current.high > 2.9
+    signed = LearnedRange()
+    to_rgb('32FC1', 8, 8, 32, False, (depth - 1.5).tobytes(), signed)
+    assert signed.current.low < -1.0
+
+
+def test_a_learned_range_has_no_other_beside_it():
+    assert isinstance(choose_range('auto', 0.0, 0.0), LearnedRange)
+    assert choose_range('fixed', 1.0, 2.0) == ValueRange(1.0, 2.0)
+    with pytest.raises(
+        SettingError, match=r'range_min is 1 and .* allowed: both 0 with value_range'
+    ):
+        choose_range('auto', 1.0, 2.0)
+
+
+@pytest.mark.parametrize('format', ['16UC1; compressedDepth png', ''])
+def test_a_range_is_learned_from_files_too(format):
+    learned = LearnedRange()
+    depth = np.linspace(500, 3000, 64 * 64).astype(np.uint16).reshape(64, 64)
+    file = cv2.imencode('.png', depth)[1].tobytes()
+    data = bytes(12) + file if format else file
+    result = decode_compressed(data, format, learned)
+    assert learned.current is not None and np.ptp(result) > 190
+
+
 def test_use_of_a_range():
     use = RangeUse(ValueRange())
     assert use.warning() == ''
@@ -393,7 +484,8 @@ uint32 = st.integers(0, 2**32 - 1)
     step=st.integers(0, 60) | uint32,
     is_bigendian=st.booleans(),
     data=st.integers(0, 1000).map(bytes) | st.binary(max_size=300),
-    value_range=st.sampled_from([ValueRange(), ValueRange(-3.0, 0.5), ValueRange(1000, 1001)]),
+    value_range=st.builds(LearnedRange)
+    | st.sampled_from([ValueRange(), ValueRange(-3.0, 0.5), ValueRange(1000, 1001)]),
 )
 def test_whatever_a_message_holds_gives_an_image_or_an_image_error(
     encoding, height, width, step, is_bigendian, data, value_range

@@ -27,6 +27,7 @@ from adaptok_ros.receiving.receiver import PAST_CONFIRMATIONS, Status
 from adaptok_ros.sending.images import to_rgb
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
+from adaptok_ros.sending.value_range import LEARNING_IMAGES
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
@@ -1258,6 +1259,17 @@ def test_a_range_shows_what_16_bits_hide(robot):
     report = robot.diagnostics(condition=lambda v: 'range_min' in v.message)
     assert report.level == DiagnosticStatus.WARN
     assert 'values of about 6939 to 7710' in report.message
+
+
+def test_a_range_is_learned_once(robot):
+    robot.start('tokenizer_node', value_range='auto')
+    image = Image(height=48, width=64, encoding='mono16', step=128)
+    for index in range(LEARNING_IMAGES + 1):
+        image.data = byte_array(thermal(8 * (index % 2)).view(np.uint8))
+        tokens = robot.exchange(image)
+    assert not tokens.keyframe and tokens.kept > 0
+    report = robot.diagnostics(condition=lambda v: '6900 to 7900' in v.image_conversion)
+    assert 'range' not in report.message
 
 
 def test_depth_is_read_from_its_own_topic(robot):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.sending.images import FULL_RANGE, ImageConverter, is_wide
-from adaptok_ros.sending.value_range import ValueRange
+from adaptok_ros.sending.value_range import LearnedRange, ValueRange
 
 if TYPE_CHECKING:
     from sensor_msgs.msg import Image
@@ -98,7 +98,9 @@ class MessageConverter:
         ``builtin`` and the reason
     """
 
-    def __init__(self, bridge: Bridge, value_range: ValueRange = FULL_RANGE) -> None:
+    def __init__(
+        self, bridge: Bridge, value_range: ValueRange | LearnedRange = FULL_RANGE
+    ) -> None:
         self._bridge = bridge
         self._full = value_range.full
         self._builtin = ImageConverter(value_range)
@@ -115,7 +117,7 @@ class MessageConverter:
         if self._bridge.convert is not None:
             reason = f'{message.encoding[:16]!r} in this layout is not for cv_bridge'
             if not self._full and is_wide(message.encoding):
-                reason = 'range_min and range_max are not for cv_bridge'
+                reason = 'ranges of values are not for cv_bridge'
             elif _suits_cv_bridge(message):
                 try:
                     rgb = self._bridge.convert(message, 'rgb8')

@@ -11,6 +11,7 @@ from adaptok_ros.packet import TAU_LIMIT, Payload
 from adaptok_ros.receiving.latents import MODES
 from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.sending.selection import DEFAULT_TAU, PERIOD_LIMIT, TOKEN_LIMIT, Reference
+from adaptok_ros.sending.value_range import RANGES
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
 TRANSPORTS = ('raw', 'compressed', 'compressedDepth')
@@ -108,6 +109,13 @@ TOKENIZER_NODE = (
         'raw',
         'subscribe to image (raw), image/compressed or image/compressedDepth',
         choices=TRANSPORTS,
+    ),
+    NodeParameter(
+        'value_range',
+        'fixed',
+        'what becomes black and white in images with more than 8 bits: range_min and range_max '
+        '(fixed), or what the first second shows, from then on (auto)',
+        choices=RANGES,
     ),
     NodeParameter(
         'range_min',

@@ -55,7 +55,7 @@ class TokenizerNode(StreamNode):
         self._compressed = values['transport'] != 'raw'
         topic = self.resolve_topic_name('image')
         self.hardware = f'{topic}/{values["transport"]}' if self._compressed else topic
-        self._reader = ImageReader(values)
+        self._reader = ImageReader(self.get_logger(), values)
         self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
         self._requests = KeyframeRequests(values['keyframe_min_interval'], self)

@@ -29,7 +29,7 @@ from adaptok_ros.sending.image_files import (
     read_jpeg,
 )
 from adaptok_ros.sending.images import FULL_RANGE, Buffer, ImageError, to_rgb
-from adaptok_ros.sending.value_range import ValueRange
+from adaptok_ros.sending.value_range import LearnedRange, ValueRange
 
 _END_MARKER = b'\xff\xd9'
 _FILLED = 128
@@ -40,7 +40,7 @@ _CONVERSION_OF_DECODED = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.CO
 
 
 def decode_compressed(
-    data: Buffer, format: str, value_range: ValueRange = FULL_RANGE
+    data: Buffer, format: str, value_range: ValueRange | LearnedRange = FULL_RANGE
 ) -> NDArray[np.uint8]:
     """Decode a jpeg, png or webp file to ``[h, w, 3]`` uint8, RGB, C-contiguous.
 
@@ -94,7 +94,9 @@ def is_wide_file(data: Buffer, format: str) -> bool:
     )
 
 
-def _decode_depth(encoded: bytes, format: str, value_range: ValueRange) -> NDArray[np.uint8]:
+def _decode_depth(
+    encoded: bytes, format: str, value_range: ValueRange | LearnedRange
+) -> NDArray[np.uint8]:
     """A header of two floats, then a png file of depth, or of inverse depth if it was floats."""
     kind = format.partition(';')[0].strip()
     file = encoded[_DEPTH_HEADER.size :]

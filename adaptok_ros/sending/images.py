@@ -11,6 +11,8 @@ Beyond cv_bridge go
   is that of the picture, then ``height / 2`` rows of interleaved colour, all rows ``step`` bytes;
 - ``i420``: after ``height`` rows of brightness come the two colour planes, of half its width and
   height, without padding;
+- ``nv24``, without padding: after ``height`` rows of brightness come the colours of each pixel,
+  two bytes each;
 - ``32FC1``, such as depth in metres, which needs a range of values;
 - ``uyvy`` and ``yuyv``, the present names of ``yuv422`` and ``yuv422_yuy2``;
 - ``8UC1``, ``16UC1``, ``8UC3`` and ``8UC4``, which cv_bridge converts only for display; here, as
@@ -31,7 +33,7 @@ from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.errors import AdaptokError, quote
-from adaptok_ros.sending.value_range import ValueRange
+from adaptok_ros.sending.value_range import LearnedRange, ValueRange
 
 Buffer: TypeAlias = 'bytes | bytearray | memoryview | array.array[int] | NDArray[np.uint8]'
 """Contiguous bytes; rclpy fills uint8[] fields with array.array."""
@@ -53,7 +55,8 @@ class _Layout(NamedTuple):
     :ivar block: rows and columns of pixels that share one colour sample
     :ivar sample: type of one number
     :ivar mosaic: each pixel has one colour only
-    :ivar planes: colour lies in planes of half the width
+    :ivar rows: of ``step`` bytes, for every two rows of pixels
+    :ivar packed: rows have no padding, because those of colour have another length
     """
 
     pixel_bytes: int
@@ -61,8 +64,13 @@ class _Layout(NamedTuple):
     block: tuple[int, int] = (1, 1)
     sample: type[np.uint8 | np.uint16 | np.float32] = np.uint8
     mosaic: bool = False
-    planes: bool = False
+    rows: int = 2
+    packed: bool = False
 
+
+# BT.601 with the range of video, as OpenCV has it: 16 to 235 for brightness, 16 to 240 for colour.
+_WEIGHTS = np.array([[1.164, 0.0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0.0]])
+_VIDEO_TO_RGB = np.column_stack([_WEIGHTS, _WEIGHTS @ (-16.0, -128.0, -128.0)])
 
 # OpenCV names a Bayer pattern after the second row's second and third pixel, ROS after the
 # first row's first two and the second row's first two.
@@ -84,9 +92,10 @@ _LAYOUTS = {
     'yuv422': _Layout(2, cv2.COLOR_YUV2RGB_UYVY, block=(1, 2)),
     'yuyv': _Layout(2, cv2.COLOR_YUV2RGB_YUY2, block=(1, 2)),
     'yuv422_yuy2': _Layout(2, cv2.COLOR_YUV2RGB_YUY2, block=(1, 2)),
-    'nv12': _Layout(1, cv2.COLOR_YUV2RGB_NV12, block=(2, 2)),
-    'nv21': _Layout(1, cv2.COLOR_YUV2RGB_NV21, block=(2, 2)),
-    'i420': _Layout(1, cv2.COLOR_YUV2RGB_I420, block=(2, 2), planes=True),
+    'nv12': _Layout(1, cv2.COLOR_YUV2RGB_NV12, block=(2, 2), rows=3),
+    'nv21': _Layout(1, cv2.COLOR_YUV2RGB_NV21, block=(2, 2), rows=3),
+    'i420': _Layout(1, cv2.COLOR_YUV2RGB_I420, block=(2, 2), rows=3, packed=True),
+    'nv24': _Layout(1, None, rows=6, packed=True),
 } | {
     f'bayer_{pattern}{8 * sample().itemsize}': _Layout(
         sample().itemsize, conversion, sample=sample, mosaic=True
@@ -119,7 +128,7 @@ def to_rgb(
     step: int,
     is_bigendian: bool,
     data: Buffer,
-    value_range: ValueRange = FULL_RANGE,
+    value_range: ValueRange | LearnedRange = FULL_RANGE,
 ) -> NDArray[np.uint8]:
     """Convert one image; as :meth:`ImageConverter.to_rgb`, but nothing overwrites the result."""
     return ImageConverter(value_range).to_rgb(encoding, height, width, step, is_bigendian, data)
@@ -131,7 +140,7 @@ class ImageConverter:
     :param value_range: of encodings with more than 8 bits
     """
 
-    def __init__(self, value_range: ValueRange = FULL_RANGE) -> None:
+    def __init__(self, value_range: ValueRange | LearnedRange = FULL_RANGE) -> None:
         self._range = value_range
         self._rgb = np.empty((0, 0, 3), np.uint8)
         self._values: NDArray[Any] = np.empty((0, 0), np.uint16)
@@ -155,7 +164,8 @@ class ImageConverter:
             raise ImageError(
                 'encoding',
                 quote(encoding),
-                'a range of values (range_min and range_max), because floats have none',
+                'a range of values (range_min and range_max) or value_range auto, because floats '
+                'have none',
             )
         check_size(height, width)
         for name, side, multiple in zip(
@@ -166,9 +176,9 @@ class ImageConverter:
         row_bytes = width * layout.pixel_bytes
         if step < row_bytes:
             raise ImageError('step', step, f'at least {row_bytes} (a row of {encoding})')
-        if layout.planes and step != row_bytes:
+        if layout.packed and step != row_bytes:
             raise ImageError('step', step, f'{row_bytes} (rows of {encoding} have no padding)')
-        rows = height * 3 // 2 if layout.block == (2, 2) else height
+        rows = height * layout.rows // 2
         received = np.frombuffer(data, np.uint8)
         needed = (rows - 1) * step + row_bytes
         if received.size < needed:
@@ -185,6 +195,8 @@ class ImageConverter:
             self._rgb = np.empty((height, width, 3), np.uint8)
         if layout.sample is not np.uint8:
             return self._wide_to_rgb(layout, packed, is_bigendian)
+        if encoding == 'nv24':
+            return self._nv24_to_rgb(packed)
         if layout.conversion is None:
             np.copyto(self._rgb.reshape(height, row_bytes), packed)
             return self._rgb
@@ -209,6 +221,14 @@ class ImageConverter:
             np.copyto(self._rgb, pixels)
         else:
             cv2.cvtColor(pixels, layout.conversion, dst=self._rgb)
+        return self._rgb
+
+    def _nv24_to_rgb(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """As OpenCV converts the other encodings of brightness and colour, which it has not."""
+        height, width = self._rgb.shape[:2]
+        brightness = packed[:height]
+        colour = packed[height:].reshape(height, width, 2)
+        cv2.transform(cv2.merge((brightness, colour)), _VIDEO_TO_RGB, dst=self._rgb)
         return self._rgb
 
     def _unpack(
