@@ -172,7 +172,8 @@ def start_cameras(context: LaunchContext) -> list[Node]:
     remap_tokens = [('tokens', 'tokenizer/tokens')]
     nodes = nodes_of(context, 'tokenizer', TOKENIZER_ARGUMENTS, remap_image)
     if truth(context, 'lit'):
-        nodes += nodes_of(context, 'lit', LIT_ARGUMENTS, remap_tokens)
+        # It finds the camera_info beside the image.
+        nodes += nodes_of(context, 'lit', LIT_ARGUMENTS, [*remap_tokens, *remap_image])
     if truth(context, 'demo'):
         nodes += nodes_of(context, 'camera', CAMERA_ARGUMENTS, remap_image, shareable=False)
     return nodes

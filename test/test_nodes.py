@@ -1,5 +1,6 @@
 """The nodes as processes over real DDS, with a camera, a policy and an operator in this one."""
 
+import array
 import concurrent.futures
 import contextlib
 import itertools
@@ -471,11 +472,17 @@ def test_pictures_only_for_those_who_look(system, tokenizer):
         assert system.node.count_subscribers(f'{system.namespace}/{topic}') == 0
     overlays = system.collect(Image, 'tokenizer/overlay')
     decoded = system.collect(Image, 'lit/reconstruction')
+    infos = [system.collect(CameraInfo, f'{node}/camera_info') for node in ('tokenizer', 'lit')]
+    camera = system.node.create_publisher(CameraInfo, 'camera_info', 1)
+    info = CameraInfo(height=2 * height, width=2 * width, distortion_model='plumb_bob')
+    info.k[0], info.k[4], info.k[8], info.d = 90.0, 80.0, 1.0, array.array('d', [0.1, 0.2])
+    info.roi.x_offset, info.roi.width, info.roi.height = 10, width, height
 
     def look():
+        camera.publish(info)
         system.exchange(image)
 
-    system.until(lambda: overlays and decoded, 'overlay and reconstruction', poke=look)
+    system.until(lambda: overlays and decoded and all(infos), 'pictures', poke=look)
     tokens = system.exchange(image)
     stamp = stamp_of(tokens.header)
     for messages in (overlays, decoded):
@@ -483,6 +490,11 @@ def test_pictures_only_for_those_who_look(system, tokenizer):
         assert (message.height, message.width, message.encoding) == (height, width, 'rgb8')
         assert message.step == 3 * width and len(message.data) == height * 3 * width
         assert message.header == tokens.header
+    for messages in infos:
+        found = system.until(lambda m=messages: find(m, stamp=stamp), 'what fits the picture')
+        assert (found.header, found.height, found.width) == (tokens.header, height, width)
+        assert (found.k[0], found.k[2], found.k[4], found.k[5]) == (90.0, -10.0, 80.0, 0.0)
+        assert (found.distortion_model, list(found.d)) == ('plumb_bob', [0.1, 0.2])
     latents = latents_from_message(system.latents_of(tokens))
     expected = tokenizer.decode(latents.values, height, width)
     received = np.frombuffer(message.data, np.uint8).reshape(height, width, 3)

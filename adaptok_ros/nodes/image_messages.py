@@ -1,4 +1,4 @@
-"""Camera images to arrays, and pictures to look at back to messages."""
+"""Camera images to arrays."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CompressedImage, Image
 
 from adaptok_ros.arrays import Image as Pixels
-from adaptok_ros.messages import byte_array, set_header
 from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
 from adaptok_ros.nodes.parameter import Values
-from adaptok_ros.packet import Packet, unpack_mask
 from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
 from adaptok_ros.sending.images import is_wide
-from adaptok_ros.sending.overlay import draw_kept
 from adaptok_ros.sending.value_range import RangeUse, choose_range, describe
 
 CameraImage: TypeAlias = 'Image | CompressedImage'
@@ -69,26 +66,3 @@ class ImageReader:
             self.range = describe(self._range)
             if self.range:
                 self._logger.info(f'value range: {self.range}')
-
-
-def as_message(pixels: Pixels, stamp: int, frame_id: str) -> Image:
-    """Message of ``[h, w, 3]`` uint8 RGB.
-
-    :param stamp: nanoseconds
-    """
-    height, width = pixels.shape[:2]
-    message = Image(height=height, width=width, encoding='rgb8', step=3 * width)
-    set_header(message.header, stamp, frame_id)
-    message.data = byte_array(pixels)
-    return message
-
-
-def overlay_message(image: Pixels, packet: Packet, stride: int) -> Image:
-    """Message of an image that shows which of its positions a packet holds.
-
-    :param image: ``[h, w, 3]`` uint8 RGB as the camera sent it
-    :param stride: pixels per position along each axis
-    """
-    keep = unpack_mask(packet).reshape(packet.grid_height, packet.grid_width)
-    picture = draw_kept(image, keep, stride, packet.image_height, packet.image_width)
-    return as_message(picture, packet.stamp, packet.frame_id)

@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sensor_msgs.msg import Image
-
 from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import AdaptokError, SettingError
 from adaptok_ros.messages import fill_latents, packet_from_message
@@ -20,11 +18,11 @@ from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode
 from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.executable import run_cameras
-from adaptok_ros.nodes.image_messages import as_message
 from adaptok_ros.nodes.keyframes import KeyframeClient
 from adaptok_ros.nodes.lit_report import LITFigures, LITReport, explain_status, silenced
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import LIT_NODE
+from adaptok_ros.nodes.pictures import PicturePublisher, as_message
 from adaptok_ros.nodes.wiring import EpochWatch, Silence
 from adaptok_ros.packet import PacketError, Payload
 from adaptok_ros.receiving.latents import DenseLatents, LatentStream
@@ -50,7 +48,7 @@ class LITNode(StreamNode):
         self._silence, self._epochs = Silence(self._timeout), EpochWatch()
         profile = qos.image_output()
         self._latents = self.outputs.publisher(DenseLatentsMessage, '~/latents', profile)
-        self._reconstruction = self.outputs.publisher(Image, '~/reconstruction', profile)
+        self._reconstruction = PicturePublisher(self.outputs, '~/reconstruction')
         self._keyframes = KeyframeClient(self.outputs, values['keyframe_service'])
 
     def load(self, values: Values, build: Builder) -> None:
@@ -83,6 +81,7 @@ class LITNode(StreamNode):
         if self._stream is not None and self._stream.receiver.last is not None:
             self._silence.hear()  # what is held from before is awaited to go on
         self.inputs.subscription(SparseTokens, 'tokens', self._on_tokens, qos.tokens(0))
+        self._reconstruction.listen(self)
         if self._timeout:
             self.inputs.timer(self._timeout / 4, self._look_for_silence)
 
@@ -130,7 +129,7 @@ class LITNode(StreamNode):
             self.faults.fail(error, 'no latents')
             return
         self.faults.succeed()
-        if self._reconstruction.get_subscription_count():
+        if self._reconstruction.wanted:
             try:
                 self._publish_reconstruction(stream, tokenizer, latents)
             except AdaptokError as error:

@@ -22,10 +22,11 @@ from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.endpoints import camera_info_topic
 from adaptok_ros.nodes.executable import run_cameras
 from adaptok_ros.nodes.faults import THROTTLE
-from adaptok_ros.nodes.image_messages import CameraImage, ImageReader, overlay_message
+from adaptok_ros.nodes.image_messages import CameraImage, ImageReader
 from adaptok_ros.nodes.keyframes import KeyframeRequests
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
+from adaptok_ros.nodes.pictures import PicturePublisher, overlay_message
 from adaptok_ros.nodes.tokenizer_info import InfoPublisher
 from adaptok_ros.nodes.tokenizer_report import TokenizerFigures, TokenizerReport
 from adaptok_ros.packet import Payload
@@ -63,7 +64,7 @@ class TokenizerNode(StreamNode):
         ask = self._requests.ask
         self._tokens = self.outputs.publisher(SparseTokens, '~/tokens', profile, ask)
         self._info = InfoPublisher(self.outputs.publisher(TokenizerInfo, '~/info', qos.latched()))
-        self._overlay = self.outputs.publisher(Image, '~/overlay', qos.image_output())
+        self._overlay = PicturePublisher(self.outputs, '~/overlay')
         self.outputs.service(Trigger, '~/request_keyframe', self._requests.answer)
 
     def load(self, values: Values, build: Builder) -> None:
@@ -111,6 +112,7 @@ class TokenizerNode(StreamNode):
     def _on_camera_info(self, message: CameraInfo) -> None:
         size = message.height * message.width
         self._figures.arrivals.announce(0 if self._compressed else size)
+        self._overlay.hear(message)
 
     def _on_image(self, message: CameraImage) -> None:
         self._figures.arrivals.receive(len(message.data))
@@ -155,9 +157,8 @@ class TokenizerNode(StreamNode):
         latency = (self.get_clock().now().nanoseconds - packet.stamp) * 1e-9
         self._figures.send(packet, sender, converted - started, latency)
         self._info.publish(sender)
-        if self._overlay.get_subscription_count():
-            stride = sender.tokenizer.description.stride
-            self._overlay.publish(overlay_message(image, packet, stride))
+        if self._overlay.wanted:
+            self._overlay.publish(overlay_message(image, packet, sender.tokenizer.description))
 
     def report(self) -> tuple[list[Remark], TokenizerReport]:
         """See :meth:`StreamNode.report`."""
