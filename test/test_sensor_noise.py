@@ -31,6 +31,21 @@ def test_noise_is_measured_though_something_moves(sigma):
     assert measure_sensor_noise(images) == pytest.approx(sigma, rel=0.08)
 
 
+@pytest.mark.parametrize('sigma', [0.0, 2.0, 5.0])
+def test_a_camera_that_moves_is_refused(sigma):
+    random = np.random.default_rng(6)
+    scene = cv2.resize(random.integers(0, 256, (40, 60, 3), np.uint8), (480, 320))
+    images = [
+        add_noise(scene[:128, 3 * index : 3 * index + 192], sigma, random) for index in range(8)
+    ]
+    with pytest.raises(FootageError, match=r'images 4 apart differ by .* allowed: a still scene'):
+        measure_sensor_noise(images)
+
+
+def test_a_picture_that_never_changes_has_no_noise():
+    assert measure_sensor_noise([grey(64, 48)] * 6) == 0.0
+
+
 @pytest.mark.parametrize(
     ('shapes', 'message'),
     [
