@@ -78,3 +78,11 @@ def test_graph_that_is_not_listed(folder):
     change(folder, files={weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()})
     with pytest.raises(ModelError, match=r'files does not list lit\.onnx'):
         LITDescription.load(folder)
+
+
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"a":' * 100_000, '9' * 10_000, '\udcff'])
+@pytest.mark.parametrize('name', ['tokenizer.json', 'lit.json'])
+def test_json_that_is_none_or_too_deep(name, text, folder):
+    (folder / name).write_bytes(text.encode('utf-8', 'surrogateescape'))
+    with pytest.raises(ModelError, match=rf'{name}: '):
+        LITDescription.load(folder)

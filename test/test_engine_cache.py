@@ -143,7 +143,17 @@ def test_exchanged_plan_is_refused(stored):
 
 
 @pytest.mark.parametrize(
-    'text', ['', '[]', '{}', 'null', '{"specification": {}}', '\xff', '{"specification": 1}']
+    'text',
+    [
+        '',
+        '[]',
+        '{}',
+        'null',
+        '{"specification": {}}',
+        '\xff',
+        '{"specification": 1}',
+        '[' * 100_000,
+    ],
 )
 def test_damaged_manifest_is_refused(text, stored):
     stored[1].write_text(text, encoding='latin-1')
@@ -154,7 +164,14 @@ def test_damaged_manifest_is_refused(text, stored):
 
 @pytest.mark.parametrize(
     ('field', 'value'),
-    [('built', 'yesterday'), ('build_seconds', None), ('profile', [1]), ('flags', 1), ('gpu', 1)],
+    [
+        ('built', 'yesterday'),
+        ('build_seconds', None),
+        ('build_seconds', 10**400),
+        ('profile', [1]),
+        ('flags', 1),
+        ('gpu', 1),
+    ],
 )
 def test_manifest_of_other_types_is_refused(field, value, stored):
     edit(stored[1], **{field: value})

@@ -1,15 +1,18 @@
 """Gated encoding: equal to the dense encoder, cheaper where little changes, closed loop."""
 
 import dataclasses
+import json
+import shutil
 import time
 
 import cv2
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.footage.scene.scene import Scene
-from adaptok_ros.models.folders import shipped_models
+from adaptok_ros.models.folders import ModelError, find_model, sha256, shipped_models
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.gating.active import CHUNK, ActiveEncoder
@@ -335,3 +338,19 @@ def test_other_families_name_what_is_allowed(monkeypatch):
     tokenizer.description = dataclasses.replace(tokenizer.description, family='dinov2')
     with pytest.raises(EngineError, match=r'gating is exact; allowed by adaptok-tiny.*: off'):
         tokenizer.stream(Gating.EXACT)
+
+
+@pytest.mark.parametrize('weights', [b'', bytes(64), b'\xff' * 64, 'other'])
+def test_weights_that_are_none_are_one_error(weights, tmp_path):
+    """Whoever can write the weights can write their hash, too."""
+    folder = shutil.copytree(find_model('adaptok-tiny'), tmp_path / 'model')
+    path = folder / 'tokenizer.safetensors'
+    if weights == 'other':
+        save_file({'encoder.1.weight': np.zeros((4, 3, 1, 1), np.float32)}, path)
+    else:
+        path.write_bytes(weights)
+    fields = json.loads((folder / 'tokenizer.json').read_text())
+    fields['files'][path.name] = sha256(path)
+    (folder / 'tokenizer.json').write_text(json.dumps(fields))
+    with pytest.raises(ModelError, match=r'tokenizer\.safetensors: not the weights of an encoder'):
+        Tokenizer(str(folder), 'onnxruntime').stream(Gating.EXACT)

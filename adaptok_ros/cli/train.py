@@ -47,7 +47,7 @@ def read_config(path: Path | None, kind: Any) -> Any:
         return kind()
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise SettingError(f'{path}: not a YAML file: {error}') from error
     names = {field.name: field for field in dataclasses.fields(kind)}
     if not isinstance(values, dict) or set(values) - set(names):

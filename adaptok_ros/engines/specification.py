@@ -58,7 +58,7 @@ class Specification:
                 for name, limits in fields['profile'].items()
             }
             flags = tuple(fields['flags'])
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f'profile or flags: {error}') from error
         specification = cls(**{**fields, 'profile': profile, 'flags': flags})
         for name in names - {'profile', 'flags'}:

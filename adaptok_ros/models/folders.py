@@ -90,7 +90,7 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
         description = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f'{path}: not a model description: {error}') from error
     files = description.get('files') if isinstance(description, dict) else None
     if not isinstance(files, dict):
@@ -99,7 +99,11 @@ def read_description(folder: Path, name: str) -> dict[str, Any]:
         member = folder / Path(file).name
         if not member.is_file():
             raise ModelError(f'{member}: listed in {name} but missing')
-        if sha256(member) != expected:
+        try:
+            found = sha256(member)
+        except OSError as error:
+            raise ModelError(f'{member}: cannot be read: {error}') from error
+        if found != expected:
             raise ModelError(f'{member}: its SHA-256 differs from the one in {name}')
     for file in files:
         if file.endswith('.onnx'):

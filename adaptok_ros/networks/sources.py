@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f'{path}: not a JSON file: {error}') from error
     if not isinstance(fields, dict):
         raise ModelError(f'{path}: holds no JSON object')

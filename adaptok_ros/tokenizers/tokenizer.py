@@ -185,6 +185,7 @@ class Tokenizer:
         """What computes latents at chosen positions, for one stream.
 
         :raises EngineError: this tokenizer or its backend cannot be gated
+        :raises ModelError: its weights are not those of an encoder
         """
         description = self.description
         if description.family != 'adaptok':
@@ -198,13 +199,15 @@ class Tokenizer:
                 f'gating is {gating.value}; allowed on {device}: off (or hide the GPU, '
                 'CUDA_VISIBLE_DEVICES=, to encode on the CPU)'
             )
-        return ActiveEncoder(
-            self._folder / 'tokenizer.safetensors',
-            description.stride,
-            description.mean,
-            description.std,
-            self._threads,
-        )
+        from safetensors import SafetensorError
+
+        weights = self._folder / 'tokenizer.safetensors'
+        try:
+            return ActiveEncoder(
+                weights, description.stride, description.mean, description.std, self._threads
+            )
+        except (OSError, SafetensorError, LookupError, ValueError) as error:
+            raise ModelError(f'{weights}: not the weights of an encoder: {error}') from error
 
     def encode(self, image: Image) -> Latents:
         """``[h, w, 3]`` RGB -> ``[H, W, C]`` normalised latents, overwritten by the next call.

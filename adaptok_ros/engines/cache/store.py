@@ -117,6 +117,10 @@ def _load(folder: Folder, key: str, wanted: Specification | None) -> tuple[Manif
     return manifest, plan
 
 
+# Of what is not JSON, too deep, or has other fields or numbers.
+_NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
 def _manifest(folder: Folder, key: str) -> Manifest:
     path = folder.path / (key + MANIFEST)
     try:
@@ -127,7 +131,7 @@ def _manifest(folder: Folder, key: str) -> Manifest:
         float(manifest.build_seconds)
     except FileNotFoundError:
         raise EngineMissingError(f'{path}: there is no such engine') from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except _NOT_A_MANIFEST as error:
         raise EngineError(f'{path}: not the manifest of an engine: {error}; {CLEAN}') from error
     return manifest
 
