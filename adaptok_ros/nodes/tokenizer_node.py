@@ -110,8 +110,7 @@ class TokenizerNode(StreamNode):
         self._config = dataclasses.replace(self._config, **changes)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
-        size = message.height * message.width
-        self._figures.arrivals.announce(0 if self._compressed else size)
+        self._figures.arrivals.announce(0 if self._compressed else message.height * message.width)
         self._overlay.hear(message)
 
     def _on_image(self, message: CameraImage) -> None:
