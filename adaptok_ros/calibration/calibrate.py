@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from adaptok_ros.arrays import Image
@@ -21,6 +23,7 @@ from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.video import shrink
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import ModelError, sha256
+from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.models.writing import new_folder
 from adaptok_ros.networks.device import choose_device
 from adaptok_ros.networks.errors import ExportError
@@ -28,10 +31,13 @@ from adaptok_ros.networks.export import export_graphs
 from adaptok_ros.networks.families import FrozenModel, detect_family, load_family
 from adaptok_ros.networks.graphs import to_pixels
 from adaptok_ros.networks.model_folder import write_description
+from adaptok_ros.networks.sensitivity import Sensitivity
 from adaptok_ros.networks.sources import find_source
 
 LONGEST_SIDE = 640
 """Footage is scaled down to this where no image size is given."""
+PROBED_IMAGES = 32
+"""Images whose decoding is differentiated, about: positions are what is averaged over."""
 GRIDS_PER_CLIP = 8
 """Consecutive latent grids that a causal tokenizer encodes of a clip."""
 
@@ -52,36 +58,60 @@ def measure(
     size: tuple[int, int] | None,
     frames: int,
     device: str,
-) -> tuple[list[float], list[float]]:
-    """Mean and std per channel of raw latents over a sample of the footage.
+) -> Normalisation:
+    """Normalisation of raw latents over a sample of the footage.
+
+    By the sensitivity of the decoder, or by the spread of each channel where there is none.
 
     :param size: height and width that images are resized to; None = as they come
     :raises FootageError: footage does not decode
     :raises ModelError: the latents cannot be normalised
     """
+    frozen.model.to(device)
+    statistics = ChannelStatistics()
+    sensitivity = Sensitivity(frozen.model.decode) if frozen.can_decode else None
+    probe_every = max(1, frames // PROBED_IMAGES)
+    with torch.no_grad():
+        for number, latents in enumerate(_encode(frozen, clips, size, frames, device)):
+            if sensitivity is None:
+                statistics.add(latents.permute(0, 2, 3, 1).cpu().numpy())
+                continue
+            sensitivity.add(latents)
+            if number % probe_every == 0:
+                sensitivity.probe(latents)
+    frozen.model.to('cpu')
+    try:
+        if sensitivity is not None:
+            return sensitivity.normalisation()
+        return Normalisation.from_spread(*statistics.result())
+    except ValueError as error:
+        raise ModelError(f'the latents cannot be normalised: {error}') from error
+
+
+def _encode(
+    frozen: FrozenModel,
+    clips: Sequence[Path],
+    size: tuple[int, int] | None,
+    frames: int,
+    device: str,
+) -> Iterator[Tensor]:
+    """Raw latents ``[1, C, H, W]``, grid by grid."""
     temporal = frozen.temporal_stride
     consecutive = 1 if temporal == 1 else 1 + (GRIDS_PER_CLIP - 1) * temporal
-    statistics = ChannelStatistics()
-    model = frozen.model.to(device)
-    with (
-        torch.inference_mode(),
-        tqdm(total=frames, unit='frame', desc='calibrating', disable=None) as bar,
-    ):
+    with tqdm(total=frames, unit='frame', desc='calibrating', disable=None) as bar:
         for images in sample_images(clips, frames, consecutive):
             fitted = [_fit(image, size, frozen.stride) for image in images]
             pixels = to_pixels(torch.from_numpy(np.stack(fitted)).to(device))
             if temporal == 1:
-                statistics.add(model.encode(pixels).permute(0, 2, 3, 1).cpu().numpy())
+                yield frozen.model.encode(pixels)
             else:
                 state, start = None, 0
                 for end in range(1, len(fitted) + 1, temporal):
                     group = pixels[start:end].transpose(0, 1)[None]
-                    latents, state = model.step(group, state)
-                    statistics.add(latents.permute(0, 2, 3, 1).cpu().numpy())
+                    latents, state = frozen.model.step(group, state)
+                    yield latents
                     start = end
             bar.update(len(images))
-    model.to('cpu')
-    return statistics.result()
 
 
 def calibrate(
@@ -127,27 +157,25 @@ def calibrate(
         raise SettingError(
             f'image size is {size[0]}x{size[1]}; allowed: multiples of the stride {frozen.stride}'
         )
-    mean, std = measure(frozen, clips, size, frames, device)
+    normalisation = measure(frozen, clips, size, frames, device)
     try:
         with new_folder(output) as folder:
-            _write(frozen, mean, std, name, frames, folder)
+            _write(frozen, normalisation, name, frames, folder)
             return TokenizerDescription.load(folder)
     except (ExportError, OSError) as error:
         raise ModelError(f'{output}: cannot be written: {error}') from error
 
 
 def _write(
-    frozen: FrozenModel, mean: list[float], std: list[float], name: str, frames: int, folder: Path
+    frozen: FrozenModel, normalisation: Normalisation, name: str, frames: int, folder: Path
 ) -> None:
     files = ['tokenizer.safetensors']
     for file, path in frozen.torchscript.items():
         shutil.copyfile(path, folder / file)
         files.append(file)
-    # The statistics belong to what the hash in the tokenizer's id stands for: latents
-    # normalised otherwise are another tokenizer's.
+    # The hash in the tokenizer's id stands for what its latents are.
     identity = {
-        'mean': mean,
-        'std': std,
+        **dataclasses.asdict(normalisation),
         'image_size': frozen.image_size,
         'torchscript': {file: sha256(folder / file) for file in frozen.torchscript},
     }
@@ -164,8 +192,7 @@ def _write(
     if not frozen.torchscript and frozen.temporal_stride == 1:
         files += export_graphs(
             frozen.model,
-            mean,
-            std,
+            normalisation,
             frozen.stride,
             folder,
             image_size=frozen.image_size,
@@ -178,8 +205,7 @@ def _write(
         'temporal_stride': frozen.temporal_stride,
         'image_size': frozen.image_size,
         'channels': frozen.channels,
-        'mean': mean,
-        'std': std,
+        **dataclasses.asdict(normalisation),
         'receptive_field': frozen.receptive_field,
         'calibration': {'frames': frames},
     }

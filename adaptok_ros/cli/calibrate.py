@@ -1,4 +1,4 @@
-"""Make a frozen tokenizer usable: measure its mean and std, write its model folder."""
+"""Make a frozen tokenizer usable: measure its latents, write its model folder."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.frames,
         arguments.device,
     )
-    std = description.std
     field = description.receptive_field
+    diagonal = description.normalisation.diagonal
     print(f'tokenizer   {description.id}, family {description.family}')
     images = description.temporal_stride
     print(
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if description.image_size:
         print(f'image size  {description.image_size[1]}x{description.image_size[0]}')
-    print(f'std         {min(std):.4g} to {max(std):.4g}')
+    print(f'normalised  by {"the spread of each channel" if diagonal else "what shows in a picture"}')
     print(f'depends on  {f"{field}x{field} pixels" if field else "the whole image"}')
     print(f'decodes     {"yes" if description.can_decode else "no"}')
     print(f'written to  {arguments.output}')

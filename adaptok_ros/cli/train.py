@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         if processes.first:
             print(f'torch {torch.__version__}, {processes.hardware}')
         if frozen is None:
-            autoencoder, mean, std, progress = tokenizer.train(
+            autoencoder, normalisation, progress = tokenizer.train(
                 footage, config, processes, checkpoint, arguments.resume
             )
         else:
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         training = card.record(config, footage, processes, progress)
         if frozen is None:
-            model_folder.export_tokenizer(autoencoder, mean, std, arguments.name, folder, training)
+            model_folder.export_tokenizer(autoencoder, normalisation, arguments.name, folder, training)
         else:
             model_folder.export_lit(transformer, frozen.description.id, folder, training)
         card.write_card(folder)

@@ -37,8 +37,7 @@ def load_module(request: GraphRequest, half: bool) -> nn.Module:
     description = TokenizerDescription.load(request.folder)
     model = load_family(request.folder, description.family, description.image_size).model
     graph = EncoderGraph if request.part == 'encoder' else DecoderGraph
-    mean, std = torch.tensor(description.mean), torch.tensor(description.std)
-    return graph(model, mean, std, half).eval().requires_grad_(False)
+    return graph(model, description.normalisation, half).eval().requires_grad_(False)
 
 
 class TorchEngine:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 from adaptok_ros.models.folders import ModelError, graph_sha256, read_description
+from adaptok_ros.models.normalisation import Normalisation
 
 FAMILIES = {
     'adaptok': 'encoder.onnx',
@@ -32,8 +32,7 @@ class TokenizerDescription:
     :ivar id: ``<name>@<first 12 hex digits of the SHA-256 of its weights>``
     :ivar stride: pixels per position along each axis
     :ivar channels: numbers per token
-    :ivar mean: per channel, of raw latents; normalised = (raw - mean) / std
-    :ivar std: per channel, likewise
+    :ivar normalisation: what makes raw latents comparable
     :ivar receptive_field: side in pixels of what a latent depends on; 0 = the whole image
     :ivar family: one of :data:`FAMILIES`
     :ivar temporal_stride: images per latent grid, after the first of a stream
@@ -43,8 +42,7 @@ class TokenizerDescription:
     id: str
     stride: int
     channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalisation: Normalisation
     receptive_field: int
     can_decode: bool
     family: str = 'adaptok'
@@ -63,8 +61,10 @@ class TokenizerDescription:
                 id=f'{fields["name"]}@{fields["files"]["tokenizer.safetensors"][:12]}',
                 stride=int(fields['stride']),
                 channels=int(fields['channels']),
-                mean=tuple(float(v) for v in fields['mean']),
-                std=tuple(float(v) for v in fields['std']),
+                normalisation=Normalisation(
+                    tuple(float(v) for v in fields['mean']),
+                    tuple(float(v) for v in fields['whitening']),
+                ),
                 receptive_field=int(fields['receptive_field']),
                 can_decode=not {'decoder.onnx', 'decoder.jit'}.isdisjoint(fields['files']),
                 family=str(fields.get('family', 'adaptok')),
@@ -96,17 +96,11 @@ class TokenizerDescription:
                 f'{folder}/tokenizer.json: image_size is {list(description.image_size)}; '
                 f'allowed: multiples of the stride {description.stride}'
             )
-        counts = (len(description.mean), len(description.std))
-        if counts != (description.channels, description.channels):
+        means = len(description.normalisation.mean)
+        if means != description.channels:
             raise ModelError(
-                f'{folder}/tokenizer.json: {counts} values of mean and std for '
-                f'{description.channels} channels'
-            )
-        if not all(map(math.isfinite, description.mean)) or not all(
-            math.isfinite(s) and s > 0 for s in description.std
-        ):
-            raise ModelError(
-                f'{folder}/tokenizer.json: mean must be finite, std finite and above 0'
+                f'{folder}/tokenizer.json: {means} values of mean for {description.channels} '
+                'channels'
             )
         return description
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import graph_files
+from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.networks.errors import ExportError
 from adaptok_ros.networks.graphs import DecoderGraph, EncoderGraph
 from adaptok_ros.networks.half import (
@@ -36,7 +37,7 @@ from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
 
 OPSET = 17
 TOLERANCE = 1e-3
-"""Largest difference between torch and ONNX Runtime, in units of a channel's spread."""
+"""Largest difference between torch and ONNX Runtime, in normalised latents."""
 GREY_LEVELS = 1.0
 """Largest difference between decoded pixels: rounding may fall either way."""
 
@@ -153,8 +154,7 @@ def example_images(height: int, width: int) -> Tensor:
 
 def export_graphs(
     model: Any,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     stride: int,
     folder: Path,
     image_size: tuple[int, int] | None = None,
@@ -168,12 +168,11 @@ def export_graphs(
     :returns: names of the files
     :raises ExportError: ONNX Runtime and torch disagree
     """
-    statistics = torch.tensor(mean), torch.tensor(std)
     images = example_images(*(image_size or (8 * stride, 12 * stride)))
     axes = {0: 'batch'} if image_size else {0: 'batch', 1: 'height', 2: 'width'}
     encoder = Part(
         'encoder',
-        lambda half: EncoderGraph(model, *statistics, half),
+        lambda half: EncoderGraph(model, normalisation, half),
         {'image': images},
         'latents',
         {'image': axes, 'latents': {0: 'batch'}},
@@ -185,7 +184,7 @@ def export_graphs(
         latents = torch.from_numpy(run_graph(folder / files[0], encoder.inputs))
         decoder = Part(
             'decoder',
-            lambda half: DecoderGraph(model, *statistics, half),
+            lambda half: DecoderGraph(model, normalisation, half),
             {'latents': latents},
             'image',
             {'latents': {0: 'batch', 1: 'rows', 2: 'columns'}, 'image': {0: 'batch'}},

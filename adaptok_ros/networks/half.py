@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from adaptok_ros.networks.errors import ExportError
+from adaptok_ros.networks.graphs import FACTORS
 
 HALF_TOLERANCE = 0.02
 """Largest delta that float16 may cause at any position: a fifth of the default tau."""
@@ -50,7 +51,8 @@ def check_types(path: Path) -> None:
         if node.op_type in PRODUCTS:
             half = types[node.output[0]] == TensorProto.FLOAT16
             products += half
-            if not half and not descends.isdisjoint(node.input):
+            normalises = FACTORS in node.input
+            if not half and not normalises and not descends.isdisjoint(node.input):
                 raise ExportError(f'{node.name} is not in float16 but what it multiplies was')
         if not descends.isdisjoint(node.input) or any(
             types[name] == TensorProto.FLOAT16 for name in node.output if name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from adaptok_ros.models.folders import (
     read_description,
     sha256,
 )
+from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.models.writing import replacing
 from adaptok_ros.networks.export import export_graphs, export_lit_graphs
 from adaptok_ros.networks.families import load_family
@@ -39,8 +41,7 @@ def _write_json(path: Path, fields: dict[str, Any]) -> None:
 
 def export_tokenizer(
     model: TinyAutoencoder,
-    mean: list[float],
-    std: list[float],
+    normalisation: Normalisation,
     name: str,
     folder: Path,
     training: dict[str, Any] | None = None,
@@ -52,8 +53,13 @@ def export_tokenizer(
     """
     model = model.eval()
     with replacing(folder, 'tokenizer.json') as partial:
-        save_file(model.state_dict(), partial / 'tokenizer.safetensors')
-        graphs = export_graphs(model, mean, std, model.stride, partial)
+        # The hash in the tokenizer's id stands for what its latents are.
+        save_file(
+            model.state_dict(),
+            partial / 'tokenizer.safetensors',
+            {'normalisation': json.dumps(dataclasses.asdict(normalisation))},
+        )
+        graphs = export_graphs(model, normalisation, model.stride, partial)
         write_description(
             partial,
             'tokenizer.json',
@@ -61,8 +67,7 @@ def export_tokenizer(
                 'name': name,
                 'stride': model.stride,
                 'channels': model.channels,
-                'mean': mean,
-                'std': std,
+                **dataclasses.asdict(normalisation),
                 'receptive_field': model.receptive_field,
                 'training': training or {},
             },
@@ -118,8 +123,7 @@ def export_again(model: str) -> list[str]:
         'tokenizer.json',
         lambda partial: export_graphs(
             frozen.model,
-            list(description.mean),
-            list(description.std),
+            description.normalisation,
             description.stride,
             partial,
             description.image_size,

@@ -41,8 +41,7 @@ class CausalRuntime:
                 f'model has {found}'
             )
         self._model: Any = frozen.model.to(self.device)
-        self._mean = torch.tensor(description.mean, device=self.device)
-        self._std = torch.tensor(description.std, device=self.device)
+        self._normalisation = description.normalisation
 
     def step(
         self, images: NDArray[np.uint8], state: CausalState | None
@@ -51,9 +50,8 @@ class CausalRuntime:
         with torch.inference_mode():
             pixels = to_pixels(torch.from_numpy(images).to(self.device))
             latents, state = self._model.step(pixels.transpose(0, 1)[None], state)
-            normalised = (latents[0].permute(1, 2, 0) - self._mean) / self._std
-            array: NDArray[np.float32] = normalised.contiguous().cpu().numpy()
-            return array, state
+            raw = latents[0].permute(1, 2, 0).float().cpu().numpy()
+            return self._normalisation.normalise(raw), state
 
     def close(self) -> None:
         """Free the model."""

@@ -204,7 +204,7 @@ class Tokenizer:
         weights = self._folder / 'tokenizer.safetensors'
         try:
             return ActiveEncoder(
-                weights, description.stride, description.mean, description.std, self._threads
+                weights, description.stride, description.normalisation, self._threads
             )
         except (OSError, SafetensorError, LookupError, ValueError) as error:
             raise ModelError(f'{weights}: not the weights of an encoder: {error}') from error

@@ -15,12 +15,16 @@ from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.models.folders import ModelError
+from adaptok_ros.models.normalisation import Normalisation
+from adaptok_ros.networks.sensitivity import Sensitivity
 from adaptok_ros.networks.tiny import TinyAutoencoder
 from adaptok_ros.training.data import load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
 FRAMES_APART = 8
 """Of a clip every this many frames are used: neighbours say the same."""
+NORMALISATION_BATCHES = 64
+"""Batches of crops that the normalisation is measured on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,23 +134,24 @@ class Objective(nn.Module):
         return loss, torch.stack([psnr, stability])
 
 
-def channel_statistics(
+def measure_normalisation(
     model: TinyAutoencoder, images: list[Image], config: TokenizerTraining
-) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation of raw latents over random crops.
+) -> Normalisation:
+    """From the decoder's sensitivity, and raw latents of random crops.
 
-    :raises ModelError: a channel does not vary
+    :raises ModelError: the training diverged
     """
     rng = np.random.default_rng(config.seed + 1)
-    with torch.no_grad():
-        latents = torch.cat(
-            [model.encode(draw_batch(images, config, rng)['clean']) for _ in range(64)]
-        )
-    mean = latents.mean(dim=(0, 2, 3))
-    std = latents.std(dim=(0, 2, 3))
-    if not bool((std > 0).all() & std.isfinite().all()):
-        raise ModelError(f'std of the latents is {std.tolist()}; allowed: above 0: it diverged')
-    return mean.tolist(), std.tolist()
+    sensitivity = Sensitivity(model.decode)
+    for _ in range(NORMALISATION_BATCHES):
+        with torch.no_grad():
+            latents = model.encode(draw_batch(images, config, rng)['clean'])
+        sensitivity.add(latents)
+        sensitivity.probe(latents)
+    try:
+        return sensitivity.normalisation()
+    except ValueError as error:
+        raise ModelError(f'{error}: it diverged') from error
 
 
 def train(
@@ -155,10 +160,10 @@ def train(
     processes: Processes,
     checkpoint: Path,
     resume: bool,
-) -> tuple[TinyAutoencoder, list[float], list[float], Progress]:
+) -> tuple[TinyAutoencoder, Normalisation, Progress]:
     """Train from scratch or from the checkpoint.
 
-    :returns: the model, its per-channel mean and std over training crops, what it took
+    :returns: the model, its normalisation over training crops, what it took
     :raises FootageError: nothing to train on
     :raises ModelError: the checkpoint cannot be used, or the training diverged
     """
@@ -172,5 +177,4 @@ def train(
     objective = Objective(model, config.noise_weight)
     progress = fit(objective, draw, config, processes, checkpoint, resume)
     model.eval()
-    mean, std = channel_statistics(model, images, config)
-    return model, mean, std, progress
+    return model, measure_normalisation(model, images, config), progress

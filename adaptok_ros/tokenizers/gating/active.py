@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from adaptok_ros.arrays import Image, Mask
+from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.tokenizers.gating.changes import NOISE_MARGIN
 
 Array = NDArray[np.float32]
@@ -57,8 +58,7 @@ class ActiveEncoder:
         self,
         weights: Path,
         stride: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        normalisation: Normalisation,
         threads: int = 0,
     ) -> None:
         """Read ``tokenizer.safetensors``.
@@ -90,9 +90,10 @@ class ActiveEncoder:
             for n in blocks
         ]
         self._gains = [_gains(spatial, mix) for spatial, _, mix, _ in self._blocks]
-        spread = np.asarray(std, np.float32)
-        self._head = _matrix(tensors[f'{last}.weight']) / spread
-        self._head_bias = (tensors[f'{last}.bias'] - np.asarray(mean, np.float32)) / spread
+        factors = normalisation.matrix()
+        whitening = np.diag(factors) if normalisation.diagonal else factors
+        self._head = np.float32(_matrix(tensors[f'{last}.weight']) @ whitening.T)
+        self._head_bias = normalisation.normalise(tensors[f'{last}.bias'])
         self._stride = stride
         self._blas = ThreadpoolController()
         count = threads or len(os.sched_getaffinity(0))
