@@ -12,6 +12,7 @@ onnx = pytest.importorskip('onnx', reason='onnx is missing: graphs are exported 
 from adaptok_ros.cli import main
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import SHIPPED, graph_files, read_description, sha256
+from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.networks.errors import ExportError
 from adaptok_ros.networks.export import gather_tensors, run_graph
 from adaptok_ros.networks.half import check_types, largest_delta
@@ -39,8 +40,12 @@ def small(scale=1.0):
     return model
 
 
+def spread(std):
+    return Normalisation.from_spread([0.0] * 4, [std] * 4)
+
+
 def test_both_forms_are_written(tmp_path, capsys):
-    export_tokenizer(small(), [0.0] * 4, [0.1] * 4, 'small', tmp_path)
+    export_tokenizer(small(), spread(0.1), 'small', tmp_path)
     assert list(read_description(tmp_path, 'tokenizer.json')['files'])[1:] == BOTH
     assert capsys.readouterr().out == ''
     image = torch.randint(0, 256, (3, 40, 24, 3), dtype=torch.uint8)
@@ -56,7 +61,7 @@ def test_both_forms_are_written(tmp_path, capsys):
 )
 def test_a_model_that_overflows_or_rounds_too_much_has_no_half(tmp_path, capsys, scale, reason):
     std = 0.1 if scale == 300.0 else 0.1 * scale
-    export_tokenizer(small(scale), [0.0] * 4, [std] * 4, 'small', tmp_path)
+    export_tokenizer(small(scale), spread(std), 'small', tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('encoder.float16.onnx is left out: ') and reason in lines[0]
     assert list(read_description(tmp_path, 'tokenizer.json')['files'])[1:][0] == 'encoder.onnx'
@@ -196,7 +201,7 @@ def test_a_folder_without_graphs_is_not_exported(tmp_path, capsys):
         'stride': 8,
         'channels': 1,
         'mean': [0],
-        'std': [1],
+        'whitening': [1],
         'receptive_field': 0,
         'temporal_stride': 4,
         'files': {

@@ -193,7 +193,9 @@ def test_info_is_latched_and_published_again(system, tokenizer):
     description = tokenizer.description
     assert info.tokenizer == description.id
     assert (info.stride, info.channels) == (description.stride, description.channels)
-    assert np.allclose(info.mean, description.mean) and np.allclose(info.std, description.std)
+    normalisation = description.normalisation
+    assert np.allclose(info.mean, normalisation.mean)
+    assert np.allclose(info.whitening, normalisation.whitening)
     assert info.receptive_field == description.receptive_field
     assert info.can_decode and (info.backend, info.device) == ('onnxruntime', 'cpu')
     assert (info.image_height, info.image_width) == (48, 64)

@@ -18,6 +18,7 @@ from adaptok_ros.engines.interface import BACKENDS, GraphRequest
 from adaptok_ros.engines.runner import Runner
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, ModelError, find_model, shipped_models
+from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.packet import Payload, check
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Receiver, Status
@@ -157,7 +158,7 @@ def test_encoder_is_the_torch_model_of_its_weights(tokenizer, size):
     with torch.no_grad():
         raw = model.encode(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1)
     description = tokenizer.description
-    expected = (raw[0].permute(1, 2, 0).numpy() - description.mean) / description.std
+    expected = description.normalisation.normalise(raw[0].permute(1, 2, 0).numpy())
     np.testing.assert_allclose(tokenizer.encode(image), expected, atol=2e-3)
 
 
@@ -172,7 +173,7 @@ def test_decoder_is_the_torch_model_of_its_weights(tokenizer):
     model.load_state_dict(load_file(find_model(MODEL) / 'tokenizer.safetensors'))
     description = tokenizer.description
     latents = latent_frames(0, 1, (5, 6, description.channels))[0]
-    raw = latents * np.float32(description.std) + np.float32(description.mean)
+    raw = description.normalisation.restore(latents)
     with torch.no_grad():
         rgb = model.decode(torch.from_numpy(raw).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
     expected = ((rgb.clamp(-1, 1) + 1) * 127.5).round().numpy()
@@ -210,7 +211,7 @@ def describe(folder, **changes):
         'stride': 4,
         'channels': 3,
         'mean': [0.5, -1, 0],
-        'std': [1, 2, 0.25],
+        'whitening': [1, 0.5, 4],
         'receptive_field': 12,
         'files': {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
         **changes,
@@ -225,8 +226,7 @@ def test_description_as_written(folder):
         id=f'three@{hashlib.sha256(b"weights").hexdigest()[:12]}',
         stride=4,
         channels=3,
-        mean=(0.5, -1.0, 0.0),
-        std=(1.0, 2.0, 0.25),
+        normalisation=Normalisation((0.5, -1.0, 0.0), (1.0, 0.5, 4.0)),
         receptive_field=12,
         can_decode=True,
     )
@@ -248,18 +248,20 @@ BAD_DESCRIPTIONS = {
     'stride in words': {'stride': 'eight'},
     'infinite stride': {'stride': float('inf')},
     'no number of channels': {'channels': ...},
-    'no channels': {'channels': 0, 'mean': [], 'std': []},
+    'no channels': {'channels': 0, 'mean': [], 'whitening': []},
     'too many channels': {'channels': 4},
     'no mean': {'mean': ...},
     'a mean too few': {'mean': [0, 0]},
     'one mean': {'mean': 0},
     'null among the means': {'mean': [0, 0, None]},
     'NaN among the means': {'mean': [0, 0, float('nan')]},
-    'a std too many': {'std': [1, 1, 1, 1]},
-    'std 0': {'std': [1, 1, 0]},
-    'negative std': {'std': [1, 1, -1]},
-    'NaN as std': {'std': [1, 1, float('nan')]},
-    'infinite std': {'std': [1, 1, float('inf')]},
+    'no whitening': {'whitening': ...},
+    'a factor too many': {'whitening': [1, 1, 1, 1]},
+    'factor 0': {'whitening': [1, 1, 0]},
+    'negative factor': {'whitening': [1, 1, -1]},
+    'NaN as factor': {'whitening': [1, 1, float('nan')]},
+    'infinite factor': {'whitening': [1, 1, float('inf')]},
+    'a matrix that does not lead back': {'whitening': [1, 0, 0, 0, 1, 0, 1, 1, 0]},
     'no receptive field': {'receptive_field': ...},
     'negative receptive field': {'receptive_field': -1},
     'no files': {'files': ...},
