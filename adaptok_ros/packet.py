@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptok_ros.coding import (
+    SYMBOL_LIMIT,
+    CodeError,
+    decode_mask,
+    decode_symbols,
+    encode_mask,
+)
 from adaptok_ros.errors import AdaptokError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-VERSION = 1
+VERSION = 2
 """Of the format of all messages; docs/adr/0004-wire-version.md says when it changes."""
 
 MAX_VALUES = 1 << 26
@@ -31,8 +39,8 @@ TAU_LIMIT = 100.0
 INT8_MINIMUM_STEP = 1e-12
 """int8 step of a channel that is zero, or nearly so, in all tokens of a packet."""
 
-SCALE_LIMIT = float(np.finfo(np.float32).max) / 128
-"""Largest int8 step: every value times it is finite."""
+SCALE_LIMIT = float(np.finfo(np.float32).max) / (SYMBOL_LIMIT + 1)
+"""Largest step: every number times it is finite."""
 
 
 class Payload(enum.IntEnum):
@@ -41,13 +49,17 @@ class Payload(enum.IntEnum):
     FLOAT32 = 0
     FLOAT16 = 1
     INT8 = 2
+    CODED = 3
+    """Whole steps, all of one size, as Rice codes: see :mod:`adaptok_ros.coding`."""
 
 
 VALUE_TYPES: dict[Payload, np.dtype[Any]] = {
     Payload.FLOAT32: np.dtype('<f4'),
     Payload.FLOAT16: np.dtype('<f2'),
     Payload.INT8: np.dtype('i1'),
+    Payload.CODED: np.dtype('<i2'),
 }
+"""What each value is rounded to; with :attr:`Payload.CODED` the bytes of it are then coded."""
 
 
 class PacketError(AdaptokError, ValueError):
@@ -66,9 +78,12 @@ class Packet:
     :ivar stamp: time of the image in nanoseconds
     :ivar bounded: what was not sent, deferred or invalid is within tau of what the receiver holds
     :ivar invalid: positions whose latents were NaN, infinite or too large
-    :ivar scale: ``[C]`` float32 with :attr:`Payload.INT8`, else ``[0]``
-    :ivar mask: ``[ceil(H*W/8)]`` uint8, least significant bit first; ``[0]`` if keyframe
-    :ivar data: ``[kept * C * bytes per value]`` uint8, token after token in position order
+    :ivar scale: float32, the size of a step: ``[C]`` with :attr:`Payload.INT8`, ``[1]`` with
+        :attr:`Payload.CODED`, else ``[0]``
+    :ivar mask: ``[ceil(H*W/8)]`` uint8, least significant bit first, with :attr:`Payload.CODED`
+        its code; ``[0]`` if keyframe
+    :ivar data: ``[kept * C * bytes per value]`` uint8, token after token in position order, with
+        :attr:`Payload.CODED` their code
     :ivar grid_checksum: of what the receiver then holds, None = not said
     :ivar checksum: of all fields above but stamp and frame_id, see :func:`checksum`
     """
@@ -106,6 +121,28 @@ class Packet:
     def nbytes(self) -> int:
         """Bytes of scale, mask and data: what grows with the content of a packet."""
         return self.scale.nbytes + self.mask.nbytes + self.data.nbytes
+
+    @functools.cached_property
+    def decoded_mask(self) -> NDArray[np.bool_]:
+        """``[P]`` bool: which positions the code of the mask marks.
+
+        :raises PacketError: it is none
+        """
+        try:
+            return decode_mask(self.mask, self.positions, self.kept)
+        except CodeError as error:
+            raise PacketError('mask', error.found, error.allowed) from error
+
+    @functools.cached_property
+    def decoded_symbols(self) -> NDArray[np.int16]:
+        """``[kept, C]`` int16: the steps that the code in data stands for.
+
+        :raises PacketError: it is none
+        """
+        try:
+            return decode_symbols(self.data, self.kept, self.channels)
+        except CodeError as error:
+            raise PacketError('data', error.found, error.allowed) from error
 
 
 def check_version(version: int) -> None:
@@ -217,6 +254,9 @@ def grid_checksum(held: NDArray[np.float32]) -> int:
 
 
 def _check_mask(packet: Packet, positions: int) -> None:
+    if packet.payload == Payload.CODED and not packet.keyframe:
+        _ = packet.decoded_mask
+        return
     expected = 0 if packet.keyframe else (positions + 7) // 8
     if packet.mask.size != expected:
         raise PacketError('mask', f'{packet.mask.size} bytes long', f'{expected} bytes')
@@ -230,40 +270,61 @@ def _check_mask(packet: Packet, positions: int) -> None:
 
 
 def _check_values(packet: Packet) -> None:
-    itemsize = VALUE_TYPES[Payload(packet.payload)].itemsize
-    expected = packet.kept * packet.channels * itemsize
-    if packet.data.size != expected:
-        raise PacketError('data', f'{packet.data.size} bytes long', f'{expected} bytes')
-    scales = packet.channels if packet.payload == Payload.INT8 else 0
+    scales = {Payload.INT8: packet.channels, Payload.CODED: 1}.get(Payload(packet.payload), 0)
     if packet.scale.size != scales:
         raise PacketError('scale', f'{packet.scale.size} numbers', f'{scales} numbers')
     bad = packet.scale[~((packet.scale > 0) & (packet.scale <= SCALE_LIMIT))]
     if bad.size:
         raise PacketError('scale', bad[0], f'above 0, at most {SCALE_LIMIT}')
-    if (
-        packet.payload != Payload.INT8
-        and not np.isfinite(packet.data.view(VALUE_TYPES[Payload(packet.payload)])).all()
-    ):
+    if packet.payload == Payload.CODED:
+        _ = packet.decoded_symbols
+        return
+    value_type = VALUE_TYPES[Payload(packet.payload)]
+    expected = packet.kept * packet.channels * value_type.itemsize
+    if packet.data.size != expected:
+        raise PacketError('data', f'{packet.data.size} bytes long', f'{expected} bytes')
+    if value_type.kind == 'f' and not np.isfinite(packet.data.view(value_type)).all():
         raise PacketError('data', 'holding NaN or infinity', 'finite values')
 
 
-def pack_mask(keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """``[P]`` bool -> ``[ceil(P/8)]`` uint8, least significant bit first."""
-    return np.packbits(keep, bitorder='little')
+def pack_mask(keep: NDArray[np.bool_], payload: Payload) -> NDArray[np.uint8]:
+    """The field mask of packets with this payload that carry the positions of ``[P]`` bool."""
+    if keep.all():
+        return np.empty(0, np.uint8)
+    return encode_mask(keep) if payload == Payload.CODED else np.packbits(keep, bitorder='little')
 
 
 def unpack_mask(packet: Packet) -> NDArray[np.bool_]:
     """``[P]`` bool: which positions a checked packet carries."""
     if packet.keyframe:
         return np.ones(packet.positions, np.bool_)
+    if packet.payload == Payload.CODED:
+        return packet.decoded_mask
     bits = np.unpackbits(packet.mask, count=packet.positions, bitorder='little')
     return bits.view(np.bool_)
+
+
+def unpack_values(packet: Packet) -> NDArray[np.float32]:
+    """``[kept, C]``: the tokens that a checked packet carries, in the order of positions."""
+    if packet.payload == Payload.CODED:
+        return in_steps(packet.decoded_symbols, packet.scale[0])
+    return decode_values(packet.data, packet.scale, Payload(packet.payload), packet.channels)
+
+
+def to_steps(values: NDArray[np.float32], step: np.float32) -> NDArray[np.int16]:
+    """Values within :data:`SYMBOL_LIMIT` steps -> how many steps they are, nearest or even."""
+    return np.rint(values / step).astype(np.int16)
+
+
+def in_steps(symbols: NDArray[np.int16], step: np.float32) -> NDArray[np.float32]:
+    """So many steps as values; the same arithmetic on both sides."""
+    return symbols.astype(np.float32) * step
 
 
 def encode_values(
     values: NDArray[np.float32], payload: Payload
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Round ``[kept, C]`` finite tokens to a payload: its bytes, and the int8 steps.
+    """Round ``[kept, C]`` finite tokens to a payload of fixed size: bytes, and the int8 steps.
 
     int8 steps are chosen per packet and channel so that the largest value is just
     expressible: nothing saturates, and no value moves by more than half a step. float16

@@ -3,8 +3,9 @@
 import dataclasses
 
 import numpy as np
+from rice import mask_of
 
-from adaptok_ros.packet import Packet, pack_mask, seal
+from adaptok_ros.packet import Packet, Payload, seal
 from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
 
 TOKENIZER = 'test@0123456789ab'
@@ -93,7 +94,7 @@ class Stream:
                 invalid=chosen.invalid,
                 payload=chosen.payload,
                 scale=chosen.scale,
-                mask=np.empty(0, np.uint8) if chosen.keyframe else pack_mask(chosen.keep),
+                mask=chosen.mask,
                 data=chosen.data,
             )
         )
@@ -117,6 +118,8 @@ def sent_mask(packet):
     positions = packet.grid_height * packet.grid_width
     if packet.keyframe:
         return np.ones(positions, bool)
+    if packet.payload == Payload.CODED:
+        return mask_of(packet.mask, positions)
     return np.array([packet.mask[i // 8] >> (i % 8) & 1 for i in range(positions)], bool)
 
 

@@ -18,6 +18,7 @@ torch = pytest.importorskip('torch', reason='torch is not installed')
 
 from streams import FLOAT16_LIMIT, KINDS, latent_frames, spoil
 
+from adaptok_ros.coding import decode_symbols
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
 from adaptok_ros.sending.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
@@ -91,7 +92,7 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize('seed', range(24 if INTERPRETED else 200))
 def test_every_byte_is_the_same(seed, backend, small_chunks):
     generator = np.random.default_rng(seed)
-    payload, reference = list(Payload)[seed % 3], list(Reference)[seed // 3 % 2]
+    payload, reference = list(Payload)[seed // 3 % 4], list(Reference)[seed // 12 % 2]
     positions = int(generator.integers(1, 40 if INTERPRETED else 300))
     channels = int(generator.integers(1, 49))
     small_chunks(int(generator.choice([64, 512, 1024])))
@@ -120,7 +121,7 @@ def test_every_byte_is_the_same(seed, backend, small_chunks):
                 tau=generator.choice([0.0, 0.1, 0.5]),
                 max_tokens=int(generator.choice([0, 3])),
                 refresh_period=int(generator.choice([0, 2, 3])),
-                payload=list(Payload)[generator.integers(3)],
+                payload=list(Payload)[generator.integers(4)],
                 reference=list(Reference)[generator.integers(2)],
             )
 
@@ -187,6 +188,17 @@ def test_halves_round_to_even(backend):
                 0,
                 FLOAT16_LIMIT,
             ]
+
+
+@backends
+def test_coded_halves_round_to_even_and_what_is_too_large_is_invalid(backend):
+    pair = Pair(8, 1, SelectionConfig(0.5, payload=Payload.CODED), backend)
+    latents = np.array([[16383.5], [0.25], [0.75], [1.25], [-0.25], [-0.75], [-0.0], [-2e4]], 'f4')
+    selected = pair.step(latents)
+    assert selected.invalid == 1
+    assert decode_symbols(selected.data, 8, 1)[:, 0].tolist() == [
+        32767, 0, 2, 2, 0, -2, 0, -32767
+    ]  # fmt: skip
 
 
 @backends
@@ -332,6 +344,7 @@ def test_interpreted_triton():
 POINTERS = {
     '*fp32': ('latents', 'reference', 'delta', 'scale', 'float32'),
     '*fp16': ('float16',),
+    '*i16': ('int16',),
     '*i8': ('int8',),
     '*u8': ('known', 'due', 'wanted', 'keep', 'mask'),
     '*i32': ('waiting', 'control', 'header'),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import TOKENIZER, grid_of, record, state_of
 
+from adaptok_ros.coding import encode_symbols
 from adaptok_ros.packet import (
     MAX_VALUES,
     Packet,
@@ -20,12 +21,15 @@ from adaptok_ros.packet import (
     encode_values,
     pack_mask,
     seal,
+    to_steps,
     unpack_mask,
+    unpack_values,
 )
 from adaptok_ros.receiving.receiver import Receiver, Status
 
 PAYLOADS = list(Payload)
 FLOAT16_LIMIT = 65504.0
+STEP = np.float32(0.5)
 VALUES = st.lists(st.floats(-100, 100, width=32), min_size=0, max_size=24).map(
     lambda values: np.array(values, np.float32)[: len(values) // 3 * 3].reshape(-1, 3)
 )
@@ -76,6 +80,22 @@ def int8_fields(*steps, scale=(0.5, 2.0)):
     }
 
 
+# Before the runs lie 0, 1 and 5 positions, each run is one: 0, 0, 4 and 0, 0, 0, no shifts.
+CODED_MASK = bytes_of(0, 3, 0, 0, 0, 0b11000011, 0b11)
+# Steps (1, -2), (0, 5), (-1, 4): 2, 0, 1 without a shift, and 3, 10, 8 with a shift of 2.
+CODED_DATA = bytes_of(0, 2, 0b00011001, 0b10011011, 0b100)
+
+
+def coded_fields(**changes):
+    return {
+        'payload': 3,
+        'scale': np.array(changes.pop('scale', (0.5,)), np.float32),
+        'mask': CODED_MASK,
+        'data': CODED_DATA,
+        **changes,
+    }
+
+
 def test_hand_made_packet_reads_as_the_message_says():
     receiver = Receiver()
     assert receiver.apply(hand_made())
@@ -95,9 +115,21 @@ def test_int8_values_are_steps_times_the_scale_of_their_channel():
     np.testing.assert_array_equal(receiver.held[2, 2], [-64, 0])
 
 
+def test_coded_values_are_steps_of_one_size():
+    receiver = Receiver()
+    receiver.apply(hand_made(**coded_fields()))
+    np.testing.assert_array_equal(receiver.held[0, 0], [0.5, -1])
+    np.testing.assert_array_equal(receiver.held[0, 2], [0, 2.5])
+    np.testing.assert_array_equal(receiver.held[2, 2], [-0.5, 2])
+    assert np.flatnonzero(receiver.kept).tolist() == [0, 2, 8]
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_mask_bit_i_is_bit_i_mod_8_of_byte_i_div_8(keep):
-    mask = pack_mask(np.array(keep))
+    mask = pack_mask(np.array(keep), Payload.INT8)
+    if all(keep):
+        assert mask.size == 0
+        return
     assert mask.size == -(-len(keep) // 8)
     number = int.from_bytes(mask.tobytes(), 'little')
     assert number == sum(1 << i for i, kept in enumerate(keep) if kept)
@@ -142,12 +174,16 @@ def test_int8_moves_no_value_by_more_than_half_a_step(values):
 
 @pytest.mark.parametrize('payload', PAYLOADS)
 def test_no_tokens_are_no_bytes(payload):
-    data, scale = encode_values(np.empty((0, 4), np.float32), payload)
+    values = np.empty((0, 4), np.float32)
+    if payload == Payload.CODED:
+        data, scale = encode_symbols(to_steps(values, STEP)), np.array([STEP])
+    else:
+        data, scale = encode_values(values, payload)
     assert data.size == 0
-    assert decode_values(data, scale, payload, 4).shape == (0, 4)
-    check(
-        hand_made(kept=0, channels=4, mask=bytes_of(0, 0), payload=payload, data=data, scale=scale)
-    )
+    mask = pack_mask(np.zeros(9, bool), payload)
+    packet = hand_made(kept=0, channels=4, mask=mask, payload=payload, data=data, scale=scale)
+    check(packet)
+    assert unpack_values(packet).shape == (0, 4)
 
 
 def test_encoded_bytes_do_not_follow_the_array_they_came_from():
@@ -166,7 +202,8 @@ INF16 = struct.pack('<6e', 1, 2, 3, 4, float('-inf'), 6)
 NAN32 = struct.pack('<6f', 1, 2, 3, 4, 5, float('nan'))
 
 UNFIT = {
-    'format of tomorrow': ({'version': 2}, 'version'),
+    'format of tomorrow': ({'version': 3}, 'version'),
+    'format of yesterday': ({'version': 1}, 'version'),
     'no version': ({'version': 0}, 'version'),
     'more invalid positions than there are': ({'invalid': 10}, 'invalid'),
     'no rows': ({'grid_height': 0}, 'grid_height'),
@@ -187,7 +224,7 @@ UNFIT = {
     'more tokens than positions': ({'kept': 10}, 'kept'),
     'a keyframe with missing tokens': ({'keyframe': True, 'mask': bytes_of()}, 'kept'),
     'more deferred than was left': ({'deferred': 7}, 'deferred'),
-    'an unknown payload': ({'payload': 3}, 'payload'),
+    'an unknown payload': ({'payload': 4}, 'payload'),
     'a short mask': ({'mask': bytes_of(5)}, 'mask'),
     'a long mask': ({'mask': bytes_of(5, 1, 0)}, 'mask'),
     'no mask': ({'mask': bytes_of()}, 'mask'),
@@ -210,6 +247,17 @@ UNFIT = {
     'int8 with scale 0': (int8_fields(1, 2, 3, 4, 5, 6, scale=(0, 1)), 'scale'),
     'int8 with negative scale': (int8_fields(1, 2, 3, 4, 5, 6, scale=(1, -1)), 'scale'),
     'int8 values that overflow': (int8_fields(1, 2, 3, 4, 127, 6, scale=(3e38, 1)), 'scale'),
+    'coded without a step': (coded_fields(scale=()), 'scale'),
+    'coded with a step for each channel': (coded_fields(scale=(1, 1)), 'scale'),
+    'coded with step 0': (coded_fields(scale=(0,)), 'scale'),
+    'coded with steps that overflow': (coded_fields(scale=(2e34,)), 'scale'),
+    'coded with the mask as bits': (coded_fields(mask=bytes_of(5, 1)), 'mask'),
+    'a coded mask cut short': (coded_fields(mask=CODED_MASK[:-1]), 'mask'),
+    'a coded mask of another packet': (coded_fields(kept=2), 'mask'),
+    'coded data cut short': (coded_fields(data=CODED_DATA[:-1]), 'data'),
+    'coded data with a byte behind it': (coded_fields(data=bytes_of(*CODED_DATA, 0)), 'data'),
+    'coded data of fewer channels': (coded_fields(channels=1), 'data'),
+    'coded data of a mode to come': (coded_fields(data=bytes_of(64, *CODED_DATA[1:])), 'data'),
     'another tokenizer': ({'tokenizer': 'other@0123456789ab'}, 'tokenizer'),
     'other image rows within an epoch': ({'image_height': 21}, 'image_height'),
     'other image columns within an epoch': ({'image_width': 25}, 'image_width'),
@@ -300,8 +348,11 @@ def nearly_fit(draw):
     keep = draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
     kept = rows * columns if keyframe else sum(keep)
     payload = draw(st.sampled_from(PAYLOADS))
-    size = kept * channels * {0: 4, 1: 2, 2: 1}[payload]
-    scales = channels if payload == Payload.INT8 else 0
+    size = kept * channels * {0: 4, 1: 2, 2: 1, 3: 1}[payload]
+    data = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), np.uint8)
+    if payload == Payload.CODED:
+        data = encode_symbols(data.view(np.int8).astype(np.int16).reshape(kept, channels))
+    scales = {Payload.INT8: channels, Payload.CODED: 1}.get(payload, 0)
     scale = draw(st.lists(FLOATS, min_size=scales, max_size=scales))
     whole = hand_made(
         sequence=draw(st.integers(0, 9)),
@@ -315,8 +366,8 @@ def nearly_fit(draw):
         deferred=draw(st.integers(0, 2)),
         payload=int(payload),
         scale=np.array(scale, np.float32),
-        mask=np.empty(0, np.uint8) if keyframe else pack_mask(np.array(keep)),
-        data=np.frombuffer(draw(st.binary(min_size=size, max_size=size)), np.uint8),
+        mask=np.empty(0, np.uint8) if keyframe else pack_mask(np.array(keep), payload),
+        data=data,
     )
     replaced = draw(st.lists(st.sampled_from(list(FIELDS)), max_size=2, unique=True))
     packet = dataclasses.replace(whole, **{name: draw(FIELDS[name]) for name in replaced})

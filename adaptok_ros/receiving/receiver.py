@@ -13,11 +13,10 @@ from adaptok_ros.errors import quote
 from adaptok_ros.packet import (
     Packet,
     PacketError,
-    Payload,
     check,
-    decode_values,
     grid_checksum,
     unpack_mask,
+    unpack_values,
 )
 
 GRID = ('tokenizer', 'grid_height', 'grid_width', 'channels')
@@ -363,9 +362,7 @@ class Receiver:
         np.minimum(age, AGE_LIMIT - min(frames, AGE_LIMIT), out=age)
         age += min(frames, AGE_LIMIT)
         age[keep] = 0
-        self.held.reshape(-1, packet.channels)[keep] = decode_values(
-            packet.data, packet.scale, Payload(packet.payload), packet.channels
-        )
+        self.held.reshape(-1, packet.channels)[keep] = unpack_values(packet)
         self.kept.reshape(-1)[:] = keep
         self._arrived |= keep
         self._renewed |= keep

@@ -11,8 +11,9 @@ Arithmetic. :class:`Selector` (numpy) and both backends of ``adaptok_ros.sending
 Triton) agree bit for bit because all follow this, in IEEE float32, to nearest even, with
 subnormal numbers and without fused multiply-add:
 
-- Before anything else a latent that is NaN becomes 0, and every other is clipped to +-65504.
-  Positions where that changes something are counted as invalid.
+- Before anything else a latent that is NaN becomes 0, and every other is clipped to +-65504, with
+  coded to +-32767 steps if that is less. Positions where that changes something are counted as
+  invalid.
 - delta: ``|z - ref|`` per channel, zeros appended up to a power of two, then neighbours added
   (0+1, 2+3, ...) until one number is left, times float32(1/C). Infinite where the receiver
   holds nothing yet. A position is over where ``delta >= float32(tau)``.
@@ -21,6 +22,9 @@ subnormal numbers and without fused multiply-add:
   division; values are ``z / step`` rounded to nearest even; the receiver holds value * step.
   The error compared with tau is ``mean_c |value * step - z|``, added up as delta is.
 - float16: rounded to nearest even.
+- coded: ``step = float32(max(tau, 0.001))`` in every packet and channel; values are ``z / step``, a
+  true division, rounded to nearest even; the receiver holds value * step. So a token that was sent
+  is off by at most half of tau in every channel, and is not over.
 """
 
 from __future__ import annotations
@@ -33,7 +37,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.errors import SettingError
-from adaptok_ros.packet import TAU_LIMIT, Payload, decode_values, encode_values
+from adaptok_ros.coding import SYMBOL_LIMIT, encode_symbols
+from adaptok_ros.packet import (
+    TAU_LIMIT,
+    Payload,
+    decode_values,
+    encode_values,
+    in_steps,
+    pack_mask,
+    to_steps,
+)
 
 WAITING_GAIN = 0.125
 """Delta that each frame of waiting under the ceiling adds to a position's priority.
@@ -42,11 +55,14 @@ A power of two: the product is exact, so that no way of adding it can round diff
 """
 
 LATENT_LIMIT = float(np.finfo(np.float16).max)
-"""Latents are clipped to +- this: any payload can express them."""
+"""Latents are clipped to +- this: any payload of fixed size can express them."""
 
 PERIOD_LIMIT = 1_000_000
 TOKEN_LIMIT = 16_777_216
 DEFAULT_TAU = 0.1
+
+SMALLEST_CODED_TAU = 0.001
+"""With coded the step follows tau: of a smaller one too few numbers could be expressed."""
 
 
 class Reference(enum.Enum):
@@ -87,6 +103,23 @@ class SelectionConfig:
             value = getattr(self, name)
             if not 0 <= value <= limit:
                 raise SettingError(f'{name} is {value}; allowed: 0 to {limit}')
+        if self.payload == Payload.CODED and 0 < self.tau < SMALLEST_CODED_TAU:
+            raise SettingError(
+                f'tau is {self.tau}; allowed with payload coded: 0, or {SMALLEST_CODED_TAU} to '
+                f'{TAU_LIMIT}'
+            )
+
+    @property
+    def step(self) -> np.float32:
+        """Size of the steps with :attr:`Payload.CODED`; half of one is less than tau."""
+        return np.float32(max(self.tau, SMALLEST_CODED_TAU))
+
+    @property
+    def latent_limit(self) -> np.float32:
+        """Latents are clipped to +- this, and count as invalid then."""
+        if self.payload != Payload.CODED:
+            return np.float32(LATENT_LIMIT)
+        return np.minimum(np.float32(LATENT_LIMIT), np.float32(SYMBOL_LIMIT) * self.step)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,8 +131,8 @@ class Selection:
     :ivar deferred: positions over tau that the ceiling held back
     :ivar invalid: positions whose latents were NaN, infinite or too large
     :ivar payload: encoding used, see :meth:`Selector.step`
-    :ivar scale: ``[C]`` float32 for int8, else ``[0]``
-    :ivar data: payload bytes, token after token in position order
+    :ivar scale: float32, see :class:`~adaptok_ros.packet.Packet`
+    :ivar data: payload bytes
     """
 
     keep: NDArray[np.bool_]
@@ -114,6 +147,11 @@ class Selection:
     def keyframe(self) -> bool:
         """Every position is sent, so the frame depends on nothing before it."""
         return self.kept == self.keep.size
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """The mask as a packet carries it."""
+        return pack_mask(self.keep, self.payload)
 
 
 class Schedule:
@@ -201,7 +239,7 @@ class Selector:
         if forget:
             self._known.fill(False)
             self._all_known = False
-        latents, invalid = clean(latents)
+        latents, invalid = clean(latents, config.latent_limit)
         self._mean(latents, self.reference, out=self.delta)
         if not self._all_known:
             self.delta[~self._known] = np.inf
@@ -252,6 +290,10 @@ class Selector:
     ) -> tuple[Payload, NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
         payload = self.config.payload
         channels = tokens.shape[1]
+        if payload == Payload.CODED:
+            step = self.config.step
+            symbols = to_steps(tokens, step)
+            return payload, encode_symbols(symbols), np.array([step]), in_steps(symbols, step)
         data, scale = encode_values(tokens, payload)
         rounded = decode_values(data, scale, payload, channels)
         if payload == Payload.INT8 and self.config.tau > 0:
@@ -302,13 +344,15 @@ def channel_share(channels: int) -> float:
     return float(np.float32(1 / channels))
 
 
-def clean(latents: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
-    """``[P, C]`` without NaN and clipped, and at how many positions that changed something.
+def clean(
+    latents: NDArray[np.float32], limit: np.float32
+) -> tuple[NDArray[np.float32], int]:
+    """``[P, C]`` without NaN and clipped to +-limit, and at how many positions that mattered.
 
     The latents themselves where nothing is to do.
     """
     # NaN compares false, so that it is caught here too.
-    if latents.min() >= -LATENT_LIMIT and latents.max() <= LATENT_LIMIT:
+    if latents.min() >= -limit and latents.max() <= limit:
         return latents, 0
-    invalid = int(np.count_nonzero(~(np.abs(latents) <= LATENT_LIMIT).all(axis=1)))
-    return np.nan_to_num(latents, nan=0.0).clip(-LATENT_LIMIT, LATENT_LIMIT), invalid
+    invalid = int(np.count_nonzero(~(np.abs(latents) <= limit).all(axis=1)))
+    return np.nan_to_num(latents, nan=0.0).clip(-limit, limit), invalid

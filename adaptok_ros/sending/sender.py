@@ -11,7 +11,7 @@ import numpy as np
 from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE, Image
 from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.errors import SettingError
-from adaptok_ros.packet import Packet, pack_mask, seal
+from adaptok_ros.packet import Packet, seal
 from adaptok_ros.sending.host_path import HostPath
 from adaptok_ros.sending.images import ImageError
 from adaptok_ros.sending.path import FramePath, Timings
@@ -217,7 +217,7 @@ class Sender:
             invalid=selection.invalid,
             payload=selection.payload,
             scale=selection.scale,
-            mask=np.empty(0, np.uint8) if keyframe else pack_mask(selection.keep),
+            mask=selection.mask,
             data=selection.data,
             grid_checksum=self._grid_checksum(),
         )

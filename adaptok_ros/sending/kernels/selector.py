@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adaptok_ros.coding import encode_symbols
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.kernels import torch_step
 from adaptok_ros.sending.kernels.state import Control, Header, State, aligned
@@ -145,7 +146,8 @@ class DeviceSelector:
         phase = self._schedule.frame
         all_due, forget = self._schedule.advance(config)
         written = self._written
-        written[Control.TAU] = np.float32(config.tau).view(np.int32)
+        for index, number in _floats(config).items():
+            written[index] = number.view(np.int32)
         written[Control.MAX_TOKENS] = config.max_tokens
         written[Control.ALL_DUE] = all_due
         written[Control.FORGET] = forget
@@ -195,10 +197,16 @@ class DeviceSelector:
         mask = self._read[layout.mask : layout.mask + layout.mask_bytes]
         keep = np.unpackbits(mask, count=self._state.positions, bitorder='little')
         scale = np.empty(0, np.float32)
+        data = self._read[layout.values : end]
         if payload == Payload.INT8:
             scale = (
                 self._read[layout.scale : layout.mask].view(np.float32)[: layout.channels].copy()
             )
+        if payload == Payload.CODED:
+            scale = self._written[[Control.STEP]].view(np.float32)
+            data = encode_symbols(data.view(np.int16).reshape(kept, layout.channels))
+        else:
+            data = data.copy()
         return Selection(
             keep.view(np.bool_),
             kept,
@@ -206,7 +214,7 @@ class DeviceSelector:
             int(header[Header.INVALID]),
             payload,
             scale,
-            self._read[layout.values : end].copy(),
+            data,
         )
 
     def _fetch(self, begin: int, end: int) -> None:
@@ -235,7 +243,9 @@ class DeviceSelector:
         """What a step makes of one frame; whatever it needs is compiled and loaded then."""
         positions, channels = self._state.positions, self._state.channels
         trial = State(positions, channels, self.device)
-        trial.control[Control.TAU] = int(np.float32(0.1).view(np.int32))
+        config = SelectionConfig(tau=0.1, payload=self.config.payload)
+        for index, number in _floats(config).items():
+            trial.control[index] = int(number.view(np.int32))
         trial.control[Control.MAX_TOKENS] = (positions + 1) // 2
         trial.known.fill_(1)
         latents = torch.linspace(-1, 1, positions * channels, device=self.device)
@@ -249,3 +259,12 @@ class DeviceSelector:
             # Also because frames may run on another stream than what filled the buffers.
             torch.cuda.current_stream(self.device).synchronize()
         return trial
+
+
+def _floats(config: SelectionConfig) -> dict[Control, np.float32]:
+    """The numbers of a configuration that a device gets as the bits of a float32."""
+    return {
+        Control.TAU: np.float32(config.tau),
+        Control.STEP: config.step,
+        Control.LIMIT: config.latent_limit,
+    }

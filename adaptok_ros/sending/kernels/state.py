@@ -18,7 +18,7 @@ ALIGNMENT = 16
 
 
 class Control(enum.IntEnum):
-    """Index of each number in ``control``, ``[6]`` int32."""
+    """Index of each number in ``control``, int32."""
 
     TAU = 0
     """The bits of tau as float32."""
@@ -30,6 +30,10 @@ class Control(enum.IntEnum):
     REFRESH_PERIOD = 4
     REFRESH_PHASE = 5
     """The first of the positions a period apart that are due; -1 where none is."""
+    STEP = 6
+    """The bits of the step of coded values as float32."""
+    LIMIT = 7
+    """The bits of what latents are clipped to as float32."""
 
 
 class Header(enum.IntEnum):
@@ -52,8 +56,8 @@ def aligned(size: int) -> int:
 class Layout:
     """Where the sections of ``output`` begin, in bytes: header | scale | mask | values.
 
-    The mask has one bit for each position, least significant first, as in a packet; then come
-    the values of the kept positions in order, in the payload that the header names.
+    The mask has one bit for each position, least significant first; then come the values of the
+    kept positions in order, in the type of the payload that the header names.
     """
 
     def __init__(self, positions: int, channels: int) -> None:
@@ -101,6 +105,7 @@ class State:
         values = self.output[layout.values :]
         self.float32 = values.view(torch.float32)
         self.float16 = values.view(torch.float16)
+        self.int16 = values.view(torch.int16)
         self.int8 = values.view(torch.int8)
 
     def agrees(self, other: State) -> bool:

@@ -10,14 +10,17 @@ import torch
 
 from adaptok_ros.packet import INT8_MINIMUM_STEP, Payload
 from adaptok_ros.sending.kernels.state import Control, Header, State
-from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
+from adaptok_ros.sending.selection import WAITING_GAIN, padded_width
 
 
 def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) -> None:
     """Run one frame on the current stream; ``[P, C]`` float32."""
-    tau = state.control[Control.TAU : Control.TAU + 1].view(torch.float32)
-    value = torch.nan_to_num(latents, nan=0.0, posinf=LATENT_LIMIT, neginf=-LATENT_LIMIT)
-    value = value.clamp_(-LATENT_LIMIT, LATENT_LIMIT)
+    numbers = state.control.view(torch.float32)
+    tau, size, limit = (
+        numbers[index : index + 1] for index in (Control.TAU, Control.STEP, Control.LIMIT)
+    )
+    # Infinities become the largest number, which is clipped like every other.
+    value = torch.clamp(torch.nan_to_num(latents, nan=0.0), -limit, limit)
     over, want = _wanted(state, value, tau)
     keep = _under_ceiling(state, want)
 
@@ -27,6 +30,10 @@ def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) 
     sent = keep[:, None]
     if payload == Payload.INT8:
         rounded, used = _store_int8(state, value, keep, target, tau)
+    elif payload == Payload.CODED:
+        symbols = torch.round(value / size).to(torch.int16)
+        _store(state.int16, symbols, target)
+        rounded, used = symbols.float() * size, torch.full_like(order[-1], int(payload))
     else:
         stored = value if payload == Payload.FLOAT32 else value.half()
         _store(state.float32 if payload == Payload.FLOAT32 else state.float16, stored, target)
@@ -42,7 +49,7 @@ def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) 
     state.header[Header.KEPT] = order[-1]
     state.header[Header.DEFERRED] = (over & ~keep).sum()
     state.header[Header.PAYLOAD] = used
-    state.header[Header.INVALID] = (~(latents.abs() <= LATENT_LIMIT).all(1)).sum()
+    state.header[Header.INVALID] = (~(latents.abs() <= limit).all(1)).sum()
 
 
 def _wanted(

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from adaptok_ros.packet import INT8_MINIMUM_STEP, Payload
 from adaptok_ros.sending.kernels.state import Control, Header, State
-from adaptok_ros.sending.selection import LATENT_LIMIT, WAITING_GAIN, padded_width
+from adaptok_ros.sending.selection import WAITING_GAIN, padded_width
 
 CHUNK_VALUES = 8192
 """Latent values that are worked on at a time: 16 of each tensor for every thread."""
@@ -31,6 +31,8 @@ ALL_DUE = tl.constexpr(int(Control.ALL_DUE))
 FORGET = tl.constexpr(int(Control.FORGET))
 REFRESH_PERIOD = tl.constexpr(int(Control.REFRESH_PERIOD))
 REFRESH_PHASE = tl.constexpr(int(Control.REFRESH_PHASE))
+STEP = tl.constexpr(int(Control.STEP))
+LIMIT = tl.constexpr(int(Control.LIMIT))
 KEPT = tl.constexpr(int(Header.KEPT))
 DEFERRED = tl.constexpr(int(Header.DEFERRED))
 PAYLOAD_USED = tl.constexpr(int(Header.PAYLOAD))
@@ -38,7 +40,7 @@ INVALID = tl.constexpr(int(Header.INVALID))
 FLOAT32 = tl.constexpr(int(Payload.FLOAT32))
 FLOAT16 = tl.constexpr(int(Payload.FLOAT16))
 INT8 = tl.constexpr(int(Payload.INT8))
-LIMIT = tl.constexpr(LATENT_LIMIT)
+CODED = tl.constexpr(int(Payload.CODED))
 MINIMUM_STEP = tl.constexpr(INT8_MINIMUM_STEP)
 GAIN = tl.constexpr(WAITING_GAIN)
 ROUNDER = tl.constexpr(1.5 * 2**23)
@@ -46,14 +48,14 @@ ROUNDER = tl.constexpr(1.5 * 2**23)
 
 
 @triton.jit
-def _load_clean(latents, offset, mask):
-    return _clean(tl.load(latents + offset, mask=mask, other=0.0))
+def _load_clean(latents, offset, mask, limit):
+    return _clean(tl.load(latents + offset, mask=mask, other=0.0), limit)
 
 
 @triton.jit
-def _clean(value):
+def _clean(value, limit):
     value = tl.where(value == value, value, 0.0)
-    return tl.minimum(tl.maximum(value, -LIMIT), LIMIT)
+    return tl.minimum(tl.maximum(value, -limit), limit)
 
 
 @triton.jit
@@ -67,9 +69,13 @@ def _mean(magnitude, SHARE: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.conste
 
 
 @triton.jit
+def _in_steps(value, step):
+    return (tl.div_rn(value, step) + ROUNDER) - ROUNDER
+
+
+@triton.jit
 def _to_int8(value, step):
-    steps = tl.div_rn(value, step)
-    steps = (steps + ROUNDER) - ROUNDER
+    steps = _in_steps(value, step)
     steps = tl.minimum(tl.maximum(steps, -127.0), 127.0).to(tl.int8)
     return steps, steps.to(tl.float32) * step
 
@@ -100,6 +106,7 @@ def fused_step(
     mask,
     float32,
     float16,
+    int16,
     int8,
     positions,
     CHANNELS: tl.constexpr,
@@ -112,6 +119,7 @@ def fused_step(
 ):
     """One frame; arguments as in :class:`~adaptok_ros.sending.kernels.state.State`."""
     tau = tl.load(control + TAU).to(tl.float32, bitcast=True)
+    limit = tl.load(control + LIMIT).to(tl.float32, bitcast=True)
     ceiling = tl.load(control + MAX_TOKENS)
     all_due = tl.load(control + ALL_DUE)
     forget = tl.load(control + FORGET)
@@ -130,7 +138,7 @@ def fused_step(
         offset = row[:, None] * CHANNELS + channel[None, :]
         there = inside[:, None] & (channel[None, :] < CHANNELS)
         raw = tl.load(latents + offset, mask=there, other=0.0)
-        value = _clean(raw)
+        value = _clean(raw, limit)
         # NaN is not equal to itself, so that it differs from what became of it.
         invalid += tl.max((raw != value).to(tl.int32), axis=1)
         held = tl.load(reference + offset, mask=there, other=0.0)
@@ -204,7 +212,8 @@ def fused_step(
             row = start + local
             sent = tl.load(keep + row, mask=row < positions, other=0) != 0
             offset = row[:, None] * CHANNELS + channel[None, :]
-            value = _load_clean(latents, offset, sent[:, None] & (channel[None, :] < CHANNELS))
+            there = sent[:, None] & (channel[None, :] < CHANNELS)
+            value = _load_clean(latents, offset, there, limit)
             peak = tl.maximum(peak, tl.max(tl.abs(value), axis=0))
             start += CHUNK
         step_size = tl.maximum(tl.div_rn(peak, tl.full((WIDTH,), 127.0, tl.float32)), MINIMUM_STEP)
@@ -216,7 +225,8 @@ def fused_step(
                 row = start + local
                 sent = tl.load(keep + row, mask=row < positions, other=0) != 0
                 offset = row[:, None] * CHANNELS + channel[None, :]
-                value = _load_clean(latents, offset, sent[:, None] & (channel[None, :] < CHANNELS))
+                there = sent[:, None] & (channel[None, :] < CHANNELS)
+                value = _load_clean(latents, offset, there, limit)
                 _, rounded = _to_int8(value, tl.broadcast_to(step_size[None, :], (CHUNK, WIDTH)))
                 error = _mean(tl.abs(rounded - value), SHARE, CHUNK, LEVELS)
                 missed += (sent & (error >= tau)).to(tl.int32)
@@ -224,6 +234,7 @@ def fused_step(
             coarse = tl.sum(missed)
 
     # Tokens in order, the mask, and what the receiver will hold.
+    coded_step = tl.load(control + STEP).to(tl.float32, bitcast=True)
     kept = positions * 0
     start = positions * 0
     while start < positions:
@@ -237,7 +248,7 @@ def fused_step(
             loaded = inside[:, None] & (channel[None, :] < CHANNELS)
         else:
             loaded = sends
-        value = _load_clean(latents, offset, loaded)
+        value = _load_clean(latents, offset, loaded, limit)
         rounded = value
         if PAYLOAD == FLOAT32:
             tl.store(float32 + target, value, mask=sends)
@@ -253,6 +264,11 @@ def fused_step(
                 tl.store(float16 + target, half, mask=sends)
             else:
                 tl.store(int8 + target, steps, mask=sends)
+        if PAYLOAD == CODED:
+            sizes = tl.broadcast_to(coded_step, (CHUNK, WIDTH))
+            symbols = _in_steps(value, sizes).to(tl.int16)
+            rounded = symbols.to(tl.float32) * coded_step
+            tl.store(int16 + target, symbols, mask=sends)
         if PREVIOUS:
             tl.store(reference + offset, value, mask=loaded)
         else:
@@ -309,6 +325,7 @@ def step(state: State, latents: torch.Tensor, payload: Payload, previous: bool) 
         state.mask,
         state.float32,
         state.float16,
+        state.int16,
         state.int8,
         state.positions,
         **constants(state.channels, state.share, payload, previous),

@@ -1,0 +1,62 @@
+"""The codes of ``payload: coded`` read bit by bit, as adaptok_ros/coding.py describes them."""
+
+import numpy as np
+
+
+class Bits:
+    """Bits of bytes, the first the lowest of the first byte."""
+
+    def __init__(self, data):
+        self.bits = [byte >> bit & 1 for byte in bytes(data) for bit in range(8)]
+        self.at = 0
+
+    def take(self):
+        self.at += 1
+        return self.bits[self.at - 1]
+
+
+def table_of(data, count, shifts):
+    """The numbers of a table, a list for each row."""
+    bits = Bits(data)
+    rows = [[0] * count for _ in shifts]
+    for bit in range(max(shifts)):
+        for row, shift in zip(rows, shifts):
+            if shift > bit:
+                row[:] = [number | bits.take() << bit for number in row]
+    for row, shift in zip(rows, shifts):
+        for index in range(count):
+            zeros = 0
+            while not bits.take():
+                zeros += 1
+            row[index] |= zeros << shift
+    assert len(bits.bits) - bits.at < 8 and not any(bits.bits[bits.at :])
+    return rows
+
+
+def symbols_of(data, count, channels):
+    """``[count, channels]``: the symbols of a code."""
+    if not count:
+        assert len(data) == 0
+        return np.zeros((0, channels), np.int64)
+    modes = bytes(data[:channels])
+    rows = table_of(data[channels:], count, [mode & 15 for mode in modes])
+    for mode, row in zip(modes, rows):
+        row[:] = [-(number + 1) // 2 if number % 2 else number // 2 for number in row]
+        if mode & 128:
+            for index in range(1, count):
+                row[index] = (row[index] + row[index - 1] + 2**15) % 2**16 - 2**15
+    return np.array(rows).T
+
+
+def mask_of(data, positions):
+    """``[positions]`` bool: the mask of a code."""
+    keep = np.zeros(positions, bool)
+    if len(data):
+        runs = int.from_bytes(bytes(data[1:5]), 'little')
+        gaps, lengths = table_of(data[5:], runs, [int(data[0]) & 15, int(data[0]) >> 4])
+        position = -1
+        for gap, length in zip(gaps, lengths):
+            position += gap + 1
+            keep[position : position + length + 1] = True
+            position += length + 1
+    return keep
