@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.coding import (
-    SYMBOL_LIMIT,
-    CodeError,
-    decode_mask,
-    decode_symbols,
-    encode_mask,
-)
+from adaptok_ros.coding import SYMBOL_LIMIT, CodeError, decode_mask, decode_symbols, encode_mask
 from adaptok_ros.errors import AdaptokError
 
 if TYPE_CHECKING:

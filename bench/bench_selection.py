@@ -17,7 +17,6 @@ from measuring import Ceilings, Settings, progress, ratios, spread, timed
 from numpy.typing import NDArray
 from tables import number, table, with_spread
 
-from adaptok_ros.packet import pack_mask
 from adaptok_ros.sending.selection import LATENT_LIMIT, SelectionConfig, Selector
 
 CHANNELS = 16
@@ -53,7 +52,7 @@ def steps(positions: int) -> dict[str, Step]:
     selector = Selector(positions, CHANNELS, CONFIG)
     found: dict[str, Step] = {
         'numpy, unfused': lambda latents: timed(lambda: unfused.step(latents)),
-        'numpy': lambda latents: timed(lambda: pack_mask(selector.step(latents).keep)),
+        'numpy': lambda latents: timed(lambda: selector.step(latents).mask),
     }
     try:
         import torch

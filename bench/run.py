@@ -32,6 +32,7 @@ PARTS = {
     'alternatives': 'What one would do instead',
     'conversion': 'Image messages to arrays, through cv_bridge and without',
     'selection': 'The selection step, fused against unfused',
+    'payloads': 'What each payload costs',
     'gating': 'Gating against dense',
     'lit': 'LIT for what changed against LIT for all',
     'ceiling': 'LIT against hold while the ceiling holds positions back',

@@ -570,12 +570,12 @@ def test_tokens_recorded_with_other_fields_are_refused_in_one_error(tmp_path, st
 @both_storages
 def test_packets_of_another_version_are_refused_and_the_rest_is_read(tmp_path, storage):
     packets = packets_of()
-    packets[3] = dataclasses.replace(packets[3], version=2)
+    packets[3] = dataclasses.replace(packets[3], version=3)
     write_packets(tmp_path / 'bag', packets, TOPIC, storage)
     stream = LatentStream(mode='hold')
     for number, packet in enumerate(read_packets(tmp_path / 'bag')):
         if number == 3:
-            with pytest.raises(PacketError, match='packet field version is 2; allowed: 1'):
+            with pytest.raises(PacketError, match='packet field version is 3; allowed: 2'):
                 stream.push(packet)
         else:
             # The one after the gap waits for the next.

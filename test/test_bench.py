@@ -12,6 +12,7 @@ import pytest
 
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
+from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.tokenizers.gating.changes import Gating
 
@@ -27,6 +28,7 @@ import bench_growth
 import bench_half
 import bench_healing
 import bench_lit
+import bench_payloads
 import bench_selection
 import bench_stages
 import measuring
@@ -157,6 +159,15 @@ def test_selection(settings):
     assert all(map(math.isfinite, numbers(result)))
     assert result['cases'][0]['kept_share'] == 0.5
     check_table(bench_selection.tables(result), '6x8x16', 'numpy, unfused')
+
+
+def test_payloads(settings):
+    result = bench_payloads.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    payloads = result['cases'][1]['payloads']
+    assert set(payloads) == {payload.name.lower() for payload in Payload}
+    assert payloads['coded']['bytes_per_position'] < payloads['int8']['bytes_per_position']
+    check_table(bench_payloads.tables(result), '6x8x16', 'coded')
 
 
 def test_gating(settings):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import FLOAT16_LIMIT, KINDS, Stream, latent_frames, sent_mask, spoil
+from streams import KINDS, Stream, latent_frames, sent_mask, spoil
 
 from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import (
     PERIOD_LIMIT,
+    SMALLEST_CODED_TAU,
     TAU_LIMIT,
     TOKEN_LIMIT,
     WAITING_GAIN,
@@ -27,7 +28,7 @@ from adaptok_ros.sending.selection import (
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 4))
-TAUS = st.sampled_from([0.0, 0.02, 0.2, 1.0]) | st.floats(0, 3)
+TAUS = st.sampled_from([0.0, 0.02, 0.2, 1.0]) | st.floats(SMALLEST_CODED_TAU, 3)
 PAYLOADS = st.sampled_from(list(Payload))
 CEILINGS = st.sampled_from([0, 1, 2, 5, 1000])
 PERIODS = st.sampled_from([0, 0, 1, 2, 7, 150])
@@ -59,14 +60,14 @@ def distance(latents, held):
     return np.abs(difference).mean(axis=2).reshape(-1)
 
 
-def readings(latents):
+def readings(latents, limit):
     """What the contract may be about where a latent is not a sensible number.
 
-    NaN counts as 0 and infinity as the largest float16. A finite latent beyond float16 counts
-    as it is or as its largest, which are equally useless.
+    NaN counts as 0 and infinity as the largest number that is sent. A finite latent beyond it
+    counts as it is or as the largest, which are equally useless.
     """
-    finite = np.nan_to_num(latents, nan=0.0, posinf=FLOAT16_LIMIT, neginf=-FLOAT16_LIMIT)
-    return finite, np.clip(finite, -FLOAT16_LIMIT, FLOAT16_LIMIT)
+    finite = np.nan_to_num(latents, nan=0.0, posinf=limit, neginf=-limit)
+    return finite, np.clip(finite, -limit, limit)
 
 
 class Loop:
@@ -87,8 +88,8 @@ class Loop:
         held = self.receiver.held
         assert np.isfinite(held).all()
 
-        tau = float(np.float32(config.tau))
-        errors = [distance(reading, held) for reading in readings(latents)]
+        tau, limit = float(np.float32(config.tau)), float(config.latent_limit)
+        errors = [distance(reading, held) for reading in readings(latents, limit)]
         surely_over = ~sent & ((np.min(errors, 0) >= tau * (1 + ROUNDING)) | ~self.arrived)
         maybe_over = ~sent & ((np.max(errors, 0) >= tau * (1 - ROUNDING)) | ~self.arrived)
         assert surely_over.sum() <= packet.deferred <= maybe_over.sum()
@@ -130,14 +131,16 @@ def test_contract_holds_for_latents_that_are_no_numbers(seed, shape, config, sha
 
 
 @given(SHAPES, CONFIGS)
-def test_nan_counts_as_0_and_infinity_as_the_largest_float16(shape, config):
-    for value, meant in ((np.nan, 0.0), (np.inf, FLOAT16_LIMIT), (-np.inf, -FLOAT16_LIMIT)):
+def test_nan_counts_as_0_and_infinity_as_the_largest_number(shape, config):
+    largest = float(config.latent_limit)
+    rounding = float(config.step) / 2 if config.payload == Payload.CODED else 0
+    for value, meant in ((np.nan, 0.0), (np.inf, largest), (-np.inf, -largest)):
         stream, receiver = Stream(shape, config), Receiver()
         for _ in range(shape[0] * shape[1]):
             receiver.apply(stream.send(np.full(shape, value, np.float32)))
         assert receiver.status is Status.UNBOUNDED
         assert receiver.last.invalid == shape[0] * shape[1]
-        np.testing.assert_allclose(receiver.held, meant, rtol=1e-6)
+        np.testing.assert_allclose(receiver.held, meant, rtol=1e-6, atol=rounding)
 
 
 @given(SEEDS, SHAPES, TAUS, PAYLOADS, PERIODS)
@@ -371,6 +374,42 @@ def test_int8_of_the_largest_numbers_stays_finite():
         loop = Loop(shape, still_config(tau=tau, payload=Payload.INT8))
         for value in np.geomspace(1e38, 3.4028235e38, 8).astype(np.float32):
             loop.send(np.array([value, -value], np.float32).reshape(shape))
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS, SHAPES, st.floats(SMALLEST_CODED_TAU, 1), st.sampled_from([0.1, 1.0, 40.0, 3e4]))
+def test_coded_tokens_are_off_by_half_a_step_and_never_over(seed, shape, tau, spread):
+    config = SelectionConfig(tau=tau, payload=Payload.CODED, refresh_period=3)
+    stream, receiver = Stream(shape, config), Receiver()
+    limit = float(config.latent_limit)
+    for latents in latent_frames(seed, 8, shape) * np.float32(spread):
+        latents = latents.clip(-limit, limit)
+        packet = stream.send(latents)
+        receiver.apply(packet)
+        assert packet.payload is Payload.CODED and packet.invalid == 0
+        assert packet.scale.tolist() == [np.float32(tau)]
+        error = np.abs(latents.astype(np.float64) - receiver.held).reshape(-1, shape[2])
+        # Of numbers with so many steps float32 rounds a step by 2**-8 itself.
+        assert error[sent_mask(packet)].max(initial=0) <= tau / 2 * (1 + 2.0**-7)
+        assert error.mean(axis=1).max() < np.float32(tau)
+        receiver.apply(stream.send(latents))
+        assert (stream.selector.delta < np.float32(tau)).all()
+
+
+def test_coded_tokens_at_the_edge_of_a_step_are_not_sent_again():
+    shape = (1, 4, 1)
+    for tau in (0.001, 0.05, 0.1, 0.3, TAU_LIMIT):
+        loop = Loop(shape, still_config(tau=tau, payload=Payload.CODED))
+        half = np.float32(tau) * np.array([0.5, 1.5, -100.5, 3.49999], np.float32)
+        assert loop.send(half.reshape(shape)).keyframe
+        assert loop.send(half.reshape(shape)).kept == 0
+
+
+def test_a_tau_too_small_for_coded_is_refused():
+    SelectionConfig(tau=0.0005)
+    SelectionConfig(tau=0.0, payload=Payload.CODED)
+    with pytest.raises(ValueError, match='allowed with payload coded: 0, or'):
+        SelectionConfig(tau=0.0005, payload=Payload.CODED)
 
 
 def previous_config(**changes):

@@ -69,7 +69,8 @@ TOKENIZER_NODE = (
     NodeParameter(
         'payload',
         'float16',
-        'encoding of token values',
+        'encoding of token values; coded takes the fewest bytes and moves no value by more than '
+        'half of tau',
         choices=tuple(payload.name.lower() for payload in Payload),
     ),
     NodeParameter(

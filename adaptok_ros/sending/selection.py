@@ -22,9 +22,9 @@ subnormal numbers and without fused multiply-add:
   division; values are ``z / step`` rounded to nearest even; the receiver holds value * step.
   The error compared with tau is ``mean_c |value * step - z|``, added up as delta is.
 - float16: rounded to nearest even.
-- coded: ``step = float32(max(tau, 0.001))`` in every packet and channel; values are ``z / step``, a
-  true division, rounded to nearest even; the receiver holds value * step. So a token that was sent
-  is off by at most half of tau in every channel, and is not over.
+- coded: ``step = float32(max(tau, 0.001))`` in all channels of every packet; values are
+  ``z / step``, a true division, rounded to nearest even; the receiver holds value * step. So a
+  token that was sent is off by at most half of tau in every channel, and is not over.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.errors import SettingError
 from adaptok_ros.coding import SYMBOL_LIMIT, encode_symbols
+from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import (
     TAU_LIMIT,
     Payload,
@@ -112,14 +112,16 @@ class SelectionConfig:
     @property
     def step(self) -> np.float32:
         """Size of the steps with :attr:`Payload.CODED`; half of one is less than tau."""
-        return np.float32(max(self.tau, SMALLEST_CODED_TAU))
+        step: np.float32 = np.float32(max(self.tau, SMALLEST_CODED_TAU))
+        return step
 
     @property
     def latent_limit(self) -> np.float32:
         """Latents are clipped to +- this, and count as invalid then."""
-        if self.payload != Payload.CODED:
-            return np.float32(LATENT_LIMIT)
-        return np.minimum(np.float32(LATENT_LIMIT), np.float32(SYMBOL_LIMIT) * self.step)
+        limit: np.float32 = np.float32(LATENT_LIMIT)
+        if self.payload == Payload.CODED:
+            limit = min(limit, np.float32(SYMBOL_LIMIT) * self.step)
+        return limit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -344,9 +346,7 @@ def channel_share(channels: int) -> float:
     return float(np.float32(1 / channels))
 
 
-def clean(
-    latents: NDArray[np.float32], limit: np.float32
-) -> tuple[NDArray[np.float32], int]:
+def clean(latents: NDArray[np.float32], limit: np.float32) -> tuple[NDArray[np.float32], int]:
     """``[P, C]`` without NaN and clipped to +-limit, and at how many positions that mattered.
 
     The latents themselves where nothing is to do.
