@@ -1,8 +1,8 @@
 """The bytes of ``payload: coded``: quantised tokens and masks as Rice codes.
 
 Needs numpy and nothing else of this package, so that it can be copied or ported as it stands;
-``test/vectors/coding.json`` holds bytes and what they mean. All arithmetic is on integers:
-every machine gives the same bytes and the same symbols.
+``test/vectors/coding.json`` holds bytes and what they mean. A code depends on its own tokens alone,
+so that no loss can spoil it. All arithmetic of reading is on integers: every machine reads the same.
 
 A Rice code of shift k writes a number ``u >= 0`` as its k lowest bits and, in unary, as
 ``u >> k`` zeros and a one (Rice and Plaunt, "Adaptive variable-length coding for efficient
@@ -14,10 +14,13 @@ filled up with zeros to whole bytes, the first bit lowest in its byte:
    above b, row by row;
 2. the unary parts of all numbers, row by row.
 
-**Symbols** ``[n, C]``, from -32767 to 32767. C bytes come first, one per channel: the low four
-bits are its shift; with bit 7 set the channel holds differences, modulo 2**16, of each token
-from the one before (of the first from 0). Then comes the table of C rows of n numbers: s >= 0 is
-2s, s < 0 is -2s - 1. No tokens are no bytes.
+**Symbols** ``[n, C]``, from -32767 to 32767. A byte M comes first, at most 15 and less than C; then
+C bytes, one per channel: the low four bits are its shift, and with bit 7 set its row holds
+differences of each token from the one before (of the first from 0); then for each channel c from 1
+up its weights, min(c, M) signed bytes; then the table of C rows of n numbers: e >= 0 is 2e, e < 0 is
+-2e - 1. Once differences are added up, a symbol is its e plus what the first M channels of the same
+token tell of it: ``s[c] = e[c] + (sum over k < min(c, M) of weight[c, k] * e[k] + 16 >> 5)``. All
+additions are modulo 2**16, in 16 bits with a sign. No tokens are no bytes.
 
 **Masks** of P positions: a byte with two shifts, first the low four bits; the number of runs m
 of marked positions, four bytes, lowest first; then a table of two rows of m numbers. The first
@@ -36,6 +39,11 @@ SYMBOL_LIMIT = 32767
 """Symbols lie within +- this."""
 
 LARGEST_SHIFT = 15
+
+MOST_PREDICTORS = 15
+
+WEIGHT_UNIT = 32
+"""Weights are in parts of this."""
 
 BITS_PER_SYMBOL = 18
 """A code of more bits per symbol, on average, is not believed: no encoder needs as many."""
@@ -65,6 +73,8 @@ def encode_symbols(symbols: NDArray[np.int16]) -> Bytes:
     if not count:
         return np.empty(0, np.uint8)
     plain = np.ascontiguousarray(symbols.T)
+    weights = _weights(plain)
+    plain = _without_prediction(plain, weights)
     differences = plain.copy()
     differences[:, 1:] -= plain[:, :-1]
     tables = np.stack([_zigzag(plain), _zigzag(differences)])
@@ -73,7 +83,14 @@ def encode_symbols(symbols: NDArray[np.int16]) -> Bytes:
     chosen = np.where(differ, shifts[channels:], shifts[:channels])
     header = (chosen | np.where(differ, _DIFFERENCES, 0)).astype(np.uint8)
     table = np.where(differ[:, None], tables[1], tables[0])
-    return np.concatenate([header, _write_table(table, chosen)])
+    return np.concatenate(
+        [
+            np.array([weights.shape[1]], np.uint8),
+            header,
+            weights[_used(weights)].view(np.uint8),
+            _write_table(table, chosen),
+        ]
+    )
 
 
 def decode_symbols(data: Bytes, count: int, channels: int) -> NDArray[np.int16]:
@@ -86,12 +103,20 @@ def decode_symbols(data: Bytes, count: int, channels: int) -> NDArray[np.int16]:
     if not count:
         _check_length(data, 0, 0)
         return np.empty((0, channels), np.int16)
-    largest = channels + (count * channels * BITS_PER_SYMBOL + 7) // 8
-    _check_length(data, channels, largest)
-    header = data[:channels]
+    predictors = int(data[0]) if data.size else 0
+    if predictors > min(MOST_PREDICTORS, channels - 1):
+        raise CodeError(
+            f'prediction from {predictors} channels', f'0 to {min(MOST_PREDICTORS, channels - 1)}'
+        )
+    weights = np.zeros((channels, predictors), np.int8)
+    used = _used(weights)
+    begin = 1 + channels + int(np.count_nonzero(used))
+    _check_length(data, begin, begin + (count * channels * BITS_PER_SYMBOL + 7) // 8)
+    weights[used] = data[1 + channels : begin].view(np.int8)
+    header = data[1 : 1 + channels]
     if np.any(header & ~np.uint8(_DIFFERENCES | LARGEST_SHIFT)):
         raise CodeError('unknown mode of a channel', 'a shift up to 15, and bit 7')
-    table = _read_table(data[channels:], count, (header & LARGEST_SHIFT).astype(np.int64))
+    table = _read_table(data[begin:], count, (header & LARGEST_SHIFT).astype(np.int64))
     if table.max() > 2 * SYMBOL_LIMIT + 1:
         raise CodeError('a number of more than 16 bits', f'symbols within +-{SYMBOL_LIMIT}')
     folded = table.astype(np.uint16)
@@ -100,6 +125,8 @@ def decode_symbols(data: Bytes, count: int, channels: int) -> NDArray[np.int16]:
     differ = header >= _DIFFERENCES
     if differ.any():
         planar[differ] = np.cumsum(planar[differ], axis=1, dtype=np.int16)
+    if predictors:
+        planar += _prediction(weights, planar[:predictors])
     if planar.min() < -SYMBOL_LIMIT:
         raise CodeError(f'symbol {-SYMBOL_LIMIT - 1}', f'symbols within +-{SYMBOL_LIMIT}')
     return np.ascontiguousarray(planar.T)
@@ -160,6 +187,73 @@ def _check_length(data: Bytes, least: int, most: int) -> None:
     if not least <= data.size <= most:
         allowed = f'{least} to {most} bytes' if most else 'none'
         raise CodeError(f'{data.size} bytes', allowed)
+
+
+def _used(weights: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """``[C, M]``: which weights a code carries: those of the channels before the own."""
+    channels, predictors = weights.shape
+    return np.arange(channels)[:, None] > np.arange(predictors)
+
+
+def _prediction(weights: NDArray[np.int8], first: NDArray[np.int16]) -> NDArray[np.int16]:
+    """``[R, M]`` weights of ``[M, n]`` numbers -> ``[R, n]``, modulo 2**16."""
+    # Whole numbers of less than 2**53: as float64 the sums are exact, in any order, and quick.
+    sums = weights.astype(np.float64) @ first.astype(np.float64)
+    sums += WEIGHT_UNIT // 2
+    sums *= 1 / WEIGHT_UNIT
+    return np.floor(sums, out=sums).astype(np.int32).astype(np.int16)
+
+
+def _without_prediction(
+    symbols: NDArray[np.int16], weights: NDArray[np.int8]
+) -> NDArray[np.int16]:
+    """``[C, n]`` symbols -> what is left of them."""
+    left = symbols.copy()
+    predictors = weights.shape[1]
+    for channel in range(1, predictors):
+        own = slice(channel, channel + 1)
+        left[own] -= _prediction(weights[own, :channel], left[:channel])
+    if predictors:
+        left[predictors:] -= _prediction(weights[predictors:], left[:predictors])
+    return left
+
+
+def _weights(symbols: NDArray[np.int16]) -> NDArray[np.int8]:
+    """Of ``[C, n]`` symbols: the ``[C, M]`` weights that save the most bits, M perhaps 0.
+
+    Each channel in turn is removed from those behind it by least squares (a partial Cholesky
+    decomposition).
+    """
+    channels, count = symbols.shape
+    most = min(MOST_PREDICTORS, channels - 1)
+    values = symbols.astype(np.float64)  # whose products and sums are exact
+    products = values @ values[:most].T
+    squares = np.einsum('cn,cn->c', values, values)
+    # Below it a symbol takes a bit anyhow.
+    floor = count / 4
+    before = _log2(np.maximum(squares, floor)).sum()
+    factors = np.zeros((channels, most))
+    best, predictors, carried = 0.0, 0, 0
+    for k in range(most):
+        column = factors[k + 1 :, k]
+        np.divide(products[k + 1 :, k], max(products[k, k], 1.0), out=column)
+        squares[k + 1 :] -= column * products[k + 1 :, k]
+        # Number by number, so that the same is left on every machine.
+        products[k + 1 :, k + 1 :] -= column[:, None] * products[k + 1 : most, k]
+        carried += channels - 1 - k
+        saved = (before - _log2(np.maximum(squares, floor)).sum()) * count / 2 - 8 * carried
+        if saved > best:
+            best, predictors = saved, k + 1
+        elif k > predictors + 1:
+            break
+    weights = np.rint(factors[:, :predictors] * WEIGHT_UNIT)
+    return np.clip(weights, -128, 127).astype(np.int8)
+
+
+def _log2(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Within 0.09 of it."""
+    fractions, exponents = np.frexp(values)
+    return exponents + 2 * fractions
 
 
 def _zigzag(symbols: NDArray[np.int16]) -> NDArray[np.uint16]:

@@ -38,14 +38,29 @@ def symbols_of(data, count, channels):
     if not count:
         assert len(data) == 0
         return np.zeros((0, channels), np.int64)
-    modes = bytes(data[:channels])
-    rows = table_of(data[channels:], count, [mode & 15 for mode in modes])
+    most, modes = int(data[0]), bytes(data[1 : 1 + channels])
+    at, weights = 1 + channels, []
+    for channel in range(channels):
+        own = min(channel, most)
+        weights.append([int(byte) - 256 * (byte > 127) for byte in bytes(data[at : at + own])])
+        at += own
+    rows = table_of(data[at:], count, [mode & 15 for mode in modes])
     for mode, row in zip(modes, rows):
         row[:] = [-(number + 1) // 2 if number % 2 else number // 2 for number in row]
         if mode & 128:
             for index in range(1, count):
-                row[index] = (row[index] + row[index - 1] + 2**15) % 2**16 - 2**15
-    return np.array(rows).T
+                row[index] = wrapped(row[index] + row[index - 1])
+    symbols = np.zeros((count, channels), np.int64)
+    for index in range(count):
+        for channel in range(channels):
+            told = sum(w * rows[k][index] for k, w in enumerate(weights[channel]))
+            symbols[index, channel] = wrapped(rows[channel][index] + ((told + 16) >> 5))
+    return symbols
+
+
+def wrapped(number):
+    """Modulo 2**16, with a sign."""
+    return (number + 2**15) % 2**16 - 2**15
 
 
 def mask_of(data, positions):

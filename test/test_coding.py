@@ -26,6 +26,7 @@ SIZES = st.sampled_from([1, 4, 40, SYMBOL_LIMIT])
 SYMBOLS = st.tuples(SHAPES, SIZES).flatmap(
     lambda drawn: arrays(np.int16, drawn[0], elements=st.integers(-drawn[1], drawn[1]))
 )
+SEEDS = st.integers(0, 2**32 - 1)
 MASKS = st.integers(1, 90).flatmap(lambda size: arrays(np.bool_, size))
 ANY_BYTES = st.binary(max_size=60).map(lambda data: np.frombuffer(data, np.uint8))
 
@@ -38,6 +39,17 @@ def test_symbols_come_back_and_read_as_described(symbols):
     assert decoded.dtype == np.int16
     np.testing.assert_array_equal(decoded, symbols)
     np.testing.assert_array_equal(symbols_of(data, *symbols.shape), symbols)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEEDS, st.integers(1, 20), st.sampled_from([1, 9, 300, 3e4]), st.integers(20, 300))
+def test_mixed_channels_come_back_and_read_as_described(seed, channels, spread, count):
+    generator = np.random.default_rng(seed)
+    mixed = generator.laplace(size=(count, channels)) @ generator.normal(size=(channels, channels))
+    symbols = np.rint(mixed * spread).clip(-SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int16)
+    data = encode_symbols(symbols)
+    np.testing.assert_array_equal(decode_symbols(data, count, channels), symbols)
+    np.testing.assert_array_equal(symbols_of(data, count, channels), symbols)
 
 
 @settings(deadline=None, max_examples=200)
@@ -62,8 +74,21 @@ def test_a_grid_that_changes_slowly_takes_few_bytes():
     slow = np.arange(1000, 3000).astype(np.int16)
     quick = np.where(np.arange(2000) % 2, 1, -1).astype(np.int16)
     code = encode_symbols(np.stack([slow, quick], axis=1))
-    assert (code[:2] >= 128).tolist() == [True, False]
+    assert (code[1:3] >= 128).tolist() == [True, False]
     assert code.size < 2000 * 2 * 3 / 8
+
+
+def test_channels_that_tell_of_each_other_take_fewer_bytes():
+    """Of a brightness in all channels only the first code has it."""
+    generator = np.random.default_rng(0)
+    brightness = generator.normal(scale=20, size=(800, 1)) * np.linspace(-1, 1, 8)
+    symbols = np.rint(brightness + generator.normal(size=(800, 8))).astype(np.int16)
+    code = encode_symbols(symbols)
+    assert code[0] >= 1
+    alone = sum(encode_symbols(symbols[:, [channel]]).size for channel in range(8))
+    assert code.size < 0.75 * alone
+    np.testing.assert_array_equal(decode_symbols(code, 800, 8), symbols)
+    np.testing.assert_array_equal(symbols_of(code, 800, 8), symbols)
 
 
 @pytest.mark.parametrize('vector', VECTORS['symbols'], ids=lambda vector: vector['name'])
@@ -150,11 +175,11 @@ def test_a_mask_cut_short_padded_or_of_another_count_is_refused(keep, data):
 def test_a_symbol_that_no_encoder_writes_is_refused():
     largest = np.array([[SYMBOL_LIMIT]], np.int16)
     code = encode_symbols(largest)
-    assert code[0] == 15
-    one_more = np.concatenate([code[:1], np.packbits([1] * 15 + [0, 1], bitorder='little')])
+    assert code[:2].tolist() == [0, 15]
+    one_more = np.concatenate([code[:2], np.packbits([1] * 15 + [0, 1], bitorder='little')])
     with pytest.raises(CodeError, match='symbol -32768; allowed: symbols within'):
         decode_symbols(one_more, 1, 1)
-    far = np.concatenate([code[:1], np.packbits([1] * 15 + [0, 0, 1], bitorder='little')])
+    far = np.concatenate([code[:2], np.packbits([1] * 15 + [0, 0, 1], bitorder='little')])
     with pytest.raises(CodeError, match='more than 16 bits'):
         decode_symbols(far, 1, 1)
 

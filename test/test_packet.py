@@ -83,7 +83,7 @@ def int8_fields(*steps, scale=(0.5, 2.0)):
 # Before the runs lie 0, 1 and 5 positions, each run is one: 0, 0, 4 and 0, 0, 0, no shifts.
 CODED_MASK = bytes_of(0, 3, 0, 0, 0, 0b11000011, 0b11)
 # Steps (1, -2), (0, 5), (-1, 4): 2, 0, 1 without a shift, and 3, 10, 8 with a shift of 2.
-CODED_DATA = bytes_of(0, 2, 0b00011001, 0b10011011, 0b100)
+CODED_DATA = bytes_of(0, 0, 2, 0b00011001, 0b10011011, 0b100)
 
 
 def coded_fields(**changes):
@@ -257,7 +257,11 @@ UNFIT = {
     'coded data cut short': (coded_fields(data=CODED_DATA[:-1]), 'data'),
     'coded data with a byte behind it': (coded_fields(data=bytes_of(*CODED_DATA, 0)), 'data'),
     'coded data of fewer channels': (coded_fields(channels=1), 'data'),
-    'coded data of a mode to come': (coded_fields(data=bytes_of(64, *CODED_DATA[1:])), 'data'),
+    'coded data that needs more channels': (
+        coded_fields(data=bytes_of(2, *CODED_DATA[1:])),
+        'data',
+    ),
+    'coded data of a mode to come': (coded_fields(data=bytes_of(0, 64, *CODED_DATA[2:])), 'data'),
     'another tokenizer': ({'tokenizer': 'other@0123456789ab'}, 'tokenizer'),
     'other image rows within an epoch': ({'image_height': 21}, 'image_height'),
     'other image columns within an epoch': ({'image_width': 25}, 'image_width'),
