@@ -1,8 +1,8 @@
 """The bytes of ``payload: coded``: quantised tokens and masks as Rice codes.
 
 Needs numpy and nothing else of this package, so that it can be copied or ported as it stands;
-``test/vectors/coding.json`` holds bytes and what they mean. A code depends on its own tokens alone,
-so that no loss can spoil it. All arithmetic of reading is on integers: every machine reads the same.
+``test/vectors/coding.json`` holds codes and what they mean. A code depends on nothing that was
+sent before it. Reading is arithmetic on integers, the same on every machine.
 
 A Rice code of shift k writes a number ``u >= 0`` as its k lowest bits and, in unary, as
 ``u >> k`` zeros and a one (Rice and Plaunt, "Adaptive variable-length coding for efficient
@@ -14,13 +14,17 @@ filled up with zeros to whole bytes, the first bit lowest in its byte:
    above b, row by row;
 2. the unary parts of all numbers, row by row.
 
-**Symbols** ``[n, C]``, from -32767 to 32767. A byte M comes first, at most 15 and less than C; then
-C bytes, one per channel: the low four bits are its shift, and with bit 7 set its row holds
-differences of each token from the one before (of the first from 0); then for each channel c from 1
-up its weights, min(c, M) signed bytes; then the table of C rows of n numbers: e >= 0 is 2e, e < 0 is
--2e - 1. Once differences are added up, a symbol is its e plus what the first M channels of the same
-token tell of it: ``s[c] = e[c] + (sum over k < min(c, M) of weight[c, k] * e[k] + 16 >> 5)``. All
-additions are modulo 2**16, in 16 bits with a sign. No tokens are no bytes.
+**Symbols** of n tokens of C channels, each from -32767 to 32767:
+
+1. a byte M, from 0 to 15 and less than C: the other channels are predicted from the first M;
+2. a byte for each channel: the low four bits are the shift of its row, bit 7 says that the row
+   holds differences of each token from the one before (of the first from 0), the rest is 0;
+3. a signed byte for each channel c from 1 up and each k below c and M: ``weight[c, k]``;
+4. the table, a row for each channel: a number e >= 0 is 2e, e < 0 is -2e - 1.
+
+Once differences are added up, ``s[c] = e[c] + ((sum over k of weight[c, k] * e[k]) + 16 >> 5)``
+within each token. The sum is exact; differences, e and s are signed numbers of 16 bits and wrap
+around. No tokens are no bytes.
 
 **Masks** of P positions: a byte with two shifts, first the low four bits; the number of runs m
 of marked positions, four bytes, lowest first; then a table of two rows of m numbers. The first
@@ -201,14 +205,16 @@ def _prediction(weights: NDArray[np.int8], first: NDArray[np.int16]) -> NDArray[
     sums = weights.astype(np.float64) @ first.astype(np.float64)
     sums += WEIGHT_UNIT // 2
     sums *= 1 / WEIGHT_UNIT
-    return np.floor(sums, out=sums).astype(np.int32).astype(np.int16)
+    np.floor(sums, out=sums)
+    wrapped: NDArray[np.int16] = sums.astype(np.int32).astype(np.int16)
+    return wrapped
 
 
 def _without_prediction(
     symbols: NDArray[np.int16], weights: NDArray[np.int8]
 ) -> NDArray[np.int16]:
     """``[C, n]`` symbols -> what is left of them."""
-    left = symbols.copy()
+    left: NDArray[np.int16] = symbols.copy()
     predictors = weights.shape[1]
     for channel in range(1, predictors):
         own = slice(channel, channel + 1)
@@ -246,14 +252,16 @@ def _weights(symbols: NDArray[np.int16]) -> NDArray[np.int8]:
             best, predictors = saved, k + 1
         elif k > predictors + 1:
             break
-    weights = np.rint(factors[:, :predictors] * WEIGHT_UNIT)
-    return np.clip(weights, -128, 127).astype(np.int8)
+    weights = np.clip(np.rint(factors[:, :predictors] * WEIGHT_UNIT), -128, 127)
+    whole: NDArray[np.int8] = weights.astype(np.int8)
+    return whole
 
 
 def _log2(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Within 0.09 of it."""
     fractions, exponents = np.frexp(values)
-    return exponents + 2 * fractions
+    found: NDArray[np.float64] = exponents + 2 * fractions
+    return found
 
 
 def _zigzag(symbols: NDArray[np.int16]) -> NDArray[np.uint16]:

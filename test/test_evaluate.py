@@ -611,6 +611,8 @@ def test_command_writes_everything(tmp_path):
         '0.1,0.3',
         '--frames',
         6,
+        '--payload',
+        'coded',
         '--static-frames',
         3,
         '--compare',
@@ -623,6 +625,8 @@ def test_command_writes_everything(tmp_path):
     assert record['tokenizer'] == Tokenizer(DEFAULT_TOKENIZER).description.id
     assert record['lit'] == lit_id(DEFAULT_TOKENIZER)
     assert record['command'].startswith('adaptok evaluate --data DATA --output OUTPUT --tau 0.1')
+    assert '--payload coded' in record['command']
+    assert record['protocol']['payload'] == 'coded'
     assert record['machine']['versions']['python']
     assert [clip['name'] for clip in record['clips']] == ['a/one.avi', 'b/two']
     assert [clip['name'] for clip in record['skipped']] == ['b/bad.mp4']

@@ -12,6 +12,8 @@ from adaptok_ros.evaluation.settings import COMPARISONS, DEFAULT_TAUS, Settings
 from adaptok_ros.footage.catalog import SPLITS, Use, find_footage
 from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.packet import Payload
+from adaptok_ros.sending.selection import SelectionConfig
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -88,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='renew every position within N frames (default: 0, no refresh)',
     )
     parser.add_argument(
+        '--payload',
+        type=str.lower,
+        choices=[payload.name.lower() for payload in Payload],
+        default=SelectionConfig.payload.name.lower(),
+        help='encoding of token values (default: %(default)s)',
+    )
+    parser.add_argument(
         '--static-frames',
         type=int,
         default=0,
@@ -112,6 +121,8 @@ def _command(arguments: argparse.Namespace) -> str:
         words += ['--tokenizer', Path(arguments.tokenizer).name]
     if arguments.tau != DEFAULT_TAUS:
         words += ['--tau', ','.join(f'{tau:g}' for tau in arguments.tau)]
+    if arguments.payload != SelectionConfig.payload.name.lower():
+        words += ['--payload', arguments.payload]
     for name in ('frames', 'longest_side', 'size', 'split', 'refresh_period', 'static_frames'):
         if getattr(arguments, name):
             words += [f'--{name.replace("_", "-")}', str(getattr(arguments, name))]
@@ -127,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
         preparation=Preparation(arguments.frames, arguments.longest_side, arguments.size),
         taus=arguments.tau,
         refresh_period=arguments.refresh_period,
+        payload=Payload[arguments.payload.upper()],
         static_frames=arguments.static_frames,
         compare=arguments.compare,
     )

@@ -29,7 +29,6 @@ from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.preparation import Clip, expected_frames
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import find_model
-from adaptok_ros.packet import Payload
 
 FORMAT = 1
 """Version of the layout of ``results.json``."""
@@ -114,7 +113,7 @@ def _protocol(catalog: Catalog, settings: Settings) -> dict[str, Any]:
         'refresh_period': settings.refresh_period,
         'keyframes': 'the first frame',
         'reference': 'held (closed loop)',
-        'payload': Payload.FLOAT16.name.lower(),
+        'payload': settings.payload.name.lower(),
         'bytes': 'whole SparseTokens messages in CDR: mask, data, and header and all other '
         f'fields (frame id {FRAME_ID!r})',
         'kept': 'tokens sent over positions, mean of frames; with the keyframe unless it says '

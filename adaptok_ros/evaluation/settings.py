@@ -6,6 +6,7 @@ import dataclasses
 
 from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.preparation import Preparation
+from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import DEFAULT_TAU, Reference, SelectionConfig
 
 DEFAULT_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4)
@@ -19,6 +20,7 @@ class Settings:
     :ivar tokenizer: shipped name or folder
     :ivar taus: thresholds of the sweep
     :ivar refresh_period: of the streams, 0 = no refresh
+    :ivar payload: of the streams
     :ivar static_frames: length of the test on a scene that stands still, 0 = left out
     :ivar compare: some of :data:`COMPARISONS`
     :raises SettingError: a value out of range
@@ -28,6 +30,7 @@ class Settings:
     preparation: Preparation = dataclasses.field(default_factory=Preparation)
     taus: tuple[float, ...] = DEFAULT_TAUS
     refresh_period: int = 0
+    payload: Payload = SelectionConfig.payload
     static_frames: int = 0
     compare: tuple[str, ...] = ()
 
@@ -49,7 +52,9 @@ class Settings:
 
     def selection(self, tau: float, reference: Reference = Reference.HELD) -> SelectionConfig:
         """Configuration of the sender at one tau."""
-        return SelectionConfig(tau=tau, refresh_period=self.refresh_period, reference=reference)
+        return SelectionConfig(
+            tau=tau, refresh_period=self.refresh_period, payload=self.payload, reference=reference
+        )
 
     @property
     def comparison_tau(self) -> float:
