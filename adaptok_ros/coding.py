@@ -77,8 +77,7 @@ def encode_symbols(symbols: NDArray[np.int16]) -> Bytes:
     if not count:
         return np.empty(0, np.uint8)
     plain = np.ascontiguousarray(symbols.T)
-    weights = _weights(plain)
-    plain = _without_prediction(plain, weights)
+    weights, plain = _without_prediction(plain)
     differences = plain.copy()
     differences[:, 1:] -= plain[:, :-1]
     tables = np.stack([_zigzag(plain), _zigzag(differences)])
@@ -193,14 +192,14 @@ def _check_length(data: Bytes, least: int, most: int) -> None:
         raise CodeError(f'{data.size} bytes', allowed)
 
 
-def _used(weights: NDArray[np.int8]) -> NDArray[np.bool_]:
+def _used(weights: NDArray[Any]) -> NDArray[np.bool_]:
     """``[C, M]``: which weights a code carries: those of the channels before the own."""
     channels, predictors = weights.shape
     return np.arange(channels)[:, None] > np.arange(predictors)
 
 
 def _prediction(weights: NDArray[np.int8], first: NDArray[np.int16]) -> NDArray[np.int16]:
-    """``[R, M]`` weights of ``[M, n]`` numbers -> ``[R, n]``, modulo 2**16."""
+    """``[C, M]`` weights of ``[M, n]`` numbers -> ``[C, n]``, modulo 2**16."""
     # Whole numbers of less than 2**53: as float64 the sums are exact, in any order, and quick.
     sums = weights.astype(np.float64) @ first.astype(np.float64)
     sums += WEIGHT_UNIT // 2
@@ -210,21 +209,27 @@ def _prediction(weights: NDArray[np.int8], first: NDArray[np.int16]) -> NDArray[
     return wrapped
 
 
-def _without_prediction(
-    symbols: NDArray[np.int16], weights: NDArray[np.int8]
-) -> NDArray[np.int16]:
-    """``[C, n]`` symbols -> what is left of them."""
-    left: NDArray[np.int16] = symbols.copy()
-    predictors = weights.shape[1]
+def _without_prediction(symbols: NDArray[np.int16]) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
+    """``[C, n]`` symbols -> weights that pay, and what they leave of the symbols."""
+    # The sums are exact, as above; a row of ones rounds them.
+    left = np.ones((1 + len(symbols), symbols.shape[1]))
+    left[1:] = symbols
+    weights = _weights(left[1:])
+    channels, predictors = weights.shape
+    factors = np.full((channels, 1 + predictors), 0.5)
+    factors[:, 1:] = weights / WEIGHT_UNIT
     for channel in range(1, predictors):
-        own = slice(channel, channel + 1)
-        left[own] -= _prediction(weights[own, :channel], left[:channel])
-    if predictors:
-        left[predictors:] -= _prediction(weights[predictors:], left[:predictors])
-    return left
+        told = factors[channel, : channel + 1] @ left[: channel + 1]
+        left[channel + 1] -= np.floor(told, out=told)
+    rest = left[max(predictors, 1) + 1 :]
+    told = factors[max(predictors, 1) :] @ left[: predictors + 1]
+    rest -= np.floor(told, out=told)
+    if left.max() > SYMBOL_LIMIT or left.min() < -SYMBOL_LIMIT:
+        return weights[:, :0], symbols
+    return weights, left[1:].astype(np.int16)
 
 
-def _weights(symbols: NDArray[np.int16]) -> NDArray[np.int8]:
+def _weights(symbols: NDArray[np.float64]) -> NDArray[np.int8]:
     """Of ``[C, n]`` symbols: the ``[C, M]`` weights that save the most bits, M perhaps 0.
 
     Each channel in turn is removed from those behind it by least squares (a partial Cholesky
@@ -232,28 +237,23 @@ def _weights(symbols: NDArray[np.int16]) -> NDArray[np.int8]:
     """
     channels, count = symbols.shape
     most = min(MOST_PREDICTORS, channels - 1)
-    values = symbols.astype(np.float64)  # whose products and sums are exact
-    products = values @ values[:most].T
-    squares = np.einsum('cn,cn->c', values, values)
-    # Below it a symbol takes a bit anyhow.
-    floor = count / 4
-    before = _log2(np.maximum(squares, floor)).sum()
+    # Of whole numbers, so exact; what follows goes number by number: on every machine the same.
+    products = symbols @ symbols[:most].T
+    squares = np.empty((most + 1, channels))
+    squares[0] = np.einsum('cn,cn->c', symbols, symbols)
     factors = np.zeros((channels, most))
-    best, predictors, carried = 0.0, 0, 0
     for k in range(most):
-        column = factors[k + 1 :, k]
-        np.divide(products[k + 1 :, k], max(products[k, k], 1.0), out=column)
-        squares[k + 1 :] -= column * products[k + 1 :, k]
-        # Number by number, so that the same is left on every machine.
-        products[k + 1 :, k + 1 :] -= column[:, None] * products[k + 1 : most, k]
-        carried += channels - 1 - k
-        saved = (before - _log2(np.maximum(squares, floor)).sum()) * count / 2 - 8 * carried
-        if saved > best:
-            best, predictors = saved, k + 1
-        elif k > predictors + 1:
-            break
+        column, own = factors[k + 1 :, k], products[k + 1 :, k]
+        np.divide(own, max(products[k, k], 1.0), out=column)
+        squares[k + 1] = squares[k]
+        squares[k + 1, k + 1 :] -= column * own
+        products[k + 1 :, k + 1 :] -= column[:, None] * own[: most - k - 1]
+    # Below a quarter a symbol takes a bit anyhow.
+    bits = _log2(np.maximum(squares, count / 4)).sum(axis=1) * count / 2
+    bits[1:] += 8 * np.cumsum(np.arange(channels - 1, channels - 1 - most, -1))
+    predictors = int(np.argmin(bits))
     weights = np.clip(np.rint(factors[:, :predictors] * WEIGHT_UNIT), -128, 127)
-    whole: NDArray[np.int8] = weights.astype(np.int8)
+    whole: NDArray[np.int8] = (weights * _used(weights)).astype(np.int8)
     return whole
 
 
@@ -276,7 +276,7 @@ def _best_shifts(table: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int
     bits = np.full(len(table), np.iinfo(np.int64).max)
     # Of a geometric distribution the best is the binary logarithm of the mean, or one less.
     guess = np.frexp(means.astype(np.float64))[1].astype(np.int64)
-    for offset in (-2, -1, 0):
+    for offset in (-2, -1):
         tried = np.clip(guess + offset, 0, LARGEST_SHIFT)
         parts = table >> tried.astype(table.dtype)[:, None]
         needed = parts.sum(axis=1, dtype=np.int64) + count * (1 + tried)
@@ -316,13 +316,15 @@ def _read_table(data: Bytes, count: int, shifts: NDArray[np.int64]) -> NDArray[n
     ends = np.flatnonzero(unary)
     if unary.size - int(ends[-1]) > 8:
         raise CodeError('bytes after the last number', 'none')
-    table = np.diff(ends, prepend=-1).reshape(shifts.size, count)
-    table -= 1
-    table <<= shifts[:, None]
+    low = np.zeros((shifts.size, count), np.uint16)
     begin = 0
     for bit in range(int(shifts.max())):
         rows = np.flatnonzero(shifts > bit)
         plane = bits[begin : begin + rows.size * count].reshape(rows.size, count)
-        table[rows] |= plane.astype(np.int64) << bit
+        low[rows] += plane.astype(np.uint16) << bit
         begin += plane.size
+    ends[1:] -= ends[:-1] + 1
+    table = ends.reshape(shifts.size, count)
+    table <<= shifts[:, None]
+    table += low
     return table
