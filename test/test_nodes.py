@@ -977,13 +977,15 @@ def test_lifecycle_of_the_tokenizer(robot):
     assert robot.state() == 'unconfigured'
     assert robot.node.count_publishers(topic) == 0
 
-    for payload in ('int8', 'float32'):
+    for payload in ('coded', 'float32'):
         assert robot.set(payload=payload) == ''
         assert robot.change('configure') and robot.state() == 'inactive'
         robot.until(lambda: robot.node.count_publishers(topic) == 1, 'the publisher')
         robot.until(lambda: robot.node.count_subscribers(image) == 0, 'no subscription')
         assert not robot.request_keyframe().success
         assert 'configured' in robot.set(payload='float16')
+        refused = robot.set(tau=0.0005)
+        assert ('allowed with payload coded' in refused) == (payload == 'coded')
         for _ in range(2):
             assert robot.change('activate') and robot.state() == 'active'
             tokens = robot.exchange(picture(0))
