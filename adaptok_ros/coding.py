@@ -274,10 +274,10 @@ def _best_shifts(table: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int
     means = table.sum(axis=1, dtype=np.int64) // count
     shifts = np.zeros(len(table), np.int64)
     bits = np.full(len(table), np.iinfo(np.int64).max)
-    # Of a geometric distribution the best is the binary logarithm of the mean, or one less.
+    # The best is nearly always the whole part of the mean's binary logarithm, or one more.
     guess = np.frexp(means.astype(np.float64))[1].astype(np.int64)
-    for offset in (-2, -1):
-        tried = np.clip(guess + offset, 0, LARGEST_SHIFT)
+    for tried in (np.maximum(guess - 1, 0), guess):
+        tried = np.minimum(tried, LARGEST_SHIFT)
         parts = table >> tried.astype(table.dtype)[:, None]
         needed = parts.sum(axis=1, dtype=np.int64) + count * (1 + tried)
         better = needed < bits

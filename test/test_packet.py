@@ -471,3 +471,25 @@ def test_packets_of_a_stream_pass_the_checks(payload):
         receiver.apply(sent.packet)
     assert receiver.counters.rejected == 0
     assert grid_of(receiver)[0] == sent.reference
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.data())
+def test_a_coded_packet_with_a_damaged_code_is_refused_once_and_changes_nothing(seed, data):
+    *before, sent = record(seed, 5, payload=Payload.CODED, tau=0.1)
+    receiver = Receiver(TOKENIZER)
+    for each in before:
+        receiver.apply(each.packet)
+    field = data.draw(st.sampled_from(['mask', 'data']))
+    code = getattr(sent.packet, field).copy()
+    if code.size and data.draw(st.booleans()):
+        code[data.draw(st.integers(0, code.size - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    elif code.size and data.draw(st.booleans()):
+        code = code[: data.draw(st.integers(0, code.size - 1))]
+    else:
+        code = np.append(code, np.uint8(data.draw(st.integers(0, 255))))
+    state = state_of(receiver)
+    with pytest.raises(PacketError):
+        receiver.apply(dataclasses.replace(sent.packet, **{field: code}))
+    assert state_of(receiver) == state and receiver.counters.rejected == 1
+    assert receiver.apply(sent.packet) and grid_of(receiver)[0] == sent.reference
