@@ -192,7 +192,7 @@ def test_halves_round_to_even(backend):
 
 @backends
 def test_coded_halves_round_to_even_and_what_is_too_large_is_invalid(backend):
-    pair = Pair(8, 1, SelectionConfig(0.5, payload=Payload.CODED), backend)
+    pair = Pair(8, 1, SelectionConfig(1.0, payload=Payload.CODED), backend)
     latents = np.array([[16383.5], [0.25], [0.75], [1.25], [-0.25], [-0.75], [-0.0], [-2e4]], 'f4')
     selected = pair.step(latents)
     assert selected.invalid == 1

@@ -387,10 +387,10 @@ def test_coded_tokens_are_off_by_half_a_step_and_never_over(seed, shape, tau, sp
         packet = stream.send(latents)
         receiver.apply(packet)
         assert packet.payload is Payload.CODED and packet.invalid == 0
-        assert packet.scale.tolist() == [np.float32(tau)]
+        assert packet.scale.tolist() == [np.float32(tau) / 2]
         error = np.abs(latents.astype(np.float64) - receiver.held).reshape(-1, shape[2])
         # Of numbers with so many steps float32 rounds a step by 2**-8 itself.
-        assert error[sent_mask(packet)].max(initial=0) <= tau / 2 * (1 + 2.0**-7)
+        assert error[sent_mask(packet)].max(initial=0) <= tau / 4 * (1 + 2.0**-7)
         assert error.mean(axis=1).max() < np.float32(tau)
         receiver.apply(stream.send(latents))
         assert (stream.selector.delta < np.float32(tau)).all()
@@ -400,7 +400,7 @@ def test_coded_tokens_at_the_edge_of_a_step_are_not_sent_again():
     shape = (1, 4, 1)
     for tau in (0.001, 0.05, 0.1, 0.3, TAU_LIMIT):
         loop = Loop(shape, still_config(tau=tau, payload=Payload.CODED))
-        half = np.float32(tau) * np.array([0.5, 1.5, -100.5, 3.49999], np.float32)
+        half = np.float32(tau / 2) * np.array([0.5, 1.5, -100.5, 3.49999], np.float32)
         assert loop.send(half.reshape(shape)).keyframe
         assert loop.send(half.reshape(shape)).kept == 0
 

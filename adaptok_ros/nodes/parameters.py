@@ -70,7 +70,7 @@ TOKENIZER_NODE = (
         'payload',
         'float16',
         'encoding of token values; coded takes the fewest bytes and moves no value by more than '
-        'half of tau',
+        'a quarter of tau',
         choices=tuple(payload.name.lower() for payload in Payload),
     ),
     NodeParameter(

@@ -22,9 +22,9 @@ subnormal numbers and without fused multiply-add:
   division; values are ``z / step`` rounded to nearest even; the receiver holds value * step.
   The error compared with tau is ``mean_c |value * step - z|``, added up as delta is.
 - float16: rounded to nearest even.
-- coded: ``step = float32(max(tau, 0.001))`` in all channels of every packet; values are
+- coded: ``step = float32(max(tau, 0.001)) / 2`` in all channels of every packet; values are
   ``z / step``, a true division, rounded to nearest even; the receiver holds value * step. So a
-  token that was sent is off by at most half of tau in every channel, and is not over.
+  token that was sent is off by at most a quarter of tau in every channel, and is not over.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class SelectionConfig:
     @property
     def step(self) -> np.float32:
         """Size of the steps with :attr:`Payload.CODED`; half of one is less than tau."""
-        step: np.float32 = np.float32(max(self.tau, SMALLEST_CODED_TAU))
+        step: np.float32 = np.float32(max(self.tau, SMALLEST_CODED_TAU)) * np.float32(0.5)
         return step
 
     @property
