@@ -242,21 +242,19 @@ def encoder_flops(folder: Path, positions: int) -> float:
 
 
 def lit_flops(folder: Path, rows: int, columns: int) -> float:
-    """Of one restoration of a grid: each weight once a patch, of the past once a frame.
+    """Of one restoration of a grid: each weight once a position, of the past once a frame.
 
-    And what attention multiplies: 64 patches of a window, and the frames.
+    And what attention multiplies over the frames.
     """
     weights = load_file(folder / 'lit.safetensors')
     description = json.loads((folder / 'lit.json').read_text())
-    frames, multiple = int(description['frames']), int(description['window'])
+    frames = int(description['frames'])
     used, attended = 0, 0
     for name, value in weights.items():
-        if not name.endswith('.weight') or value.ndim < 2:
+        if not name.endswith('.weight'):
             continue
-        used += value.size * (frames if name.startswith(('embed', 'key_value')) else 1)
-        if name.endswith('qkv.weight'):
-            attended += 2 * 64 * value.shape[1]
-        elif name.endswith('query.weight'):
-            attended += 2 * frames * value.shape[1]
-    padded = [-(-side // multiple) * multiple for side in (rows, columns)]
-    return 2.0 * float(used + attended) * padded[0] * padded[1] / 4
+        past = name.startswith(('temporal.embed', 'temporal.key_value'))
+        used += value.size * (frames if past else 1)
+        if name.startswith('temporal.query'):
+            attended += 2 * frames * value.shape[0]
+    return 2.0 * float(used + attended) * rows * columns

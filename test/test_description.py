@@ -33,7 +33,7 @@ def test_shipped_lit_belongs_to_its_tokenizer(model):
         id=f'lit@{fields["files"]["lit.onnx"][:12]}',
         tokenizer=TokenizerDescription.load(folder).id,
         frames=fields['frames'],
-        window=fields['window'],
+        reach=fields['reach'],
         channels=fields['channels'],
     )
 
@@ -44,7 +44,7 @@ def test_no_lit(folder):
         LITDescription.load(folder)
 
 
-@pytest.mark.parametrize('field', ['frames', 'window', 'channels'])
+@pytest.mark.parametrize('field', ['frames', 'reach', 'channels'])
 @pytest.mark.parametrize('value', [..., None, [], 'x', 1.5, 0, -1])
 def test_number_that_is_none_is_named(field, value, folder):
     change(folder, **{field: value})

@@ -27,21 +27,21 @@ HALVES = [(model, name.removesuffix(HALF)) for model, name in GRAPHS if name.end
 
 @functools.cache
 def grids(model):
-    """Stride, channels, frames and multiple of the grid that LIT takes."""
+    """Stride, channels, and frames of the window that LIT takes."""
     tokenizer = read_description(SHIPPED / model, 'tokenizer.json')
     lit = read_description(SHIPPED / model, 'lit.json')
-    return tokenizer['stride'], tokenizer['channels'], lit['frames'], lit['window']
+    return tokenizer['stride'], tokenizer['channels'], lit['frames']
 
 
 def shapes(model, part, size, batch):
     """Of every input, for images of one size."""
-    stride, channels, frames, multiple = grids(model)
+    stride, channels, frames = grids(model)
     rows, columns = (side // stride for side in size)
     if part == 'encoder':
         return {'image': (batch, *size, 3)}
     if part == 'decoder':
         return {'latents': (batch, rows, columns, channels)}
-    window = (batch, frames, *(-(-side // multiple) * multiple for side in (rows, columns)))
+    window = (batch, frames, rows, columns)
     return {'held': (*window, channels), 'kept': window, 'age': window, 'tau': (batch,)}
 
 

@@ -32,7 +32,8 @@ DESCRIPTION = read_description(find_model(MODEL), 'lit.json')
 TOKENIZER = DESCRIPTION['tokenizer']
 FRAMES = DESCRIPTION['frames']
 CHANNELS = DESCRIPTION['channels']
-WINDOW = DESCRIPTION['window']
+REACH = DESCRIPTION['reach']
+SIDE = 16
 MISSING = [
     name for name in ('torch', 'onnx', 'safetensors') if importlib.util.find_spec(name) is None
 ]
@@ -143,20 +144,27 @@ def test_projection_takes_one_radius_for_each_vector():
 
 
 @needs_torch
-@pytest.mark.parametrize('shift', [0, 4])
-def test_windows_wrap_around_and_lead_back(shift):
+def test_attention_over_frames_is_softmax_attention():
     import torch
 
-    from adaptok_ros.networks.lit import WINDOW as SIDE
-    from adaptok_ros.networks.lit import window_order
+    from adaptok_ros.networks.lit import HEADS, TemporalAttention
 
-    order, back = window_order(2, 2 * SIDE, 3 * SIDE, shift, torch.device('cpu'))
-    np.testing.assert_array_equal(order[back], np.arange(2 * 6 * SIDE**2))
-    grid = np.arange(2 * 6 * SIDE**2).reshape(2, 2 * SIDE, 3 * SIDE)
-    grid = np.roll(grid, (-shift, -shift), (1, 2))
-    windows = order.numpy().reshape(2, 2, 3, SIDE, SIDE)
-    np.testing.assert_array_equal(windows[1, 1, 2], grid[1, SIDE:, 2 * SIDE :])
-    np.testing.assert_array_equal(windows[0, 0, 1], grid[0, :SIDE, SIDE : 2 * SIDE])
+    torch.manual_seed(0)
+    attention = TemporalAttention(6, 10, frames=3, inner=8).double()
+    torch.nn.init.normal_(attention.when)
+    x = torch.randn(2, 10, 4, 5, dtype=torch.float64)
+    frames = torch.randn(3, 2, 6, 4, 5, dtype=torch.float64)
+    seen = [
+        attention.key_value(torch.relu(attention.embed(frame) + when)).chunk(2, dim=1)
+        for frame, when in zip(frames, attention.when)
+    ]
+    query, key, value = (
+        torch.stack(grids).permute(1, 3, 4, 0, 2).unflatten(-1, (HEADS, 2)).transpose(-2, -3)
+        for grids in ([attention.query(x)], *zip(*seen))
+    )
+    mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    mixed = mixed.squeeze(-2).flatten(-2).movedim(-1, 1)
+    torch.testing.assert_close(attention(x, list(frames)), x + attention.out(mixed))
 
 
 def wild_lit():
@@ -166,7 +174,7 @@ def wild_lit():
     from adaptok_ros.networks.lit import LatentInpaintingTransformer
 
     torch.manual_seed(0)
-    model = LatentInpaintingTransformer(CHANNELS, frames=3, width=16, heads=2, layers=1)
+    model = LatentInpaintingTransformer(CHANNELS, frames=3, width=16, inner=8, blocks=1)
     torch.nn.init.normal_(model.head.weight, std=10.0)
     return model.eval()
 
@@ -213,12 +221,12 @@ def assert_restored(values, held, kept, tau):
     assert np.all(distance(values, held) <= tau + rounding)
 
 
-@pytest.mark.parametrize('rows', [WINDOW, 3 * WINDOW])
+@pytest.mark.parametrize('rows', [1, SIDE, 3 * SIDE])
 @pytest.mark.parametrize('tau', [0.0, 0.01, 0.2, 3.0, 100.0])
 def test_graph_keeps_what_was_sent_and_stays_in_the_ball(graph, rows, tau):
     engine, frames = graph
     generator = np.random.default_rng(rows)
-    shape = (1, frames, rows, 2 * WINDOW)
+    shape = (1, frames, rows, 2 * SIDE)
     for share in (0.0, 0.1, 1.0):
         held = generator.normal(scale=2, size=(*shape, CHANNELS)).astype(np.float32)
         kept = (generator.random(shape) < share).astype(np.float32)
@@ -228,12 +236,61 @@ def test_graph_keeps_what_was_sent_and_stays_in_the_ball(graph, rows, tau):
         assert_restored(values, held[0, -1], kept[0, -1] > 0, tau)
 
 
+def windows_with_changes(frames, changes, noise=0.0, side=3 * SIDE):
+    """A still window, but for what changed at some positions in its last frame."""
+    generator = np.random.default_rng(0)
+    still = generator.normal(size=(side, side, CHANNELS))
+    held = np.repeat(still[None, None], frames, axis=1)
+    held += generator.normal(scale=noise, size=held.shape)
+    for row, column in changes:
+        held[0, -1, row, column] += 1.0
+    kept = (generator.random(held.shape[:-1]) < 0.1).astype(np.float32)
+    for row, column in changes:
+        kept[0, -1, row, column] = 1.0
+    age = generator.integers(0, AGE_LIMIT + 1, kept.shape).astype(np.float32) * (1 - kept)
+    tau = np.array([0.2], np.float32)
+    return {'held': held.astype(np.float32), 'kept': kept, 'age': age, 'tau': tau}
+
+
+def test_nothing_is_corrected_where_nothing_changes(graph):
+    """Whatever is refreshed: by less than what counts as a change."""
+    engine, frames = graph
+    inputs = windows_with_changes(frames, [], noise=0.04)
+    values = engine.run(inputs)['latents'][0]
+    np.testing.assert_array_equal(values, inputs['held'][0, -1])
+
+
+def test_only_what_lies_around_a_change_is_corrected(graph):
+    engine, frames = graph
+    inputs = windows_with_changes(frames, [(20, 24)])
+    values = engine.run(inputs)['latents'][0]
+    corrected = np.argwhere((values != inputs['held'][0, -1]).any(axis=-1))
+    assert len(corrected) and np.abs(corrected - (20, 24)).max() <= REACH
+
+
+@pytest.mark.parametrize('reach', [REACH])
+def test_nothing_beyond_the_reach_changes_what_is_restored(graph, reach):
+    engine, frames = graph
+    changes = [(row, column) for row in range(0, 48, 2) for column in range(0, 48, 3)]
+    inputs = windows_with_changes(frames, changes)
+    first, last = 20, 28
+    expected = engine.run(inputs)['latents'][0, first:last, first:last].copy()
+    part = {
+        name: value[:, :, first - reach : last + reach, first - reach : last + reach].copy()
+        for name, value in inputs.items()
+        if name != 'tau'
+    }
+    found = engine.run({**part, 'tau': inputs['tau']})['latents'][0, reach:-reach, reach:-reach]
+    assert (found != inputs['held'][0, -1, first:last, first:last]).any()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 HUGE = pytest.mark.parametrize('huge', [100.0, 65504.0, 1e20, 3e38])
 
 
 def huge_window(frames, huge):
     """One latent among ordinary ones that no encoder would make; nothing was sent."""
-    held = np.random.default_rng(0).normal(size=(1, frames, WINDOW, WINDOW, CHANNELS))
+    held = np.random.default_rng(0).normal(size=(1, frames, SIDE, SIDE, CHANNELS))
     held[0, :, 2, 3, ::2] = huge
     silence = np.zeros(held.shape[:-1], np.float32)
     tau = np.array([0.2], np.float32)
@@ -244,7 +301,7 @@ def assert_not_spread(values, inputs):
     held = inputs['held'][0, -1]
     assert np.isfinite(values).all()
     ordinary = np.abs(held).max(axis=-1) < 10
-    assert ordinary.sum() == WINDOW**2 - 1
+    assert ordinary.sum() == SIDE**2 - 1
     assert_restored(values[ordinary], held[ordinary], np.zeros(len(held[ordinary]), bool), 0.2)
 
 
@@ -284,7 +341,7 @@ def test_restored_grids_of_every_size(restorer, shape):
     for packet in lit_packets(recorded):
         receiver.apply(packet)
         restorer.observe(receiver)
-        values = restorer.restore()[: shape[0], : shape[1]]
+        values = restorer.restore()
         assert values.shape == (*shape, CHANNELS)
         assert_restored(values, receiver.held, receiver.kept, packet.tau)
 
@@ -368,7 +425,7 @@ def test_window_holds_the_last_frames(windows):
         states.append((receiver.held.copy(), receiver.kept.copy(), receiver.age.copy()))
     for name, column in (('held', 0), ('kept', 1), ('age', 2)):
         expected = np.stack([state[column] for state in states[-FRAMES:]])
-        np.testing.assert_array_equal(seen[name][0, :, :3, :5], expected)
+        np.testing.assert_array_equal(seen[name][0], expected)
     assert seen['tau'].tolist() == [np.float32(0.4)]
 
 
@@ -376,24 +433,10 @@ def test_first_frame_fills_the_window(windows):
     receiver = Receiver()
     seen = windows(receiver, lit_packets(record(1, 1, SHAPE)))
     for frame in range(FRAMES):
-        np.testing.assert_array_equal(seen['held'][0, frame, :3, :5], receiver.held)
-        np.testing.assert_array_equal(seen['age'][0, frame, :3, :5], receiver.age)
+        np.testing.assert_array_equal(seen['held'][0, frame], receiver.held)
+        np.testing.assert_array_equal(seen['age'][0, frame], receiver.age)
     assert seen['kept'][0, :-1].sum() == 0
-    assert seen['kept'][0, -1, :3, :5].all()
-
-
-def assert_empty_around(seen, rows, columns):
-    """Beyond the grid nothing has arrived, which is what the model was trained with."""
-    outside = np.ones(seen['kept'].shape[2:], bool)
-    outside[:rows, :columns] = False
-    assert outside.any()
-    for name, empty in (('held', 0), ('kept', 0), ('age', AGE_LIMIT)):
-        assert (seen[name][0][:, outside] == empty).all(), name
-
-
-def test_nothing_is_beyond_the_grid(windows):
-    packets = lit_packets(record(1, FRAMES + 2, SHAPE, tau=0.3))
-    assert_empty_around(windows(Receiver(), packets), *SHAPE[:2])
+    assert seen['kept'][0, -1].all()
 
 
 @pytest.mark.parametrize('shape', [(3, 5), (2, 5), (2, 2), (8, 7), (9, 5)])
@@ -406,11 +449,10 @@ def test_new_epoch_sees_nothing_of_the_old_one(windows, shape):
     fresh.apply(second[0])
     first = fresh.held.copy()
     fresh.apply(second[1])
-    rows, columns = shape
+    assert seen['kept'].shape == (1, FRAMES, *shape)
     for frame in range(FRAMES - 1):
-        np.testing.assert_array_equal(seen['held'][0, frame, :rows, :columns], first)
-    np.testing.assert_array_equal(seen['held'][0, -1, :rows, :columns], fresh.held)
-    assert_empty_around(seen, rows, columns)
+        np.testing.assert_array_equal(seen['held'][0, frame], first)
+    np.testing.assert_array_equal(seen['held'][0, -1], fresh.held)
 
 
 def test_rewound_recording_sees_nothing_of_its_end(windows):
@@ -425,7 +467,7 @@ def test_rewound_recording_sees_nothing_of_its_end(windows):
     windows(receiver, packets)
     again = windows(receiver, packets[:2])
     assert receiver.counters.rewinds == 2
-    for held, age in zip(again['held'][0, :, :3, :5], again['age'][0, :, :3, :5]):
+    for held, age in zip(again['held'][0], again['age'][0]):
         assert (held.tobytes(), age.astype(np.uint8).tobytes()) in states[:2]
     assert not again['kept'][0, :-2].any()
 
@@ -638,7 +680,7 @@ def test_tokenizer_without_lit(folder):
         LatentStream(str(folder))
 
 
-@pytest.mark.parametrize('field', ['tokenizer', 'frames', 'window', 'channels', 'files'])
+@pytest.mark.parametrize('field', ['tokenizer', 'frames', 'reach', 'channels', 'files'])
 @pytest.mark.parametrize('value', [..., None, [], 'x'], ids=['missing', 'null', 'list', 'text'])
 def test_bad_description_of_a_lit(folder, field, value):
     describe(folder, 'lit.json', **{field: value})
@@ -646,7 +688,7 @@ def test_bad_description_of_a_lit(folder, field, value):
         Restorer(str(folder))
 
 
-@pytest.mark.parametrize('field', ['frames', 'window', 'channels'])
+@pytest.mark.parametrize('field', ['frames', 'reach', 'channels'])
 @pytest.mark.parametrize('value', [0, -1])
 def test_description_of_a_lit_with_impossible_numbers(folder, field, value):
     describe(folder, 'lit.json', **{field: value})

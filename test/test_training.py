@@ -19,7 +19,7 @@ from adaptok_ros.footage.catalog import Use, find_footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
-from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer
+from adaptok_ros.networks.lit import LatentInpaintingTransformer
 from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 from adaptok_ros.training import lit
@@ -220,21 +220,44 @@ def test_two_processes_train_one_model(data, tmp_path):
     assert Tokenizer(str(tmp_path / 'model')).description.id.startswith('double@')
 
 
+SIDE = 16
+
+
 def samples(seed=0, **changes):
-    config = lit.LITTraining(crop=MULTIPLE, batch=1, **changes)
+    config = lit.LITTraining(crop=SIDE, batch=1, **changes)
     rng = np.random.default_rng(seed)
-    latents = rng.normal(size=(40, MULTIPLE + 3, MULTIPLE + 5, 4)).cumsum(0).astype(np.float16)
+    latents = rng.normal(size=(40, SIDE + 3, SIDE + 5, 4)).cumsum(0).astype(np.float16)
     return lit.simulate(latents, 4, config, rng)
 
 
 @pytest.mark.parametrize('seed', range(12))
 def test_samples_keep_the_stream_contract(seed):
-    sample = samples(seed, tau_low=0.5, tau_high=1.5)
-    assert sample['held'].shape == (4, MULTIPLE, MULTIPLE, 4)
+    sample = samples(seed, tau_low=0.5, tau_high=1.5, coded_share=0.0)
+    assert sample['held'].shape == (4, SIDE, SIDE, 4)
     sent = sample['kept'][-1] > 0
     assert (sample['age'][-1][sent] == 0).all() and (sample['age'][-1][~sent] > 0).all()
     error = np.abs(sample['truth'] - sample['held'][-1]).mean(axis=-1)
     assert error[sent].max(initial=0) < 0.01  # float16
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_coded_samples_hold_multiples_of_a_step(seed):
+    sample = samples(seed, tau_low=0.5, tau_high=1.5, coded_share=1.0)
+    step = lit.CODED_STEP * sample['tau']
+    multiples = sample['held'] / step
+    np.testing.assert_allclose(multiples, np.rint(multiples), atol=1e-3)
+    sent = sample['kept'][-1] > 0
+    assert sent.any() or seed
+    error = np.abs(sample['truth'] - sample['held'][-1])[sent]
+    assert error.max(initial=0) <= step / 2 * (1 + 1e-3)
+
+
+def test_a_compressed_still_changes_though_nothing_moves():
+    photo = Scene(width=64, height=48).frame(0)
+    plain, compressed = (lit.rest(photo, kind, np.random.default_rng(1)) for kind in (False, True))
+    assert len(plain) == len(compressed) == lit.VIEW_FRAMES
+    assert {frame.shape for frame in compressed} == {photo.shape}
+    assert all((a != b).any() for a, b in zip(plain, compressed))
 
 
 def test_samples_are_not_mirrored_latents():
@@ -254,7 +277,7 @@ def test_small_clips_are_scaled_up_to_a_crop():
 
 
 def test_an_untrained_lit_holds():
-    model = LatentInpaintingTransformer(4, frames=4, width=16, heads=2, layers=2).eval()
+    model = LatentInpaintingTransformer(4, frames=4, width=16, inner=8, blocks=2).eval()
     sample = samples(3, tau_low=8.0, tau_high=9.0)
     truth = torch.from_numpy(sample.pop('truth'))[None]
     batch = {name: torch.as_tensor(value)[None] for name, value in sample.items()}
@@ -273,7 +296,7 @@ def test_an_untrained_lit_holds():
         ('steps: 0', 'steps is 0; allowed: 1 or more'),
         ('precision: int4', 'precision'),
         ('learning_rate: 3.0', 'learning_rate'),
-        ('crop: 20', 'crop is 20; allowed: multiples of 16'),
+        ('crop: 0', 'crop is 0; allowed: 1 or more'),
         ('[1, 2]', 'unknown'),
         ('a: [', 'not a YAML file'),
     ],

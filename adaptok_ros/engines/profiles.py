@@ -56,6 +56,5 @@ def _shapes(
         return {'latents': (batch, rows, columns, tokenizer.channels)}
     if lit is None:
         raise EngineError(f'part is {part!r}; allowed: encoder, decoder, lit')
-    padded = (-(-side // lit.window) * lit.window for side in (rows, columns))
-    window = (batch, lit.frames, *padded)
+    window = (batch, lit.frames, rows, columns)
     return {'held': (*window, lit.channels), 'kept': window, 'age': window, 'tau': (batch,)}

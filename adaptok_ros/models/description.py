@@ -134,14 +134,14 @@ class LITDescription:
     :ivar id: ``lit@<first 12 hex digits of the SHA-256 of its graph>``, see :func:`graph_sha256`
     :ivar tokenizer: id of the tokenizer whose latents it restores
     :ivar frames: grids in its window
-    :ivar window: rows and columns of a grid are padded to multiples of this
+    :ivar reach: positions to each side beyond which nothing changes what is restored
     :ivar channels: numbers per token
     """
 
     id: str
     tokenizer: str
     frames: int
-    window: int
+    reach: int
     channels: int
 
     @classmethod
@@ -154,7 +154,7 @@ class LITDescription:
         if not (folder / 'lit.json').is_file():
             raise ModelError(f'{folder}: no lit.json, so no LIT for this tokenizer; use mode hold')
         fields: dict[str, Any] = read_description(folder, 'lit.json')
-        for name in ('frames', 'window', 'channels'):
+        for name in ('frames', 'reach', 'channels'):
             value = fields.get(name)
             if not isinstance(value, int) or value < 1:
                 raise ModelError(f'{folder}/lit.json: {name} is {value}; allowed: 1 or more')
@@ -171,7 +171,7 @@ class LITDescription:
             f'lit@{graph_sha256(folder / "lit.onnx")[:12]}',
             tokenizer.id,
             fields['frames'],
-            fields['window'],
+            fields['reach'],
             fields['channels'],
         )
 

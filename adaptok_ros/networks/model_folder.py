@@ -22,7 +22,7 @@ from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.models.writing import replacing
 from adaptok_ros.networks.export import export_graphs, export_lit_graphs
 from adaptok_ros.networks.families import load_family
-from adaptok_ros.networks.lit import MULTIPLE, LatentInpaintingTransformer, load_lit
+from adaptok_ros.networks.lit import LatentInpaintingTransformer, load_lit
 from adaptok_ros.networks.tiny import TinyAutoencoder
 
 
@@ -97,7 +97,7 @@ def export_lit(
                 'tokenizer': tokenizer,
                 'channels': model.channels,
                 'frames': model.frames,
-                'window': MULTIPLE,
+                'reach': model.reach,
                 'parameters': sum(p.numel() for p in model.parameters()),
                 'training': training or {},
             },

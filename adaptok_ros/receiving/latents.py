@@ -117,7 +117,7 @@ class LatentStream:
         if packet is None:
             raise LookupError('no packet has been taken yet')
         if self.restorer is not None:
-            values = self.restorer.restore()[: packet.grid_height, : packet.grid_width]
+            values = self.restorer.restore()
         else:
             values = self.receiver.held
         return DenseLatents(

@@ -15,15 +15,12 @@ from adaptok_ros.models.folders import find_model
 from adaptok_ros.receiving.receiver import AGE_LIMIT, Receiver
 from adaptok_ros.receiving.restoration import Box, RestorationGate, RestorationScope
 
-NO_CORRECTION = np.float32(-0.0)
-"""Added to any number it leaves every bit as it is, which 0 does not: -0 + 0 is 0."""
-
 
 class Restorer:
     """Restores the positions that were not sent, frame by frame.
 
-    Its state is the window of the last T held grids, keep masks and ages, padded so that the
-    attention windows tile it; and, where not all is restored, the last correction everywhere.
+    Its state is the window of the last T held grids, keep masks and ages; and, where not all is
+    restored, what changed in it.
 
     :ivar tokenizer: whose tokens LIT was trained on, as packets name it
     :ivar channels: numbers per token
@@ -50,7 +47,7 @@ class Restorer:
         self.tokenizer = description.tokenizer
         self.channels = description.channels
         self._frames = description.frames
-        self._multiple = description.window
+        self._reach = description.reach
         request = GraphRequest(
             folder, 'lit', backend, threads=threads, on_cpu=scope is RestorationScope.CHANGED
         )
@@ -75,52 +72,44 @@ class Restorer:
         """
         packet = receiver.last
         assert packet is not None
-        rows, columns = packet.grid_height, packet.grid_width
-        padded = (-(-rows // self._multiple), -(-columns // self._multiple))
-        shape = (1, self._frames, padded[0] * self._multiple, padded[1] * self._multiple)
+        shape = (1, self._frames, packet.grid_height, packet.grid_width)
         fresh = self._kept.shape != shape or receiver.generation != self._generation
         self._generation = receiver.generation
         if fresh:
-            self._parts.clear()
-            self._held = np.zeros((*shape, packet.channels), np.float32)
-            self._kept = np.zeros(shape, np.float32)
-            self._age = np.full(shape, AGE_LIMIT, np.float32)
+            self._begin((*shape, packet.channels))
             slots = slice(None)
         else:
             for window in (self._held, self._kept, self._age):
                 window[0, :-1] = window[0, 1:]
             slots = slice(-1, None)
-        self._held[0, slots, :rows, :columns] = receiver.held
-        self._age[0, slots, :rows, :columns] = receiver.age
-        self._kept[0, -1, :rows, :columns] = receiver.kept
-        if self._scope is RestorationScope.CHANGED:
-            # The correction was as large as another tau allows.
-            if self._gate is None or fresh or packet.tau != self._tau[0]:
-                self._gate = self._begin_gating()
-            self._sent = sent = np.flatnonzero(self._kept[0, -1])
-            before, now = (held.reshape(-1, self.channels)[sent] for held in self._held[0, -2:])
-            # The others were sent to refresh them.
-            changed = np.abs(now - before).mean(axis=1) >= packet.tau
-            self._gate.observe(sent[changed], sent.size / self._kept[0, -1].size)
-            self._correction.reshape(-1, self.channels)[sent] = NO_CORRECTION
+        self._held[0, slots] = receiver.held
+        self._age[0, slots] = receiver.age
+        self._kept[0, -1] = receiver.kept
         self._tau[0] = packet.tau
+        if self._gate is not None:
+            sent = np.flatnonzero(receiver.kept)
+            before, now = (held.reshape(-1, self.channels)[sent] for held in self._held[0, -2:])
+            self._gate.observe(sent, np.abs(now - before).mean(axis=1))
 
-    def _begin_gating(self) -> RestorationGate:
-        grid = self._kept.shape[2:]
-        self._sent = np.empty(0, np.intp)
-        self._correction = np.zeros((*grid, self.channels), np.float32)
-        self._restored = np.zeros_like(self._correction)
-        # Parts of the grid are copied to their beginnings, whatever their sizes.
-        self._part = {
-            name: np.empty(window.size, np.float32) for name, window in self._windows().items()
-        }
-        return RestorationGate((grid[0], grid[1]), self._frames, self._multiple)
+    def _begin(self, shape: tuple[int, ...]) -> None:
+        self._parts.clear()
+        self._held = np.zeros(shape, np.float32)
+        self._kept = np.zeros(shape[:-1], np.float32)
+        self._age = np.full(shape[:-1], AGE_LIMIT, np.float32)
+        if self._scope is RestorationScope.CHANGED:
+            grid = shape[2], shape[3]
+            self._gate = RestorationGate(grid, self._frames, self._reach)
+            self._restored = np.empty((*grid, self.channels), np.float32)
+            # Parts of the grid are copied to their beginnings, whatever their sizes.
+            self._part = {
+                name: np.empty(window.size, np.float32) for name, window in self._windows().items()
+            }
 
     def _windows(self) -> dict[str, NDArray[np.float32]]:
         return {'held': self._held, 'kept': self._kept, 'age': self._age}
 
     def restore(self) -> Latents:
-        """Latents after the last observation, ``[H, W, C]`` of the padded grid, a view.
+        """Latents after the last observation, ``[H, W, C]``, a view.
 
         Sent positions are bit for bit what was sent; elsewhere
         ``mean_c |restored - held| <= tau`` up to float rounding. That limits the correction in
@@ -137,23 +126,18 @@ class Restorer:
         return latents
 
     def _restore_in_part(self, gate: RestorationGate) -> Latents:
-        box = gate.box()
+        box = gate.box(float(self._tau[0]))
+        held = self._held[0, -1]
         self.share = 0.0
-        held, correction = self._held[0, -1], self._correction
+        np.copyto(self._restored, held)
         if box is not None:
             grid = held.shape[:2]
             self.share = box.size[0] * box.size[1] / (grid[0] * grid[1])
-            try:
-                if box.size == grid:
-                    restored = self._run(self._whole, self._windows())
-                else:
-                    restored = self._run_part(box)
-            except BaseException:
-                gate.forget()
-                raise
-            np.subtract(restored[box.inner], held[box.taken], out=correction[box.taken])
-            correction.reshape(-1, self.channels)[self._sent] = NO_CORRECTION
-        np.add(held, correction, out=self._restored)
+            if box.size == grid:
+                restored = self._run(self._whole, self._windows())
+            else:
+                restored = self._run_part(box)
+            self._restored[box.taken] = restored[box.inner]
         return self._restored
 
     def _run_part(self, box: Box) -> Latents:

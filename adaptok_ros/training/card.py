@@ -46,7 +46,7 @@ def write_card(folder: Path) -> None:
 def _section(title: str, description: dict[str, Any]) -> list[str]:
     training = description['training']
     lines = ['', f'## {title}', '']
-    facts = ('stride', 'channels', 'receptive_field', 'frames', 'window', 'parameters')
+    facts = ('stride', 'channels', 'receptive_field', 'frames', 'reach', 'parameters')
     lines += [f'- {name}: {description[name]}' for name in facts if name in description]
     if not training:
         return lines

@@ -19,7 +19,7 @@ from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.sensor_noise import add_noise
-from adaptok_ros.networks.lit import AGE_LIMIT, MULTIPLE, LatentInpaintingTransformer
+from adaptok_ros.networks.lit import AGE_LIMIT, LatentInpaintingTransformer
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.training.data import load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
@@ -30,6 +30,9 @@ Encode = Callable[[Image], NDArray[np.float32]]
 VIEW_FRAMES = 24
 """Length of the clips made from photos."""
 
+CODED_STEP = 1.98
+"""Quantisation step of coded payloads, in units of tau."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LITTraining(LoopConfig):
@@ -37,29 +40,32 @@ class LITTraining(LoopConfig):
 
     :ivar crop: side in positions of what a sample sees of a clip
     :ivar longest_history: frames of the stream before a sample, at most
+    :ivar coded_share: share of the samples whose sent values are quantised as coded payloads are
     :ivar pans: number of moving views over photos
-    :ivar stills: number of still photos under sensor noise
+    :ivar stills: number of still photos under sensor noise, every other one compressed
     """
 
-    steps: int = 9300
-    learning_rate: float = 1.5e-3
+    steps: int = 4000
+    learning_rate: float = 2e-3
+    precision: str = 'bfloat16'
     batch: int = 8
     crop: int = 32
-    tau_low: float = 0.04
-    tau_high: float = 0.8
+    tau_low: float = 0.02
+    tau_high: float = 0.5
+    coded_share: float = 0.5
     longest_history: int = 32
-    frames_per_clip: int = 120
+    frames_per_clip: int = 60
     longest_side: int = 640
-    pans: int = 300
+    pans: int = 120
     stills: int = 60
     still_share: float = 0.15
-    pan_share: float = 0.25
-    caution: float = 1.0
+    pan_share: float = 0.2
+    caution: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop % MULTIPLE or self.crop < MULTIPLE:
-            raise SettingError(f'crop is {self.crop}; allowed: multiples of {MULTIPLE}')
+        if self.crop < 1:
+            raise SettingError(f'crop is {self.crop}; allowed: 1 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +133,26 @@ def wander(photo: Image, side: int, rng: np.random.Generator) -> list[Image]:
     return frames
 
 
-def rest(photo: Image, rng: np.random.Generator) -> list[Image]:
-    """A camera before a scene in which nothing moves: sensor noise of sigma 0 to 5 / 255."""
+def rest(photo: Image, compressed: bool, rng: np.random.Generator) -> list[Image]:
+    """A camera before a scene in which nothing moves: sensor noise of sigma 0 to 5 / 255.
+
+    :param compressed: as JPEG, coarser in every few frames, as video pulses with its keyframes
+    """
     sigma = rng.uniform(0.0, 5.0)
-    return [add_noise(photo, sigma, rng) for _ in range(VIEW_FRAMES)]
+    frames = [add_noise(photo, sigma, rng) for _ in range(VIEW_FRAMES)]
+    if not compressed:
+        return frames
+    quality, period = int(rng.integers(35, 90)), int(rng.integers(4, 13))
+    return [
+        recompress(frame, quality if index % period else quality - 20)
+        for index, frame in enumerate(frames)
+    ]
+
+
+def recompress(image: Image, quality: int) -> Image:
+    """What is left of an image after JPEG of a quality of 1 to 100."""
+    coded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
 
 
 def prepare(
@@ -150,9 +172,9 @@ def prepare(
     pans, still = [], []
     for _ in tqdm(range(config.pans), unit='pan', mininterval=5.0):
         pans.append(encode_all(wander(photos[rng.integers(len(photos))], side, rng), encode))
-    for _ in tqdm(range(config.stills), unit='still', mininterval=5.0):
+    for index in tqdm(range(config.stills), unit='still', mininterval=5.0):
         photo = enlarge(photos[rng.integers(len(photos))], side)
-        still.append(encode_all(rest(photo, rng), encode))
+        still.append(encode_all(rest(photo, bool(index % 2), rng), encode))
     return Streams(moving, pans or moving, still or moving)
 
 
@@ -173,6 +195,11 @@ def draw_batch(
         name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
         for name in samples[0]
     }
+
+
+def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.float32]:
+    """The nearest multiples of a step."""
+    return np.rint(values / np.float32(step)) * np.float32(step)
 
 
 def simulate(
@@ -199,6 +226,7 @@ def simulate(
     tau = math.exp(rng.uniform(math.log(config.tau_low), math.log(config.tau_high)))
     ceiling = int(size * size * rng.uniform(0.02, 0.5)) if rng.random() < 0.1 else 0
     loss = rng.uniform(0.05, 0.3) if rng.random() < 0.1 else 0.0
+    quantised = rng.random() < config.coded_share
     selector = Selector(
         size * size,
         channels,
@@ -210,7 +238,10 @@ def simulate(
     window = []
     for step in range(length):
         selector.config = dataclasses.replace(selector.config, max_tokens=ceiling if step else 0)
-        keep = selector.step(stretch[step].reshape(-1, channels)).keep.copy()
+        now = stretch[step].reshape(-1, channels)
+        keep = selector.step(now).keep.copy()
+        if quantised:
+            selector.reference[keep] = quantise(now[keep], CODED_STEP * tau)
         age = np.minimum(age + 1, AGE_LIMIT - 1)
         if 0 < step < length - 1 and rng.random() < loss:
             continue
