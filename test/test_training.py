@@ -48,7 +48,8 @@ checkpoint_every: 2
 workers: 0
 frames_per_clip: 6
 pans: 1
-stills: 1
+stills: 2
+fitted: 1
 """
 
 
@@ -283,6 +284,25 @@ def test_an_untrained_lit_holds():
     batch = {name: torch.as_tensor(value)[None] for name, value in sample.items()}
     loss, figures = lit.RelativeError(model, 1.0)(**batch, truth=truth)
     assert 0.9 < float(loss.detach()) <= 1.0 and figures[1] == 0
+
+
+def test_the_fitted_filter_restores_what_is_linear():
+    """Where unsent positions move with the mean of their sent neighbours, it is found."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(scale=0.4, size=(40, 1, 1, 4)).cumsum(0)
+    latents = (common + rng.normal(scale=0.3, size=(40, SIDE, SIDE, 4))).astype(np.float16)
+    config = lit.LITTraining(
+        crop=SIDE, batch=4, fitted=8, tau_low=0.5, tau_high=1.5, coded_share=0.0
+    )
+    streams = lit.Streams([latents], [latents], [latents])
+    model = LatentInpaintingTransformer(4, width=16, inner=8, blocks=1)
+    objective = lit.RelativeError(model, 1.0)
+    batch = lit.draw_batch(streams, 4, config, np.random.default_rng(7))
+    with torch.no_grad():
+        held = objective(**batch)[1][0]
+        lit.fit_filter(model, streams, config)
+        fitted = objective(**batch)[1][0]
+    assert 0.9 < held <= 1.0 and fitted < 0.8 * held
 
 
 # Errors

@@ -39,6 +39,10 @@ HEADS = 4
 FILTER = 5
 """Side of the linear filter in positions."""
 
+FILTER_SHARE = 1 / 16
+"""What the filter's output is multiplied by. An output adds up nearly two thousand of its inputs,
+and the optimiser moves the weights of all of them by as much as any other weight."""
+
 AROUND = 3
 """Positions to each side in which a change lets LIT correct."""
 
@@ -202,7 +206,27 @@ class LatentInpaintingTransformer(nn.Module):
         """
         current = held[:, -1]
         threshold = tau.reshape(-1, 1, 1, 1)
-        scale = threshold.clamp_min(1e-6)
+        features, frames, evidence = self.look(held, kept, age, tau)
+        kind = self.head.weight.dtype
+        x = self.temporal(self.embed(features).to(kind), [frame.to(kind) for frame in frames])
+        for block in self.blocks:
+            x = block(x)
+        out = self.filter(features.to(kind)) * FILTER_SHARE + self.head(functional.relu(x))
+        out = (out.to(held.dtype) * evidence).permute(0, 2, 3, 1)
+        residual = project_to_ball(out * threshold, threshold)
+        sent = kept[:, -1].unsqueeze(-1) > 0.5
+        return torch.where(sent, current, current + residual)
+
+    def look(
+        self, held: Tensor, kept: Tensor, age: Tensor, tau: Tensor
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """What the network is shown; arguments as of :meth:`forward`.
+
+        :returns: what the filter and the first layer see, ``[B, F, H, W]``; what attention sees
+            of every frame, ``[B, C + 2, H, W]`` each; and how far corrections count,
+            ``[B, 1, H, W]``
+        """
+        scale = tau.reshape(-1, 1, 1, 1).clamp_min(1e-6)
         grids = [held[:, t].permute(0, 3, 1, 2) for t in range(self.frames)]
         changes = [(after - before) / scale for before, after in pairwise(grids)]
         shown = [change.clamp(-CHANGE_LIMIT, CHANGE_LIMIT) for change in changes]
@@ -214,23 +238,15 @@ class LatentInpaintingTransformer(nn.Module):
             [grids[-1].clamp(-VALUE_LIMIT, VALUE_LIMIT), *shown, kept, ages[:, -1:], never, level],
             dim=1,
         )
-        kind = self.head.weight.dtype
         # How each past frame differs from the current one, and the current from the last.
         since = [
             ((grids[-1] - grid) / scale).clamp(-CHANGE_LIMIT, CHANGE_LIMIT) for grid in grids[:-1]
         ]
         frames = [
-            torch.cat([difference, kept[:, t : t + 1], ages[:, t : t + 1]], dim=1).to(kind)
+            torch.cat([difference, kept[:, t : t + 1], ages[:, t : t + 1]], dim=1)
             for t, difference in enumerate([*since, shown[-1]])
         ]
-        x = self.temporal(self.embed(features).to(kind), frames)
-        for block in self.blocks:
-            x = block(x)
-        out = self.filter(features.to(kind)) + self.head(functional.relu(x))
-        out = (out.to(held.dtype) * self._evidence(changes)).permute(0, 2, 3, 1)
-        residual = project_to_ball(out * threshold, threshold)
-        sent = kept[:, -1].unsqueeze(-1) > 0.5
-        return torch.where(sent, current, current + residual)
+        return features, frames, self._evidence(changes)
 
     def _evidence(self, changes: list[Tensor]) -> Tensor:
         """How far corrections count: ``[B, 1, H, W]``, 0 where nothing changed around to 1.

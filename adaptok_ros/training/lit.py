@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from adaptok_ros.arrays import Image
@@ -19,7 +20,7 @@ from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.sensor_noise import add_noise
-from adaptok_ros.networks.lit import AGE_LIMIT, LatentInpaintingTransformer
+from adaptok_ros.networks.lit import AGE_LIMIT, FILTER_SHARE, LatentInpaintingTransformer
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.training.data import load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
@@ -30,6 +31,9 @@ Encode = Callable[[Image], NDArray[np.float32]]
 VIEW_FRAMES = 24
 """Length of the clips made from photos."""
 
+RIDGE = 1e-3
+"""Of the fitted filter, relative to the mean square of what it sees."""
+
 CODED_STEP = 1.98
 """Quantisation step of coded payloads, in units of tau."""
 
@@ -39,6 +43,7 @@ class LITTraining(LoopConfig):
     """Hyperparameters, as read from ``config/train_lit.yaml``.
 
     :ivar crop: side in positions of what a sample sees of a clip
+    :ivar fitted: batches over which the linear filter is fitted before the training
     :ivar longest_history: frames of the stream before a sample, at most
     :ivar coded_share: share of the samples whose sent values are quantised as coded payloads are
     :ivar pans: number of moving views over photos
@@ -46,13 +51,14 @@ class LITTraining(LoopConfig):
     """
 
     steps: int = 4000
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     precision: str = 'bfloat16'
     batch: int = 8
     crop: int = 32
     tau_low: float = 0.02
     tau_high: float = 0.5
     coded_share: float = 0.5
+    fitted: int = 50
     longest_history: int = 32
     frames_per_clip: int = 60
     longest_side: int = 640
@@ -291,6 +297,40 @@ class RelativeError(nn.Module):
         return loss, torch.stack([ratio.mean(), (excess > 0.01).float().mean()])
 
 
+def fit_filter(model: LatentInpaintingTransformer, streams: Streams, config: LITTraining) -> None:
+    """Set LIT's linear filter to the least-squares one, so that training begins there.
+
+    Every sample weighs the same, as in :class:`RelativeError`.
+    """
+    rng = np.random.default_rng([config.seed, config.steps])
+    side = model.filter.kernel_size[0]
+    size = model.filter.in_channels * side**2 + 1
+    gram = torch.zeros(size, size)
+    moment = torch.zeros(size, model.channels)
+    for _ in tqdm(range(config.fitted), unit='batch', mininterval=5.0):
+        batch = draw_batch(streams, model.frames, config, rng)
+        truth, tau = batch.pop('truth'), batch['tau'].reshape(-1, 1, 1, 1)
+        features, _, evidence = model.look(**batch)
+        missing = batch['kept'][:, -1].unsqueeze(-1) < 0.5
+        wanted = (truth - batch['held'][:, -1]) / tau * missing
+        weight = 1.0 / (wanted.square().sum(dim=(1, 2, 3)) + 1.0)
+        seen = functional.unfold(features, side, padding=side // 2)
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        for index in range(len(seen)):
+            counts = evidence[index].flatten() * missing[index].flatten()
+            where = counts > 0
+            rows = (seen[index][:, where] * counts[where]).T
+            scaled = rows * weight[index]
+            gram += scaled.T @ rows
+            moment += scaled.T @ wanted[index].flatten(0, 1)[where]
+    ridge = RIDGE * gram.diagonal().mean() + 1e-12
+    solved = torch.linalg.solve(gram.double() + ridge * torch.eye(size), moment.double())
+    weights = (solved / FILTER_SHARE).float().T
+    with torch.no_grad():
+        model.filter.weight.copy_(weights[:, :-1].reshape(model.filter.weight.shape))
+        model.filter.bias.copy_(weights[:, -1])
+
+
 def train(
     footage: Sequence[Footage],
     encode: Encode,
@@ -309,6 +349,8 @@ def train(
     torch.manual_seed(config.seed)
     streams = prepare(footage, encode, stride, config)
     model = LatentInpaintingTransformer(channels)
+    if not resume:
+        fit_filter(model, streams, config)
 
     def draw(rng: np.random.Generator) -> dict[str, Tensor]:
         return draw_batch(streams, model.frames, config, rng)
