@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -205,7 +206,8 @@ def draw_batch(
 
 def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.float32]:
     """The nearest multiples of a step."""
-    return np.rint(values / np.float32(step)) * np.float32(step)
+    rounded: NDArray[np.float32] = np.rint(values / np.float32(step)) * np.float32(step)
+    return rounded
 
 
 def simulate(
@@ -328,7 +330,7 @@ def fit_filter(model: LatentInpaintingTransformer, streams: Streams, config: LIT
     weights = (solved / FILTER_SHARE).float().T
     with torch.no_grad():
         model.filter.weight.copy_(weights[:, :-1].reshape(model.filter.weight.shape))
-        model.filter.bias.copy_(weights[:, -1])
+        cast(Tensor, model.filter.bias).copy_(weights[:, -1])
 
 
 def train(
