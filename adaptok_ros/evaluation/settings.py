@@ -9,7 +9,7 @@ from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import DEFAULT_TAU, Reference, SelectionConfig
 
-DEFAULT_TAUS = (0.05, 0.1, 0.2, 0.3, 0.4)
+DEFAULT_TAUS = (0.02, 0.05, 0.1, 0.2, 0.3)
 COMPARISONS = ('previous', 'codecs', 'allocation')
 
 

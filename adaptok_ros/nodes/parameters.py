@@ -68,7 +68,7 @@ TOKENIZER_NODE = (
     ),
     NodeParameter(
         'payload',
-        'float16',
+        'coded',
         'encoding of token values; coded takes the fewest bytes and moves no value by more than '
         'a quarter of tau',
         choices=tuple(payload.name.lower() for payload in Payload),

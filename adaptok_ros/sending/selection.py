@@ -59,7 +59,7 @@ LATENT_LIMIT = float(np.finfo(np.float16).max)
 
 PERIOD_LIMIT = 1_000_000
 TOKEN_LIMIT = 16_777_216
-DEFAULT_TAU = 0.1
+DEFAULT_TAU = 0.05
 
 SMALLEST_CODED_TAU = 0.001
 """With coded the step follows tau: of a smaller one too few numbers could be expressed."""
@@ -89,7 +89,7 @@ class SelectionConfig:
     max_tokens: int = 0
     keyframe_interval: int = 0
     refresh_period: int = 150
-    payload: Payload = Payload.FLOAT16
+    payload: Payload = Payload.CODED
     reference: Reference = Reference.HELD
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.sensor_noise import add_noise
 from adaptok_ros.networks.lit import AGE_LIMIT, FILTER_SHARE, LatentInpaintingTransformer
+from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.training.data import load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
@@ -35,9 +36,6 @@ VIEW_FRAMES = 24
 RIDGE = 1e-3
 """Of the fitted filter, relative to the mean square of what it sees."""
 
-CODED_STEP = 1.98
-"""Quantisation step of coded payloads, in units of tau."""
-
 
 @dataclasses.dataclass(frozen=True)
 class LITTraining(LoopConfig):
@@ -46,7 +44,7 @@ class LITTraining(LoopConfig):
     :ivar crop: side in positions of what a sample sees of a clip
     :ivar fitted: batches over which the linear filter is fitted before the training
     :ivar longest_history: frames of the stream before a sample, at most
-    :ivar coded_share: share of the samples whose sent values are quantised as coded payloads are
+    :ivar coded_share: share of the samples with the payload coded, the others with float16
     :ivar pans: number of moving views over photos
     :ivar stills: number of still photos under sensor noise, every other one compressed
     """
@@ -67,7 +65,7 @@ class LITTraining(LoopConfig):
     stills: int = 60
     still_share: float = 0.15
     pan_share: float = 0.2
-    caution: float = 2.0
+    caution: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,12 +202,6 @@ def draw_batch(
     }
 
 
-def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.float32]:
-    """The nearest multiples of a step."""
-    rounded: NDArray[np.float32] = np.rint(values / np.float32(step)) * np.float32(step)
-    return rounded
-
-
 def simulate(
     latents: Latents, frames: int, config: LITTraining, rng: np.random.Generator
 ) -> dict[str, NDArray[np.float32]]:
@@ -234,11 +226,16 @@ def simulate(
     tau = math.exp(rng.uniform(math.log(config.tau_low), math.log(config.tau_high)))
     ceiling = int(size * size * rng.uniform(0.02, 0.5)) if rng.random() < 0.1 else 0
     loss = rng.uniform(0.05, 0.3) if rng.random() < 0.1 else 0.0
-    quantised = rng.random() < config.coded_share
+    payload = Payload.CODED if rng.random() < config.coded_share else Payload.FLOAT16
     selector = Selector(
         size * size,
         channels,
-        SelectionConfig(tau=tau, refresh_period=int(rng.choice([0, 30, 150])), max_tokens=ceiling),
+        SelectionConfig(
+            tau=tau,
+            refresh_period=int(rng.choice([0, 30, 150])),
+            max_tokens=ceiling,
+            payload=payload,
+        ),
     )
     # A stream seldom begins at its keyframe: ages start anywhere.
     age = np.full(size * size, float(rng.integers(0, 200)), np.float32)
@@ -246,10 +243,7 @@ def simulate(
     window = []
     for step in range(length):
         selector.config = dataclasses.replace(selector.config, max_tokens=ceiling if step else 0)
-        now = stretch[step].reshape(-1, channels)
-        keep = selector.step(now).keep.copy()
-        if quantised:
-            selector.reference[keep] = quantise(now[keep], CODED_STEP * tau)
+        keep = selector.step(stretch[step].reshape(-1, channels)).keep.copy()
         age = np.minimum(age + 1, AGE_LIMIT - 1)
         if 0 < step < length - 1 and rng.random() < loss:
             continue
