@@ -502,7 +502,7 @@ def test_adaptok_bag_prints_a_summary(tmp_path, storage):
     )
     assert not result.stderr
     rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
-    assert rows['tokenizer'] == 'test@0123456789ab, tau 0.1'
+    assert rows['tokenizer'] == 'test@0123456789ab, tau 0.05'
     assert rows['grid'] == '4 x 6 x 16, images 48x32'
     assert rows['packets'] == '38 over 1.3 s, 28.7 Hz'
     assert rows['kept'].startswith('mean ')

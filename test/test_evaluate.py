@@ -463,8 +463,8 @@ def test_moving_things_are_kept_where_they_move():
 
 def test_previous_reference_breaks_the_bound_and_held_does_not(evaluated):
     entry = evaluated.figures['previous']
-    assert entry['tau'] == 0.1
-    row = evaluated.figures['tau']['0.1']
+    assert entry['tau'] == 0.05
+    row = evaluated.figures['tau']['0.05']
     assert entry['held']['kept'] == row['kept']
     assert entry['held']['hold']['psnr'] == pytest.approx(row['hold']['psnr'])
     assert entry['held']['share_over_tau_at_end'] == 0.0
@@ -612,7 +612,7 @@ def test_command_writes_everything(tmp_path):
         '--frames',
         6,
         '--payload',
-        'coded',
+        'int8',
         '--static-frames',
         3,
         '--compare',
@@ -625,8 +625,8 @@ def test_command_writes_everything(tmp_path):
     assert record['tokenizer'] == Tokenizer(DEFAULT_TOKENIZER).description.id
     assert record['lit'] == lit_id(DEFAULT_TOKENIZER)
     assert record['command'].startswith('adaptok evaluate --data DATA --output OUTPUT --tau 0.1')
-    assert '--payload coded' in record['command']
-    assert record['protocol']['payload'] == 'coded'
+    assert '--payload int8' in record['command']
+    assert record['protocol']['payload'] == 'int8'
     assert record['machine']['versions']['python']
     assert [clip['name'] for clip in record['clips']] == ['a/one.avi', 'b/two']
     assert [clip['name'] for clip in record['skipped']] == ['b/bad.mp4']

@@ -230,7 +230,8 @@ def test_what_is_returned_outlives_the_next_frame(backend):
 
 @backends
 def test_one_copy_a_frame_unless_a_frame_grows(backend, monkeypatch):
-    selector = DeviceSelector(3000, 4, SelectionConfig(0.5, refresh_period=0), *backend)
+    config = SelectionConfig(0.5, refresh_period=0, payload=Payload.FLOAT16)
+    selector = DeviceSelector(3000, 4, config, *backend)
     copies = []
     fetch = selector._fetch
     monkeypatch.setattr(

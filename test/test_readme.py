@@ -53,4 +53,3 @@ def test_training_files_name_real_hyperparameters():
 
     for name, kind in (('tokenizer', TokenizerTraining), ('lit', LITTraining)):
         assert read_config(ROOT / 'config' / f'train_{name}.yaml', kind) == kind()
-        assert read_config(ROOT / 'config' / f'train_{name}_16.yaml', kind) != kind()

@@ -287,7 +287,11 @@ def longest_wait(ceiling, positions, largest):
 def test_nothing_starves_under_a_ceiling(seed, shape, ceiling, tau, period, kind):
     positions = shape[0] * shape[1]
     config = SelectionConfig(
-        tau=tau, max_tokens=ceiling, refresh_period=period, keyframe_interval=40
+        tau=tau,
+        max_tokens=ceiling,
+        refresh_period=period,
+        keyframe_interval=40,
+        payload=Payload.FLOAT16,
     )
     loop = Loop(shape, config)
     limit = longest_wait(ceiling, positions, largest=4.0)
@@ -406,7 +410,7 @@ def test_coded_tokens_at_the_edge_of_a_step_are_not_sent_again():
 
 
 def test_a_tau_too_small_for_coded_is_refused():
-    SelectionConfig(tau=0.0005)
+    SelectionConfig(tau=0.0005, payload=Payload.FLOAT16)
     SelectionConfig(tau=0.0, payload=Payload.CODED)
     with pytest.raises(ValueError, match='allowed with payload coded: 0, or'):
         SelectionConfig(tau=0.0005, payload=Payload.CODED)

@@ -20,7 +20,9 @@ from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.networks.lit import LatentInpaintingTransformer
+from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.restorer import Restorer
+from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 from adaptok_ros.training import lit
 from adaptok_ros.training.loop import LoopConfig, Processes, fit
@@ -244,7 +246,7 @@ def test_samples_keep_the_stream_contract(seed):
 @pytest.mark.parametrize('seed', range(6))
 def test_coded_samples_hold_multiples_of_a_step(seed):
     sample = samples(seed, tau_low=0.5, tau_high=1.5, coded_share=1.0)
-    step = lit.CODED_STEP * sample['tau']
+    step = SelectionConfig(tau=float(sample['tau']), payload=Payload.CODED).step
     multiples = sample['held'] / step
     np.testing.assert_allclose(multiples, np.rint(multiples), atol=1e-3)
     sent = sample['kept'][-1] > 0

@@ -14,6 +14,7 @@ from adaptok_ros.packet import (
     Packet,
     PacketError,
     check,
+    check_version,
     grid_checksum,
     unpack_mask,
     unpack_values,
@@ -168,8 +169,10 @@ class Receiver:
         """
         applied = self.counters.applied
         try:
-            check(packet)
+            check_version(packet.version)
+            # First: what is decoded to be checked takes memory for the grid that it announces.
             self._check_expected(packet)
+            check(packet)
             if self.last is not None and packet.epoch == self.last.epoch:
                 self._check_epoch(packet, self.last)
         except PacketError:
