@@ -31,7 +31,7 @@ help:
 	@echo
 	@echo 'ROS_DISTRO=$(ROS_DISTRO)  as wheels: kilted or jazzy; sourced: any since humble'
 	@echo 'PYTHON=$(PYTHON)  the Python to use; without one, the first that fits'
-	@echo 'LOWEST=$(LOWEST)  with test-core: the lowest versions of the packages that are declared'
+	@echo 'LOWEST=$(LOWEST)  with test-core: the lowest versions that are declared; needs PYTHON=python3.10'
 	@echo 'TORCH=$(TORCH)  for the tests of training; empty: leave these out'
 
 env:

@@ -185,11 +185,12 @@ def check(packet: Packet) -> None:
     if packet.payload not in VALUE_TYPES:
         names = ', '.join(f'{p.value} ({p.name.lower()})' for p in Payload)
         raise PacketError('payload', packet.payload, names)
-    _check_mask(packet, positions)
-    _check_values(packet)
+    # Before anything is decoded, which costs more.
     expected = checksum(packet)
     if packet.checksum != expected:
         raise PacketError('checksum', packet.checksum, f'{expected} (the packet is damaged)')
+    _check_mask(packet, positions)
+    _check_values(packet)
 
 
 _FIXED = struct.Struct('<BII?HHHHHf?IIIB?I')
@@ -332,6 +333,7 @@ def encode_values(
     if payload == Payload.FLOAT16:
         limit = np.finfo(np.float16).max
         values = np.clip(values, -limit, limit)
+    assert payload != Payload.CODED
     data: NDArray[Any] = np.ascontiguousarray(values, VALUE_TYPES[payload])
     return data.reshape(-1).view(np.uint8), np.empty(0, np.float32)
 
@@ -340,6 +342,7 @@ def decode_values(
     data: NDArray[np.uint8], scale: NDArray[np.float32], payload: Payload, channels: int
 ) -> NDArray[np.float32]:
     """Bytes of a payload -> ``[kept, C]`` float32; the same arithmetic on both sides."""
+    assert payload != Payload.CODED
     stored: NDArray[Any] = data.view(VALUE_TYPES[payload]).reshape(-1, channels)
     values = stored.astype(np.float32)
     if payload == Payload.INT8:

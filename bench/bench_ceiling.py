@@ -12,6 +12,7 @@ that a receiver can give for it, see :func:`bound`, medians of the frames.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from tables import number, table
 
 from adaptok_ros.arrays import Latents
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
-from adaptok_ros.sending.selection import DEFAULT_TAU, WAITING_GAIN, SelectionConfig
+from adaptok_ros.sending.selection import WAITING_GAIN, SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
+CONFIG = SelectionConfig(tau=0.1, payload=Payload.FLOAT16)
 CASES = {'2 %': (0.02, False), '10 %': (0.1, False), '5 %, new scene': (0.05, True)}
 """Ceiling as a share of the grid, and whether the scene changes."""
 PERIOD = 33_333_333
@@ -54,7 +57,7 @@ def bound(before: Latents, now: Latents, age: NDArray[np.uint8], kept: NDArray[n
 
 def measure_case(tokenizer: Tokenizer, clip: Clip, share: float, changes: bool) -> dict[str, Any]:
     """Errors of LIT and of hold, and how far the waiting positions are."""
-    sender = Sender(tokenizer, SelectionConfig())
+    sender = Sender(tokenizer, CONFIG)
     stream = LatentStream(DEFAULT_TOKENIZER)
     receiver = stream.receiver
     errors = {name: np.zeros(3) for name in ('hold', 'lit')}
@@ -69,7 +72,7 @@ def measure_case(tokenizer: Tokenizer, clip: Clip, share: float, changes: bool) 
         assert packet is not None
         if index == 0:  # all are sent, whatever the ceiling is from now on
             ceiling = max(round(share * packet.positions), 1)
-            sender.config = SelectionConfig(max_tokens=ceiling)
+            sender.config = dataclasses.replace(CONFIG, max_tokens=ceiling)
         stream.push(packet)
         latents = stream.latents()
         if latents.status is not Status.UNBOUNDED:
@@ -78,16 +81,16 @@ def measure_case(tokenizer: Tokenizer, clip: Clip, share: float, changes: bool) 
         held, kept = receiver.held, receiver.kept
         away = distance(held, truth)
         # Where rounding to the payload decides, a position may count as waiting and not be.
-        waits = ~kept & (away >= DEFAULT_TAU)
+        waits = ~kept & (away >= CONFIG.tau)
         parts = (~kept, waits, ~kept & ~waits)
         for name, values in (('hold', held), ('lit', latents.values)):
             squares = np.square(values - truth).sum(axis=2, dtype=np.float64)
             errors[name] += [squares[part].sum() for part in parts]
         waited += int(waits.sum())
         moved_away += int((distance(latents.values, truth) > away)[waits].sum())
-        largest = max(largest, float(distance(latents.values, held).max()) / DEFAULT_TAU)
-        worst.append(float(away[waits].max()) / DEFAULT_TAU)
-        bounds.append(bound(before, held, age, kept) / DEFAULT_TAU)
+        largest = max(largest, float(distance(latents.values, held).max()) / CONFIG.tau)
+        worst.append(float(away[waits].max()) / CONFIG.tau)
+        bounds.append(bound(before, held, age, kept) / CONFIG.tau)
     stream.close()
     return {
         'frames': len(worst),

@@ -35,12 +35,13 @@ from adaptok_ros.arrays import Latents
 from adaptok_ros.bags.bag import serialize
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.packet import Packet, grid_checksum, pack_mask, seal
+from adaptok_ros.packet import Packet, Payload, grid_checksum, seal
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig, Selector
 from adaptok_ros.sending.sender import GRID_CHECK_PERIOD
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
+CONFIG = SelectionConfig(tau=0.1, payload=Payload.FLOAT16)
 CASES = ((0.05, 1), (0.2, 1), (0.2, 10))
 """Share of the packets that is lost, and receivers."""
 MOST_CLIPS = 4
@@ -66,7 +67,7 @@ class Source(Selector):
 
     def __init__(self, shape: Sequence[int], description: TokenizerDescription) -> None:
         rows, columns, channels = shape
-        super().__init__(rows * columns, channels, SelectionConfig())
+        super().__init__(rows * columns, channels, CONFIG)
         self._size = (rows, columns)
         self._description = description
         self.masks: list[NDArray[np.bool_]] = []
@@ -103,7 +104,7 @@ class Source(Selector):
                 deferred=found.deferred,
                 payload=found.payload,
                 scale=found.scale,
-                mask=np.empty(0, np.uint8) if found.keyframe else pack_mask(found.keep),
+                mask=found.mask,
                 data=found.data,
                 grid_checksum=grid_checksum(held) if checked and held is not None else None,
             )
@@ -265,7 +266,7 @@ def tables(result: dict[str, Any]) -> str:
     return (
         'Rate: bytes to those without losses. Healthy: share of the packets after which a '
         'receiver is OK. Heals in: packets, median and 90th percentile. Refresh period '
-        f'{SelectionConfig().refresh_period}, tau {SelectionConfig().tau:g}.\n\n'
+        f'{CONFIG.refresh_period}, tau {CONFIG.tau:g}, payload {CONFIG.payload.name.lower()}.\n\n'
         + table(header, rows)
     )
 

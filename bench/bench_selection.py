@@ -17,10 +17,11 @@ from measuring import Ceilings, Settings, progress, ratios, spread, timed
 from numpy.typing import NDArray
 from tables import number, table, with_spread
 
+from adaptok_ros.packet import Payload
 from adaptok_ros.sending.selection import LATENT_LIMIT, SelectionConfig, Selector
 
 CHANNELS = 16
-CONFIG = SelectionConfig(tau=0.1, refresh_period=0)
+CONFIG = SelectionConfig(tau=0.1, refresh_period=0, payload=Payload.FLOAT16)
 WARM_UP = 40
 """Frames, more than a device selector remembers."""
 REPEATS = 3

@@ -1,4 +1,4 @@
-"""Gated LIT: what is restored when, and that the contract holds whatever is kept."""
+"""Gated LIT: what is restored when, and that the contract holds."""
 
 import dataclasses
 import shutil
@@ -177,7 +177,6 @@ def test_contract_holds_when_everything_changes_at_once(model, opened):
 
 
 def test_contract_holds_for_a_smaller_tau(model, opened):
-    """What was corrected by nearly the old tau would be too far away."""
     stream = opened(model)
     sender = Stream((SIDE, 2 * SIDE, CHANNELS), SelectionConfig(tau=1.0, refresh_period=7))
     generator = np.random.default_rng(0)
@@ -255,7 +254,7 @@ def test_restoring_in_part_runs_on_the_cpu_whatever_gpus_there_are():
 
 
 @needs_torch
-def test_another_engine_goes_on_with_the_corrections_of_the_first(opened):
+def test_another_engine_goes_on_where_the_first_failed(opened):
     changed, unchanged = opened(), opened()
     for index, packet in enumerate(packets(scene(10), tau=0.1)):
         if index == 7:

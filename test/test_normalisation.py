@@ -66,3 +66,17 @@ def test_a_decoder_that_gives_no_numbers_is_refused():
     sensitivity.probe(latents)
     with pytest.raises(ValueError):
         sensitivity.normalisation()
+
+
+def test_data_that_is_all_alike_is_refused():
+    torch = pytest.importorskip('torch', reason='torch is missing: decoders are differentiated')
+    from adaptok_ros.networks.sensitivity import Sensitivity
+
+    torch.manual_seed(0)
+    sensitivity = Sensitivity(torch.nn.Conv2d(3, 12, 3, padding=1))
+    latents = torch.randn(1, 3, 1, 1).expand(1, 3, 8, 8)
+    for _ in range(5):
+        sensitivity.add(latents)
+        sensitivity.probe(latents)
+    with pytest.raises(ValueError, match=r'spread of the latents is .*all alike'):
+        sensitivity.normalisation()

@@ -367,6 +367,9 @@ find_core() {
   check_machine core
   env=$root/.env-core-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   env+=${LOWEST:+-lowest}
+  if [[ -n ${LOWEST:-} && $env != *-3.10-lowest ]]; then
+    die "LOWEST needs Python 3.10, for which the lowest versions were built: PYTHON=python3.10"
+  fi
 }
 
 # What decides which packages pip installs, and the rest of what it makes the package of.

@@ -79,7 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if description.image_size:
         print(f'image size  {description.image_size[1]}x{description.image_size[0]}')
-    print(f'normalised  by {"the spread of each channel" if diagonal else "what shows in a picture"}')
+    print(
+        f'normalised  by {"the spread of each channel" if diagonal else "what shows in a picture"}'
+    )
     print(f'depends on  {f"{field}x{field} pixels" if field else "the whole image"}')
     print(f'decodes     {"yes" if description.can_decode else "no"}')
     print(f'written to  {arguments.output}')

@@ -114,7 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         training = card.record(config, footage, processes, progress)
         if frozen is None:
-            model_folder.export_tokenizer(autoencoder, normalisation, arguments.name, folder, training)
+            model_folder.export_tokenizer(
+                autoencoder, normalisation, arguments.name, folder, training
+            )
         else:
             model_folder.export_lit(transformer, frozen.description.id, folder, training)
         card.write_card(folder)

@@ -28,6 +28,7 @@ from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import send
 from adaptok_ros.footage.preparation import Clip
+from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.receiver import Receiver
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
@@ -63,7 +64,8 @@ def compare_allocation(tokenizer: Tokenizer, clip: Clip, tau: float) -> dict[str
         return None
     height, width = frames[0].shape[:2]
     threshold, bisection, probe = _Mechanism(), _Mechanism(), _Mechanism()
-    sender = Sender(tokenizer, SelectionConfig(tau=tau, refresh_period=0))
+    # Whatever the payload of the other figures: all three mechanisms round alike.
+    sender = Sender(tokenizer, SelectionConfig(tau=tau, refresh_period=0, payload=Payload.FLOAT16))
     receiver = Receiver()
     receiver.apply(send(sender, frames[0]))
     tokenizer.decode(receiver.held, height, width)  # the first pass of an engine is slow

@@ -154,10 +154,10 @@ class LITDescription:
         if not (folder / 'lit.json').is_file():
             raise ModelError(f'{folder}: no lit.json, so no LIT for this tokenizer; use mode hold')
         fields: dict[str, Any] = read_description(folder, 'lit.json')
-        for name in ('frames', 'reach', 'channels'):
+        for name, least in (('frames', 2), ('reach', 1), ('channels', 1)):
             value = fields.get(name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelError(f'{folder}/lit.json: {name} is {value}; allowed: 1 or more')
+            if not isinstance(value, int) or value < least:
+                raise ModelError(f'{folder}/lit.json: {name} is {value}; allowed: {least} or more')
         tokenizer = TokenizerDescription.load(folder)
         if (fields.get('tokenizer'), fields['channels']) != (tokenizer.id, tokenizer.channels):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""From a tokenizer's raw latents to normalised ones, in which a distance means a visible change."""
+"""From raw latents to normalised ones, in which a distance means a visible change."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Normalisation:
 
     The whitening is a square root of the decoder's mean sensitivity ``JᵀJ`` (J: derivative of
     the pixels by the latent), so that equally long steps change the picture equally, whatever
-    their direction. Without a decoder it is one over the standard deviation of each channel. Either way
-    normalised latents have a mean square of 1 over images, which gives tau its unit.
+    their direction. Without a decoder it is one over the standard deviation of each channel.
+    Either way normalised latents have a mean square of 1 over images, which gives tau its unit.
 
     :ivar mean: ``C`` numbers, of raw latents
     :ivar whitening: ``C * C`` numbers, row by row, or ``C`` where the matrix is diagonal
@@ -63,7 +63,7 @@ class Normalisation:
         return len(self.whitening) == len(self.mean)
 
     def _square(self) -> NDArray[np.float64]:
-        return np.reshape(self.whitening, (len(self.mean), len(self.mean)))
+        return np.asarray(self.whitening, np.float64).reshape(len(self.mean), len(self.mean))
 
     def matrix(self) -> NDArray[np.float64]:
         """``[C, C]``, or ``[C]`` where it is diagonal."""
@@ -71,17 +71,22 @@ class Normalisation:
 
     def inverse(self) -> NDArray[np.float64]:
         """``[C, C]``, or ``[C]`` where it is diagonal: ``raw = inverse normalised + mean``."""
-        return 1.0 / self.matrix() if self.diagonal else np.linalg.inv(self._square())
+        if self.diagonal:
+            return 1.0 / self.matrix()
+        inverse: NDArray[np.float64] = np.linalg.inv(self._square())
+        return inverse
 
     def normalise(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """``[..., C]`` raw latents -> normalised ones."""
-        return self._multiply(raw - np.float32(self.mean), self.matrix())
+        return self._multiply(raw - np.asarray(self.mean, np.float32), self.matrix())
 
     def restore(self, normalised: NDArray[Any]) -> NDArray[np.float32]:
         """``[..., C]`` normalised latents -> raw ones, as the tokenizer's library gives them."""
-        return self._multiply(normalised, self.inverse()) + np.float32(self.mean)
+        raw: NDArray[np.float32] = self._multiply(normalised, self.inverse())
+        raw += np.asarray(self.mean, np.float32)
+        return raw
 
     def _multiply(self, values: NDArray[Any], by: NDArray[np.float64]) -> NDArray[np.float32]:
         factors = by.astype(np.float32)
         result = values * factors if self.diagonal else values @ factors.T
-        return np.asarray(result, np.float32)
+        return np.ascontiguousarray(result, np.float32)

@@ -1,7 +1,7 @@
 """Frozen tokenizers of every family, loaded in torch behind one interface.
 
 Each takes pixels in [-1, 1] and gives raw latents. What a library calls its latent scaling is
-not applied: the calibration measures mean and std of exactly these latents.
+not applied: the calibration measures exactly these latents.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from adaptok_ros.networks.errors import ExportError
 from adaptok_ros.networks.graphs import FACTORS
 
-HALF_TOLERANCE = 0.02
+HALF_TOLERANCE = 0.01
 """Largest delta that float16 may cause at any position: a fifth of the default tau."""
 HALF_GREY_LEVELS = 4.0
 """Largest mean difference over the three colours of a decoded pixel in float16."""

@@ -3,7 +3,7 @@
 It works on the full grid. One linear 5x5 filter and, beside it, a small network see what was
 held over the last frames: at each position attention over these frames (the temporal half of the
 factorised attention of arXiv 2606.06158), then residual blocks of 3x3 convolutions, which mix
-neighbours better than windows of attention at equal cost. The network is told tau; its
+neighbours. The network is told tau; its
 correction is scaled by tau and projected onto the ball in which the true latent is known to lie.
 Where nothing has changed nearby within its frames it corrects nothing.
 """
@@ -27,8 +27,8 @@ from adaptok_ros.networks.tiny import ResidualBlock
 AGE_LIMIT = 255.0
 
 VALUE_LIMIT = 100.0
-"""Held values, in units of their spread, are shown to the network up to this: only a broken
-model gives larger ones, and they would overflow in float16."""
+"""Held values are shown to the network up to this: only a broken model gives larger ones, and
+they would overflow in float16."""
 
 CHANGE_LIMIT = 8.0
 """Changes, in units of tau, are shown to the network up to this."""
@@ -48,7 +48,7 @@ AROUND = 3
 
 CHANGE = 0.5
 """Mean change of a held value, in units of tau, that counts as one. What is sent only to refresh
-it changes less."""
+it mostly changes less."""
 
 ENOUGH = 3.0
 """Changes around a position from which on its correction counts in full."""
@@ -276,7 +276,7 @@ def load_lit(folder: Path) -> LatentInpaintingTransformer:
             inner=weights['temporal.when'].shape[1],
             blocks=sum(name.endswith('.spatial.weight') for name in weights),
         )
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, ArithmeticError) as error:
         raise ModelError(f'{folder}/lit.safetensors: not the weights of a LIT: {error}') from error
     load_weights(model, weights, folder)
     return model.eval().requires_grad_(False)

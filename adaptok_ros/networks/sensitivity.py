@@ -19,6 +19,10 @@ LOWEST_GAIN = 1e-3
 """Of the largest: directions that hardly show count as if they showed this much."""
 
 
+MINIMUM_SPREAD = 1e-6
+"""Of latents, in units of the step that shows the most."""
+
+
 class Sensitivity:
     """Accumulates, image by image, what a normalisation follows from."""
 
@@ -31,12 +35,16 @@ class Sensitivity:
         self._generator = torch.Generator().manual_seed(seed)
         self._products: list[NDArray[np.float64]] = []
         self._count = 0
+        self._origin: Any = None
         self._sum: Any = 0.0
         self._squares: Any = 0.0
 
     def add(self, latents: Tensor) -> None:
         """Count ``[B, C, H, W]`` raw latents of images towards mean and spread."""
         rows = _rows(latents.detach())
+        if self._origin is None:
+            self._origin = rows.mean(axis=1)
+        rows = rows - self._origin[:, None]  # lest large means hide a small spread
         self._count += rows.shape[1]
         self._sum = self._sum + rows.sum(axis=1)
         self._squares = self._squares + rows @ rows.T
@@ -65,11 +73,15 @@ class Sensitivity:
         values, vectors = np.linalg.eigh(np.mean(self._products, axis=0))
         gains = np.sqrt(np.maximum(values, values[-1] * LOWEST_GAIN**2))
         root = (vectors * gains) @ vectors.T
-        mean = self._sum / self._count
-        covariance = self._squares / self._count - np.outer(mean, mean)
-        spread = float(np.sqrt(np.trace(root @ covariance @ root) / len(mean)))
-        if not 0 < spread < np.inf:
-            raise ValueError(f'spread of the latents is {spread}; allowed: above 0, finite')
+        shift = self._sum / self._count
+        covariance = self._squares / self._count - np.outer(shift, shift)
+        spread = float(np.sqrt(max(np.trace(root @ covariance @ root) / len(shift), 0.0)))
+        if not MINIMUM_SPREAD * gains[-1] < spread < np.inf:
+            raise ValueError(
+                f'spread of the latents is {spread}; allowed: finite, above '
+                f'{MINIMUM_SPREAD * gains[-1]} (a broken model, or data that is all alike)'
+            )
+        mean = self._origin + shift
         return Normalisation(tuple(mean.tolist()), tuple((root / spread).reshape(-1).tolist()))
 
 

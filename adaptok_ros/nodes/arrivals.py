@@ -7,6 +7,7 @@ import time
 from rclpy.node import Node
 
 from adaptok_ros.nodes.diagnostics import Remark
+from adaptok_ros.nodes.faults import THROTTLE
 from adaptok_ros.nodes.metrics import Rate, Tally
 from adaptok_ros.nodes.transport_check import explain_received
 from adaptok_ros.nodes.wiring import explain_silence
@@ -24,8 +25,8 @@ TOLERATED_LOSS = 0.1
 class Arrivals:
     """Counts images, and those that the middleware lost.
 
-    Whether images are lost says the middleware alone: whoever throttles images loses none, however
-    fast the camera_info beside them is.
+    Only the middleware knows whether images were lost: a camera that throttles its images loses
+    none, however fast the camera_info beside them is.
 
     :ivar images: rate of images in
     :ivar camera_infos: rate of camera_info, which tells how fast the camera is
@@ -39,7 +40,6 @@ class Arrivals:
         self._arrivals, self._losses = Tally(), Tally()
         self._last_image = time.monotonic()
         self._image_bytes = self._pixels = 0
-        self._told_bytes = -1
 
     def begin(self) -> None:
         """From now on images are waited for."""
@@ -68,7 +68,7 @@ class Arrivals:
             self._pixels, self._image_bytes = pixels, BYTES_PER_PIXEL * pixels
 
     def remarks(self, node: Node, topic: str) -> list[Remark]:
-        """What is wrong, and the cure, which is logged once for each size of images.
+        """What is wrong, and the cure, which is logged now and then.
 
         :param topic: fully qualified name of the topic of the images
         """
@@ -85,7 +85,6 @@ class Arrivals:
                 'drops images'
             )
         hint = explain_received(self._image_bytes)
-        if hint and self._told_bytes != self._image_bytes:
-            self._told_bytes = self._image_bytes
-            node.get_logger().warning(hint)
+        if hint:
+            node.get_logger().warning(hint, throttle_duration_sec=THROTTLE)
         return [remark, Remark(hint)] if hint else [remark]

@@ -29,7 +29,7 @@ TOKENIZER_NODE = (
         'tau',
         DEFAULT_TAU,
         'threshold on the mean absolute change of a normalised latent; lower '
-        'keeps more, 0 sends everything',
+        'keeps more, 0 sends everything; with payload coded 0 or at least 0.005',
         0.0,
         TAU_LIMIT,
         runtime=True,
@@ -181,8 +181,7 @@ LIT_NODE = (
     NodeParameter(
         'payload',
         'float32',
-        'encoding of the published latents; float16 halves the bytes and '
-        'rounds what was not sent as float16',
+        'encoding of the published latents; float16 halves the bytes and rounds the values',
         choices=('float32', 'float16'),
     ),
     AUTOSTART,

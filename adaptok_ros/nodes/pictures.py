@@ -60,7 +60,7 @@ def resized_camera_info(info: CameraInfo, picture: Image) -> CameraInfo:
 class PicturePublisher:
     """A topic of pictures to look at, and ``camera_info`` where RViz and image_proc expect it.
 
-    Either of the two is made only while somebody subscribes to the pictures.
+    Both are published only while somebody subscribes to the pictures.
     """
 
     def __init__(self, outputs: Endpoints, topic: str) -> None:

@@ -17,7 +17,7 @@ IMAGES_IN_SEGMENT = 2
 """One is read while the next is written."""
 
 USUAL_SEGMENT = 32 << 20
-"""Of who sends images: five of 1920x1080, for a receiver that falls behind."""
+"""For a process that sends images: five of 1920x1080, for a receiver that falls behind."""
 
 AMPLE_SEGMENT = 128 << 20
 """Of who sends images of unknown size where that is little: two of 5120x2880."""
@@ -73,11 +73,15 @@ def profile_path(segment: int) -> Path:
 def profile_environment(image_bytes: int | None) -> dict[str, str]:
     """Variables that give Fast DDS the profile that fits here; empty where the user chose one.
 
-    Empty too where shared memory has no room for any: then Fast DDS does what it can. They count
+    Empty too with ``ROS_LOCALHOST_ONLY=1``, and where shared memory has no room for any: then
+    Fast DDS does what it can. They count
     if they are set before the first node of a process is made.
 
     :param image_bytes: see :func:`choose_segment`
     """
+    # Humble adds its transports, which keep to this machine, to those of a profile, which do not.
+    if os.environ.get('ROS_LOCALHOST_ONLY') == '1':
+        return {}
     if any(os.environ.get(name) for name in PROFILE_VARIABLES):
         return {}
     segment = choose_segment(look().free, image_bytes)

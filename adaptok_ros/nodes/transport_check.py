@@ -136,7 +136,7 @@ def explain_no_segment(room: Room, left: int) -> str:
     if room.is_writable and room.free > SEGMENTS[0]:
         chosen = next((os.environ[name] for name in PROFILE_VARIABLES if os.environ.get(name)), '')
         if chosen:
-            return f'{said}: /dev/shm has room ({room}), but {chosen} uses or gets none; {CURES}'
+            return f'{said}: /dev/shm has room ({room}), but {chosen} uses none of it; {CURES}'
     return f'{said}. {_more_room(0, room, left)}'
 
 

@@ -61,8 +61,8 @@ PERIOD_LIMIT = 1_000_000
 TOKEN_LIMIT = 16_777_216
 DEFAULT_TAU = 0.05
 
-SMALLEST_CODED_TAU = 0.001
-"""With coded the step follows tau: of a smaller one too few numbers could be expressed."""
+SMALLEST_CODED_TAU = 0.005
+"""With coded the step follows tau: steps of a smaller one would not reach +-80."""
 
 
 class Reference(enum.Enum):
@@ -232,7 +232,7 @@ class Selector:
         frames, largest priority first, and only a packet that holds all of them counts as a
         keyframe. Priority is the delta plus :data:`WAITING_GAIN` for every frame of waiting
         (unknown positions first); equal priorities go by position. NaN counts as 0, and what
-        float16 cannot express as its largest value. Where an int8 step is so coarse that a
+        lies beyond ``config.latent_limit`` as that limit. Where an int8 step is so coarse that a
         rounded token would itself miss tau, the packet goes out as float16.
         """
         config = self.config

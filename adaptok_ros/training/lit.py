@@ -22,8 +22,8 @@ from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.sensor_noise import add_noise
 from adaptok_ros.networks.lit import AGE_LIMIT, FILTER_SHARE, LatentInpaintingTransformer
-from adaptok_ros.packet import Payload
-from adaptok_ros.sending.selection import SelectionConfig, Selector
+from adaptok_ros.packet import TAU_LIMIT, Payload
+from adaptok_ros.sending.selection import SMALLEST_CODED_TAU, SelectionConfig, Selector
 from adaptok_ros.training.data import load_clips, load_photos
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
@@ -69,8 +69,16 @@ class LITTraining(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crop < 1:
-            raise SettingError(f'crop is {self.crop}; allowed: 1 or more')
+        for name in ('crop', 'fitted'):
+            if getattr(self, name) < 1:
+                raise SettingError(f'{name} is {getattr(self, name)}; allowed: 1 or more')
+        if not SMALLEST_CODED_TAU <= self.tau_low <= self.tau_high <= TAU_LIMIT:
+            raise SettingError(
+                f'tau_low, tau_high are {self.tau_low}, {self.tau_high}; allowed: in this order, '
+                f'{SMALLEST_CODED_TAU} to {TAU_LIMIT}'
+            )
+        if not 0 <= self.coded_share <= 1:
+            raise SettingError(f'coded_share is {self.coded_share}; allowed: 0 to 1')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ NORMALISATION_BATCHES = 64
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTraining(LoopConfig):
-    """Hyperparameters, as read from ``config/train_tokenizer*.yaml``.
+    """Hyperparameters, as read from ``config/train_tokenizer.yaml``.
 
     :ivar crop: side in pixels of a training image
     :ivar noise_weight: of the latents' move under noise against reconstruction
@@ -111,7 +111,8 @@ class Objective(nn.Module):
     """Reconstruction of the clean image from a noisy one, and the latent's move under noise.
 
     The second term is in units of each channel's spread over the batch, hence blind to the
-    scale of the latents: it is the mean delta that sensor noise causes.
+    scale of the latents. It stands for the delta that sensor noise causes, though that is taken
+    in another basis.
     """
 
     figures = ('psnr', 'stability')

@@ -55,11 +55,7 @@ class ActiveEncoder:
     """
 
     def __init__(
-        self,
-        weights: Path,
-        stride: int,
-        normalisation: Normalisation,
-        threads: int = 0,
+        self, weights: Path, stride: int, normalisation: Normalisation, threads: int = 0
     ) -> None:
         """Read ``tokenizer.safetensors``.
 
