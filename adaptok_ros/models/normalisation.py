@@ -73,8 +73,7 @@ class Normalisation:
         """``[C, C]``, or ``[C]`` where it is diagonal: ``raw = inverse normalised + mean``."""
         if self.diagonal:
             return 1.0 / self.matrix()
-        inverse: NDArray[np.float64] = np.linalg.inv(self._square())
-        return inverse
+        return np.asarray(np.linalg.inv(self._square()), np.float64)
 
     def normalise(self, raw: NDArray[Any]) -> NDArray[np.float32]:
         """``[..., C]`` raw latents -> normalised ones."""
