@@ -516,7 +516,7 @@ def test_adaptok_bag_from_the_middle(tmp_path, capsys):
     write_packets(tmp_path / 'bag', packets, TOPIC, 'mcap')
     assert main(['bag', str(tmp_path / 'bag'), '--start', '15', '--topic', TOPIC]) == 0
     output = capsys.readouterr().out
-    assert 'packet 25: packet field data is' in output
+    assert 'packet 25: packet field checksum is' in output
     assert '1 gaps (1 packets), 0 restarts, 0 late, 1 rejected' in output
     assert 'from packet 20 on; at the end OK' in output
     assert main(['bag', str(tmp_path / 'bag'), '--start', '100']) == 1
