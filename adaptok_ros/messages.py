@@ -39,7 +39,12 @@ def byte_array(data: NDArray[Any]) -> array.array[int]:
 
 def stamp_of(header: Any) -> int:
     """Time of a ``std_msgs/Header`` in nanoseconds."""
-    return int(header.stamp.sec) * NANOSECONDS + int(header.stamp.nanosec)
+    return time_of(header.stamp)
+
+
+def time_of(time: Any) -> int:
+    """A ``builtin_interfaces/Time`` in nanoseconds."""
+    return int(time.sec) * NANOSECONDS + int(time.nanosec)
 
 
 def set_header(header: Any, stamp: int, frame_id: str) -> None:

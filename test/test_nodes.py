@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -530,7 +532,8 @@ GRANTS = {
     ('services', 'request'): 'client',
 }
 """Kinds of a security policy, and what rclpy calls them."""
-NOT_ALWAYS = ('/clock', '/get_type_description', '/compressed', '/compressedDepth')
+TRANSPORTS = ('/compressed', '/compressedDepth', '/ffmpeg', '/foxglove')
+NOT_ALWAYS = ('/clock', '/get_type_description', *TRANSPORTS)
 """Only with simulated time; only since Jazzy; only with that transport."""
 
 
@@ -1259,6 +1262,54 @@ def test_compressed_images(robot, tokenizer):
             poke=lambda m=bad: robot.show(m, topic=topic),
         )
         assert robot.exchange(message, 'front', topic).kept < POSITIONS
+
+
+def test_video_in_compressed_images(robot, tokenizer):
+    robot.start('tokenizer_node', transport='compressed', payload='float32', tau=0.0)
+    topic = 'image/compressed'
+    robot.cameras[topic] = robot.node.create_publisher(CompressedImage, topic, 60)
+    images = [cv2.GaussianBlur(picture(seed, 96, 128), (0, 0), 5) for seed in range(4)]
+    messages = [
+        CompressedImage(format='h264', data=byte_array(np.frombuffer(packet, np.uint8)))
+        for packet in h264_packets(images)
+    ]
+    report = robot.diagnostics(
+        condition=lambda v: 'keyframe yet' in v.message,
+        poke=lambda: robot.show(messages[1], topic=topic),
+    )
+    assert report.level == DiagnosticStatus.WARN and report.packets_out == 0
+    # The newest picture wins, and every packet before it was decoded.
+    robot.until(
+        lambda: find(robot.tokens, stamp=robot.stamp),
+        'tokens of the last packet',
+        poke=lambda: [robot.show(message, 'front', topic) for message in messages],
+        every=helpers.LOST,
+    )
+    tokens = robot.tokens[-1]
+    assert tokens.header.frame_id == 'front'
+    values = np.frombuffer(tokens.data, np.float32).reshape(12, 16, -1)
+    errors = [np.abs(values - tokenizer.encode(image)).mean() for image in images]
+    assert errors[3] < 0.25 * min(errors[:3]), errors
+    bad = CompressedImage(format='h264', data=byte_array(np.frombuffer(b'no video', np.uint8)))
+    robot.diagnostics(
+        condition=lambda v: 'start codes' in v.last_error,
+        poke=lambda: robot.show(bad, topic=topic),
+    )
+
+
+def h264_packets(images):
+    """One for each image; a keyframe only for the first."""
+    try:
+        encoder = av.CodecContext.create('libx264', 'w')
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip('this PyAV has no libx264')
+    encoder.height, encoder.width = images[0].shape[:2]
+    encoder.pix_fmt, encoder.time_base = 'yuv420p', Fraction(1, 30)
+    encoder.options = {'tune': 'zerolatency', 'crf': '8', 'g': '250', 'sc_threshold': '0'}
+    packets = []
+    for image in images:
+        packets += encoder.encode(av.VideoFrame.from_ndarray(image, format='rgb24'))
+    return [bytes(packet) for packet in packets]
 
 
 def thermal(warm):

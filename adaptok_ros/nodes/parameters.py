@@ -14,7 +14,7 @@ from adaptok_ros.sending.selection import DEFAULT_TAU, PERIOD_LIMIT, TOKEN_LIMIT
 from adaptok_ros.sending.value_range import RANGES
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
-TRANSPORTS = ('raw', 'compressed', 'compressedDepth')
+TRANSPORTS = ('raw', 'compressed', 'compressedDepth', 'ffmpeg', 'foxglove')
 VALUE_LIMIT = 65535.0
 """Of the values of images with more than 8 bits."""
 LONGEST_INTERVAL = 3600.0
@@ -108,7 +108,8 @@ TOKENIZER_NODE = (
     NodeParameter(
         'transport',
         'raw',
-        'subscribe to image (raw), image/compressed or image/compressedDepth',
+        'subscribe to image (raw), or to the topic of that name below it, such as '
+        'image/compressed',
         choices=TRANSPORTS,
     ),
     NodeParameter(

@@ -6,6 +6,8 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 SHORTEST_TOKEN_QUEUE = 30
+MOST_VIDEO_PACKETS = 60
+"""Packets of video that wait at most; they build on each other."""
 MOST_PENDING = 300
 """Packets that wait at most while LIT is busy; those beyond are lost, which makes a gap."""
 
@@ -14,6 +16,22 @@ def newest_image() -> QoSProfile:
     """Subscription to a camera: only the newest counts, and any publisher matches."""
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+    )
+
+
+def camera(transport: str) -> QoSProfile:
+    """Subscription to a camera through a transport.
+
+    Video must be whole. Compressed images may be video; most of them are not, and come from
+    publishers of either kind.
+    """
+    if transport in ('raw', 'compressedDepth'):
+        return newest_image()
+    is_video = transport != 'compressed'
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=MOST_VIDEO_PACKETS,
+        reliability=ReliabilityPolicy.RELIABLE if is_video else ReliabilityPolicy.BEST_EFFORT,
     )
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import Trigger
 
 from adaptok_ros.engines.interface import Builder
 from adaptok_ros.errors import AdaptokError
-from adaptok_ros.messages import fill_tokens, stamp_of
+from adaptok_ros.messages import fill_tokens
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.base import StreamNode
@@ -22,7 +21,7 @@ from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.endpoints import camera_info_topic
 from adaptok_ros.nodes.executable import run_cameras
 from adaptok_ros.nodes.faults import THROTTLE
-from adaptok_ros.nodes.image_messages import CameraImage, ImageReader
+from adaptok_ros.nodes.image_messages import CameraPicture, ImageReader
 from adaptok_ros.nodes.keyframes import KeyframeRequests
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
@@ -56,9 +55,8 @@ class TokenizerNode(StreamNode):
         self._compressed = values['transport'] != 'raw'
         topic = self.resolve_topic_name('image')
         self.hardware = f'{topic}/{values["transport"]}' if self._compressed else topic
-        self._reader = ImageReader(self.get_logger(), values)
-        self._pending: deque[CameraImage] = deque(maxlen=1)
         self._figures = TokenizerFigures()
+        self._reader = ImageReader(self.get_logger(), values, self._figures.arrivals)
         self._requests = KeyframeRequests(values['keyframe_min_interval'], self)
         profile = qos.tokens(self._config.keyframe_interval)
         ask = self._requests.ask
@@ -92,10 +90,11 @@ class TokenizerNode(StreamNode):
 
     def start(self) -> None:
         """See :meth:`StreamNode.start`."""
-        image = CompressedImage if self._compressed else Image
-        arrivals, newest = self._figures.arrivals, qos.newest_image()
-        arrivals.begin()
-        self.inputs.subscription(image, self.hardware, self._on_image, newest, arrivals.lose)
+        reader, newest = self._reader, qos.newest_image()
+        self._figures.arrivals.begin()
+        self.inputs.subscription(
+            reader.message_type, self.hardware, self._on_image, reader.profile, reader.lose
+        )
         # Small, and sent with every image: its rate tells how fast the camera is.
         self.inputs.subscription(CameraInfo, camera_info_topic(self), self._on_camera_info, newest)
         if self._sender is not None:
@@ -103,7 +102,7 @@ class TokenizerNode(StreamNode):
 
     def drop_pending(self) -> None:
         """See :meth:`StreamNode.drop_pending`."""
-        self._pending.clear()
+        self._reader.clear()
 
     def apply(self, changes: Mapping[str, Any]) -> None:
         """See :meth:`StreamNode.apply`; the worker takes the values with its next image."""
@@ -113,36 +112,37 @@ class TokenizerNode(StreamNode):
         self._figures.arrivals.announce(0 if self._compressed else message.height * message.width)
         self._overlay.hear(message)
 
-    def _on_image(self, message: CameraImage) -> None:
-        self._figures.arrivals.receive(len(message.data))
-        self._figures.replaced += len(self._pending)
-        self._pending.append(message)
+    def _on_image(self, message: Any) -> None:
+        self._reader.take(message)
         self.notify()
 
     def process(self) -> None:
         """Send the newest image."""
-        if not self._pending:
+        started = time.perf_counter()
+        picture = self._reader.newest(self._fail)
+        if picture is None:
             return
-        message = self._pending.popleft()
         if self._sender is None:
             self._figures.unready += 1
             return
         try:
-            self._send(self._sender, message)
+            self._send(self._sender, picture, started)
         except AdaptokError as error:
-            self.faults.fail(error, f'image on {self.hardware} dropped')
+            self._fail(error)
         else:
             self.faults.succeed()
 
-    def _send(self, sender: Sender, message: CameraImage) -> None:
-        started = time.perf_counter()
-        image = self._reader.read(message)
+    def _fail(self, error: AdaptokError) -> None:
+        self.faults.fail(error, f'image on {self.hardware} dropped')
+
+    def _send(self, sender: Sender, picture: CameraPicture, started: float) -> None:
+        image = picture.pixels()
         converted = time.perf_counter()
         sender.config = self._config
         jumps = sender.counters.time_jumps
         if self._requests.due():
             sender.request_keyframe()
-        packet = sender.send(image, stamp_of(message.header), message.header.frame_id)
+        packet = sender.send(image, picture.stamp, picture.frame_id)
         if sender.counters.time_jumps > jumps:
             self.get_logger().info(
                 'time jumped back: a new epoch begins', throttle_duration_sec=THROTTLE
@@ -168,7 +168,7 @@ class TokenizerNode(StreamNode):
             tokens = self._tokens.topic_name
             remarks += figures.remarks(self, self.hardware, tokens, self._reader)
         asked = self._requests.asked
-        return remarks, figures.report(sender, self._config, self._reader.used, asked)
+        return remarks, figures.report(sender, self._config, self._reader, asked)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -53,13 +53,12 @@ class TokenizerFigures:
     """Running figures of a tokenizer node.
 
     :ivar arrivals: images in, of which
-    :ivar replaced: gave way to a newer one, and
     :ivar unready: came before the models were loaded
     """
 
     def __init__(self) -> None:
         self.arrivals, self._packets = Arrivals(), Rate()
-        self.replaced = self.unready = 0
+        self.unready = 0
         self._convert, self._encode, self._select = Percentiles(), Percentiles(), Percentiles()
         self._latency = Percentiles()
         self._kept, self._encoded, self._bytes = Percentiles(), Percentiles(), Percentiles()
@@ -87,11 +86,11 @@ class TokenizerFigures:
         self._bytes.add(packet.nbytes / 1e3)
 
     def report(
-        self, sender: Sender, config: SelectionConfig, conversion: str, requests: int
+        self, sender: Sender, config: SelectionConfig, reader: ImageReader, requests: int
     ) -> TokenizerReport:
         """The figures as of now.
 
-        :param conversion: what converts the camera's messages
+        :param reader: of the camera's messages
         :param requests: keyframes asked for
         """
         p50, p95, p99 = self._latency.value(50, 95, 99)
@@ -111,7 +110,7 @@ class TokenizerFigures:
             select=self._select.median(),
             images_received=self.arrivals.received,
             images_lost=self.arrivals.lost,
-            images_replaced=self.replaced,
+            images_replaced=reader.replaced,
             images_unready=self.unready,
             keyframes=sender.counters.keyframes,
             keyframe_requests=requests,
@@ -123,7 +122,7 @@ class TokenizerFigures:
             device=engine.device if engine else 'none',
             not_used='; '.join(engine.notes) if engine else '',
             selection=sender.note,
-            image_conversion=conversion,
+            image_conversion=reader.used,
         )
 
     def remarks(self, node: Node, image: str, tokens: str, reader: ImageReader) -> list[Remark]:
@@ -140,5 +139,7 @@ class TokenizerFigures:
             why = 'stamps step back' if self._time_jumps > told else 'images change their size'
             remarks.append(Remark(f'{begun} new epochs since the last report: {why}'))
         remarks += self.arrivals.remarks(node, image)
+        if reader.waiting:
+            remarks.append(Remark('video comes, but no keyframe yet, from which to decode it'))
         unused = reader.range_use.warning()
         return [*remarks, Remark(unused)] if unused else remarks
