@@ -19,9 +19,9 @@ class FailingSender(Sender):
 
 
 class FailingNode(TokenizerNode):
-    def _send(self, sender, message):
+    def _send(self, sender, picture, started):
         sender.__class__ = FailingSender
-        super()._send(sender, message)
+        super()._send(sender, picture, started)
 
     def _on_camera_info(self, message):
         super()._on_camera_info(message + 1)

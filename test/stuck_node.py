@@ -9,7 +9,7 @@ from adaptok_ros.nodes.tokenizer_node import TokenizerNode
 
 
 class StuckNode(TokenizerNode):
-    def _send(self, sender, message):
+    def _send(self, sender, picture, started):
         self.get_logger().info('stuck')
         threading.Event().wait()
 

@@ -24,6 +24,8 @@ _UNIT = re.compile(rb'\x00\x00\x01(.)', re.DOTALL)
 """Start code of a NAL unit, and the byte that holds its type."""
 _H264_KEYFRAME = 5
 _HEVC_KEYFRAMES = range(16, 22)
+_MOST_PIXELS = 35_651_584
+"""Of a picture, as levels 6 to 6.2 of both standards have it: a decoder keeps up to 17 of them."""
 _REWIND = 1_000_000_000
 """Nanoseconds that stamps step back where a stream starts over; B frames take less."""
 
@@ -109,7 +111,7 @@ class VideoDecoder:
         except av.error.FFmpegError as error:
             self.forget()
             found = f'{len(encoded)} bytes of {self._codec} that fail: {error.strerror}'
-            allowed = f'whole packets, none missing, and sides up to {LARGEST_SIDE}'
+            allowed = f'whole packets, none missing, of at most {_MOST_PIXELS} pixels'
             raise ImageError('data', found, allowed) from error
         if not frames:
             return None
@@ -134,5 +136,5 @@ def _new_context(codec: str) -> Any:
     context.thread_count = 1  # threads delay pictures
     context.flags |= Flags.low_delay
     # Pictures of which a part is made up are errors; sizes are checked before memory is taken.
-    context.options = {'err_detect': 'explode', 'max_pixels': str(LARGEST_SIDE**2)}
+    context.options = {'err_detect': 'explode', 'max_pixels': str(_MOST_PIXELS)}
     return context
