@@ -120,15 +120,6 @@ def test_after_a_fault_it_goes_on_at_the_next_keyframe(codec, broken):
         assert_shows(decoder.decode(packet, codec, stamp + shift), expected)
 
 
-def test_a_missing_packet_of_hevc_is_noticed():
-    packets = encode('hevc', scene(GOP))
-    decoder = VideoDecoder()
-    decoder.decode(packets[0][0], 'hevc', 0)
-    with pytest.raises(ImageError, match='none missing'):
-        for packet, stamp in packets[2:]:
-            decoder.decode(packet, 'hevc', stamp)
-
-
 def test_size_and_codec_may_change():
     small, large = scene(2), scene(2, 128, 160)
     decoder = VideoDecoder()

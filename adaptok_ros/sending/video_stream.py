@@ -73,7 +73,10 @@ class VideoDecoder:
         self._stamp = 0
 
     def forget(self) -> None:
-        """A packet is missing: what follows cannot be decoded up to the next keyframe."""
+        """A packet is missing: what follows cannot be decoded up to the next keyframe.
+
+        A decoder does not tell: it shows something else without an error.
+        """
         self._context = None
 
     def decode(self, data: Buffer, name: str, stamp: int) -> VideoPicture | None:
