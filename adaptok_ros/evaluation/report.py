@@ -251,9 +251,9 @@ def _codecs(record: dict[str, Any]) -> str:
     ]
     tau = record['clips'][0]['codecs']['tau']
     return (
-        f"At tau {tau:g}, keyframe included. The table shows how well a codec serves human viewers; "
-        'a policy that gets one still has to encode the image itself. H.264: libx264, preset '
-        'medium, tune zerolatency, 4:2:0, one key frame.\n\n'
+        f'At tau {tau:g}, keyframe included. The table shows how well a codec serves human '
+        'viewers; a policy that receives its images still has to encode them itself. H.264: '
+        'libx264, preset medium, tune zerolatency, 4:2:0, one key frame.\n\n'
     ) + _table(
         [
             'clip',
