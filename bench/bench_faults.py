@@ -47,7 +47,7 @@ CUT = 0.002
 """Probability that the next image is another one of the scene."""
 ROUND = 500
 """Images of a trial, at the least; then the faults end, and the receiver has to recover."""
-PAYLOADS = tuple(Payload)
+PAYLOADS = (Payload.FLOAT32, Payload.CODED, Payload.FLOAT16, Payload.INT8)
 LIT_EVERY = 50
 """States from one that LIT restores to the next."""
 ROUNDING = 1e-6

@@ -10,6 +10,7 @@ import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
+from rice import mask_of, symbols_of
 
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.packet import Packet
@@ -19,6 +20,7 @@ FRAMES = range(20, 140, 2)
 """Of the scene, shown back and forth; the arm works."""
 LAYOUTS = {0: '<f4', 1: '<f2', 2: 'i1'}
 """Of values, as the message defines its payloads."""
+CODED = 3
 
 
 class Footage:
@@ -65,10 +67,15 @@ class Witness:
         if packet.sequence == 0:
             self._values = np.zeros((positions, packet.channels), np.float32)
         index = np.arange(positions)
-        if not packet.keyframe:
+        if not packet.keyframe and packet.payload == CODED:
+            index = np.flatnonzero(mask_of(packet.mask, positions))
+        elif not packet.keyframe:
             index = index[(packet.mask[index // 8] >> (index % 8)) & 1 == 1]
-        stored = np.frombuffer(packet.data.tobytes(), LAYOUTS[int(packet.payload)])
-        tokens = stored.astype(np.float32).reshape(-1, packet.channels)
+        if packet.payload == CODED:
+            tokens = symbols_of(packet.data, packet.kept, packet.channels).astype(np.float32)
+        else:
+            stored = np.frombuffer(packet.data.tobytes(), LAYOUTS[int(packet.payload)])
+            tokens = stored.astype(np.float32).reshape(-1, packet.channels)
         self._values[index] = tokens * packet.scale if packet.scale.size else tokens
         self.newest += 1
         self._sent[packet.epoch, packet.sequence] = Sent(

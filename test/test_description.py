@@ -44,11 +44,11 @@ def test_no_lit(folder):
         LITDescription.load(folder)
 
 
-@pytest.mark.parametrize('field', ['frames', 'reach', 'channels'])
+@pytest.mark.parametrize(('field', 'least'), [('frames', 2), ('reach', 1), ('channels', 1)])
 @pytest.mark.parametrize('value', [..., None, [], 'x', 1.5, 0, -1])
-def test_number_that_is_none_is_named(field, value, folder):
+def test_number_that_is_none_is_named(field, least, value, folder):
     change(folder, **{field: value})
-    with pytest.raises(ModelError, match=rf'lit\.json: {field} is .*; allowed: 1 or more'):
+    with pytest.raises(ModelError, match=rf'lit\.json: {field} is .*; allowed: {least} or more'):
         LITDescription.load(folder)
 
 

@@ -32,6 +32,7 @@ from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.engines.errors import BuildCancelledError, EngineError
 from adaptok_ros.engines.interface import GraphRequest
 from adaptok_ros.engines.profiles import profile
+from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import SHIPPED, ModelError, sha256
 
 TINY = SHIPPED / 'adaptok-tiny'
@@ -101,7 +102,7 @@ def test_profile_of_any_size_is_a_range():
     request = GraphRequest(TINY, 'encoder', batch=4)
     assert profile(request) == {'image': ((1, 64, 64, 3), (4, 480, 640, 3), (4, 1088, 1920, 3))}
     held = profile(dataclasses.replace(request, part='lit'))['held']
-    assert held == ((1, 4, 16, 16, 16), (4, 4, 64, 80, 16), (4, 4, 144, 240, 16))
+    assert held == ((1, 4, 8, 8, 16), (4, 4, 60, 80, 16), (4, 4, 136, 240, 16))
 
 
 def test_profile_of_a_tokenizer_of_one_size(tmp_path):
@@ -112,9 +113,9 @@ def test_profile_of_a_tokenizer_of_one_size(tmp_path):
     assert profile(GraphRequest(model, 'encoder')) == {'image': ((1, 224, 224, 3),) * 3}
     assert profile(GraphRequest(model, 'decoder')) == {'latents': ((1, 28, 28, 16),) * 3}
     assert profile(GraphRequest(model, 'lit')) == {
-        'held': ((1, 4, 32, 32, 16),) * 3,
-        'kept': ((1, 4, 32, 32),) * 3,
-        'age': ((1, 4, 32, 32),) * 3,
+        'held': ((1, 4, 28, 28, 16),) * 3,
+        'kept': ((1, 4, 28, 28),) * 3,
+        'age': ((1, 4, 28, 28),) * 3,
         'tau': ((1,),) * 3,
     }
 
@@ -141,7 +142,7 @@ def test_engines_of_rtx_belong_to_a_compute_capability(specify):
     specification, graph = specify('lit')
     assert graph == GraphRequest(TINY, 'lit').graph(half=True)
     assert (specification.gpu, specification.compute_capability) == ('', CAPABILITY)
-    assert specification.model == 'adaptok-tiny@bf09711dde91'
+    assert specification.model == TokenizerDescription.load(TINY).id
     assert specification.key == specify('lit')[0].key
     assert specification.key != specify('lit', capability='8.9')[0].key
     assert specify()[0].key != specify(image_size=(480, 640))[0].key
@@ -661,7 +662,7 @@ def test_interrupted_command_leaves_nothing(specify, folder):
             'build',
             'adaptok-tiny',
             '--part',
-            'lit',
+            'decoder',
             '--backend',
             'tensorrt_rtx',
             '--compute-capability',
@@ -672,7 +673,6 @@ def test_interrupted_command_leaves_nothing(specify, folder):
     )
     with process:
         wait_until(lambda: folder.is_dir() and list(folder.glob('*.lock')))
-        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=SOON)
     assert process.returncode == 130

@@ -590,8 +590,9 @@ def test_a_refused_packet_counts_as_lost(recorded, bad):
             without.apply(sent.packet)
         else:
             state = state_of(receiver)
+            wrong = dataclasses.replace(sent.packet, data=np.zeros(1 << 10, np.uint8))
             with pytest.raises(ValueError, match='data'):
-                receiver.apply(dataclasses.replace(sent.packet, data=np.zeros(1 << 10, np.uint8)))
+                receiver.apply(seal(wrong))
             assert state_of(receiver) == state
         assert grid_of(receiver) == grid_of(without)
     assert receiver.counters.rejected == 1
