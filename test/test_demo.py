@@ -136,8 +136,16 @@ def test_interrupt_stops_the_nodes(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=helpers.DEADLINE)
     assert process.returncode == 130 and not errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    wait_until(lambda: not is_there(process.pid))
+
+
+def is_there(group):
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_until(condition):

@@ -62,10 +62,10 @@ def specify():
     return ahead
 
 
-def children():
-    """Process ids of what this process has started and that lives."""
+def children(parent='self'):
+    """Process ids of what a process has started and that lives."""
     found = []
-    for task in Path('/proc/self/task').iterdir():
+    for task in Path(f'/proc/{parent}/task').iterdir():
         found += map(int, (task / 'children').read_text().split())
     return found
 
@@ -672,7 +672,10 @@ def test_interrupted_command_leaves_nothing(specify, folder):
         stderr=subprocess.PIPE,
     )
     with process:
-        wait_until(lambda: folder.is_dir() and list(folder.glob('*.lock')))
+        wait_until(lambda: children(process.pid))
+        # However fast it compiles, it is not done yet.
+        os.kill(children(process.pid)[0], signal.SIGSTOP)
+        assert list(folder.glob('*.lock'))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=SOON)
     assert process.returncode == 130
