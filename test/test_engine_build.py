@@ -652,6 +652,15 @@ def test_command_line_of_another_version(specify, capsys):
     assert f'removed {old.key[:12]}: no: tensorrt_rtx is ' in capsys.readouterr().out
 
 
+def compilers_of(parent):
+    """Its processes that compile; before one has begun, its parent waits for it."""
+    return [
+        child
+        for child in children(parent)
+        if b'adaptok_ros.engines.build' in Path(f'/proc/{child}/cmdline').read_bytes()
+    ]
+
+
 def test_interrupted_command_leaves_nothing(specify, folder):
     process = subprocess.Popen(
         [
@@ -672,9 +681,9 @@ def test_interrupted_command_leaves_nothing(specify, folder):
         stderr=subprocess.PIPE,
     )
     with process:
-        wait_until(lambda: children(process.pid))
+        wait_until(lambda: compilers_of(process.pid))
         # However fast it compiles, it is not done yet.
-        os.kill(children(process.pid)[0], signal.SIGSTOP)
+        os.kill(compilers_of(process.pid)[0], signal.SIGSTOP)
         assert list(folder.glob('*.lock'))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=SOON)
