@@ -51,9 +51,8 @@ VALUE_TYPES: dict[Payload, np.dtype[Any]] = {
     Payload.FLOAT32: np.dtype('<f4'),
     Payload.FLOAT16: np.dtype('<f2'),
     Payload.INT8: np.dtype('i1'),
-    Payload.CODED: np.dtype('<i2'),
 }
-"""What each value is rounded to; with :attr:`Payload.CODED` the bytes of it are then coded."""
+"""Of payloads whose bytes are one value after the other."""
 
 
 class PacketError(AdaptokError, ValueError):
@@ -182,7 +181,7 @@ def check(packet: Packet) -> None:
         raise PacketError('deferred', packet.deferred, f'at most {positions - packet.kept}')
     if packet.invalid > positions:
         raise PacketError('invalid', packet.invalid, f'at most {positions}')
-    if packet.payload not in VALUE_TYPES:
+    if packet.payload not in tuple(Payload):
         names = ', '.join(f'{p.value} ({p.name.lower()})' for p in Payload)
         raise PacketError('payload', packet.payload, names)
     # Before anything is decoded, which costs more.
@@ -333,7 +332,6 @@ def encode_values(
     if payload == Payload.FLOAT16:
         limit = np.finfo(np.float16).max
         values = np.clip(values, -limit, limit)
-    assert payload != Payload.CODED
     data: NDArray[Any] = np.ascontiguousarray(values, VALUE_TYPES[payload])
     return data.reshape(-1).view(np.uint8), np.empty(0, np.float32)
 
@@ -342,7 +340,6 @@ def decode_values(
     data: NDArray[np.uint8], scale: NDArray[np.float32], payload: Payload, channels: int
 ) -> NDArray[np.float32]:
     """Bytes of a payload -> ``[kept, C]`` float32; the same arithmetic on both sides."""
-    assert payload != Payload.CODED
     stored: NDArray[Any] = data.view(VALUE_TYPES[payload]).reshape(-1, channels)
     values = stored.astype(np.float32)
     if payload == Payload.INT8:

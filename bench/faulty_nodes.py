@@ -40,6 +40,8 @@ RATE = 20.0
 """Images a second."""
 STORM = 200.0
 """Requests a second."""
+FEWEST_PACKETS = 40
+"""That a bad link or a storm has to reach, however slow the machine is."""
 ROUNDING = 1e-3
 """Of the bound, relative: the node may encode with another number of threads."""
 LINK = Faults(0.1, 0.1, 0.1, 0.05, 0.1, 0.01, longest=20)
@@ -194,19 +196,27 @@ class Bench:
         seconds = self._until(lambda: self._link.whole > before, 'whole latents')
         return self._link.whole - before, seconds
 
-    def _show_for(self, seconds: float) -> None:
+    def _show_for(self, seconds: float, packets: int) -> None:
+        """So long, and until so many packets have come: what happens to them must show."""
         end = time.monotonic() + seconds
-        self._until(lambda: time.monotonic() > end, 'end')
+        self._until(
+            lambda: time.monotonic() > end and self._link.seen.packets >= packets, 'packets'
+        )
 
     def _case(
-        self, name: str, seconds: float, begin: Callable[[], object], end: Callable[[], object]
+        self,
+        name: str,
+        seconds: float,
+        begin: Callable[[], object],
+        end: Callable[[], object],
+        packets: int = 0,
     ) -> dict[str, Any]:
         """Let something go wrong for a while; what is seen until all is well again."""
         progress(f'faults: {name}')
         self._until_whole()
         self._link.look()
         begin()
-        self._show_for(seconds)
+        self._show_for(seconds, packets)
         end()
         packets, until = self._until_whole()
         seen = dataclasses.asdict(self._link.look())
@@ -219,7 +229,11 @@ class Bench:
             return self._case(name, seconds, lambda: None, lambda: None)
         if name == 'bad link':
             return self._case(
-                name, 3 * seconds, lambda: link.set_faults(LINK), lambda: link.set_faults(NONE)
+                name,
+                3 * seconds,
+                lambda: link.set_faults(LINK),
+                lambda: link.set_faults(NONE),
+                FEWEST_PACKETS,
             )
         if name == 'storm of requests':
             return self._storm(name, 2 * seconds)
@@ -253,7 +267,7 @@ class Bench:
             thread.join()
 
         try:
-            found = self._case(name, seconds, thread.start, end)
+            found = self._case(name, seconds, thread.start, end, FEWEST_PACKETS)
         finally:
             over.set()
         return {**found, 'asked': asked, 'seconds': seconds}

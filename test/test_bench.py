@@ -287,7 +287,9 @@ def test_faults_over_dds(dds):
     for case in found:
         assert case['packets'] > 0 and case['states'] > 0
         assert case['wrong'] == case['over'] == 0
-    assert found[-1]['asked'] > 0
+    _, lossy, storm = found
+    assert lossy['stale'] > 0
+    assert storm['asked'] > 0 and storm['keyframes'] < storm['packets']
     check_table(bench_faults.case_table(found), *cases)
 
 

@@ -87,26 +87,26 @@ class Segments:
     others: tuple[int, ...] = ()
 
 
-def segments(process: Path = PROCESS) -> Segments:
-    """The segments of now; of a process other than this one for tests only."""
+def segments() -> Segments:
+    """The segments of now."""
     mapped: dict[str, int] = {}
-    for line in (process / 'maps').read_text().splitlines():
+    for line in (PROCESS / 'maps').read_text().splitlines():
         name = line.rsplit('/', 1)[-1].removesuffix(' (deleted)')
         if SEGMENT.fullmatch(name):
             begin, end = line.split(' ', 1)[0].split('-')
             mapped[name] = max(mapped.get(name, 0), int(end, 16) - int(begin, 16))
     if not mapped:
         return Segments()
-    own = _locked_by(process) & mapped.keys()
+    own = _locked() & mapped.keys()
     return Segments(
         max((mapped[name] for name in own), default=0),
         tuple(sorted(size for name, size in mapped.items() if name not in own)),
     )
 
 
-def _locked_by(process: Path) -> set[str]:
+def _locked() -> set[str]:
     names = set()
-    for descriptor in (process / 'fd').iterdir():
+    for descriptor in (PROCESS / 'fd').iterdir():
         try:
             name = descriptor.readlink().name
         except OSError:  # closed meanwhile

@@ -20,13 +20,13 @@ USUAL_SEGMENT = 32 << 20
 """For a process that sends images: five of 1920x1080, for a receiver that falls behind."""
 
 AMPLE_SEGMENT = 128 << 20
-"""Of who sends images of unknown size where that is little: two of 5120x2880."""
+"""For a process that sends images of unknown size, where that is little: two of 5120x2880."""
 
 AMPLE_SHARE = 32
 """That segment is little if it is at most one part in so many of what is free."""
 
 RECEIVING_SEGMENT = 8 << 20
-"""Of who sends no images but tokens, latents and, to viewers, pictures."""
+"""For a process that sends no images but tokens, latents and, to viewers, pictures."""
 
 SENDING_SHARE, RECEIVING_SHARE = 4, 8
 """A process takes at most one part in so many of what is free: others start at the same time."""
@@ -74,8 +74,8 @@ def profile_environment(image_bytes: int | None) -> dict[str, str]:
     """Variables that give Fast DDS the profile that fits here; empty where the user chose one.
 
     Empty too with ``ROS_LOCALHOST_ONLY=1``, and where shared memory has no room for any: then
-    Fast DDS does what it can. They count
-    if they are set before the first node of a process is made.
+    Fast DDS does what it can. They count if they are set before the first node of a process is
+    made.
 
     :param image_bytes: see :func:`choose_segment`
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 
+import numpy as np
 import torch
 
 from adaptok_ros.packet import VALUE_TYPES, Payload
@@ -15,6 +16,9 @@ from adaptok_ros.sending.selection import channel_share
 
 ALIGNMENT = 16
 """Sections of the output begin at multiples of this many bytes."""
+
+ROUNDED_TYPES = {**VALUE_TYPES, Payload.CODED: np.dtype(np.int16)}
+"""What a step leaves of each value; the host codes what is to be coded."""
 
 
 class Control(enum.IntEnum):
@@ -70,7 +74,7 @@ class Layout:
 
     def end(self, kept: int, payload: Payload) -> int:
         """Bytes from the beginning to the last value."""
-        return self.values + kept * self.channels * VALUE_TYPES[payload].itemsize
+        return self.values + kept * self.channels * ROUNDED_TYPES[payload].itemsize
 
 
 class State:
