@@ -197,3 +197,20 @@ def test_memory_is_bounded_by_the_grid_whatever_the_bytes_say(byte):
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize('largest', [0, 3, SYMBOL_LIMIT])
+def test_memory_of_a_code_that_is_read(largest):
+    """What docs/stream.md says that a decoder takes for each value."""
+    random = np.random.default_rng(0)
+    symbols = random.integers(-largest, largest, (4000, 32), np.int16, endpoint=True)
+    symbols[:, 16:] = symbols[:, :16]  # so that channels are predicted
+    data = encode_symbols(symbols)
+    tracemalloc.start()
+    try:
+        found = decode_symbols(data, *symbols.shape)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, symbols)
+    assert peak < 40 * symbols.size
