@@ -108,12 +108,15 @@ pip_install() {
 }
 
 # install_locked NAME...: the exact versions of requirements/locked/NAME.txt, whose hashes pip
-# verifies; from any index that has these files, or has them beside others.
+# verifies; from any index that has these files, or has them beside others. These files are
+# complete. So pip resolves nothing: it would take a newer version for a requirement with extras
+# than the one that is locked, and then miss its hash.
 install_locked() {
-  local name
+  local name problems
   for name in "$@"; do
-    pip_install --require-hashes -r "$root/requirements/locked/$name.txt"
+    pip_install --require-hashes --no-deps -r "$root/requirements/locked/$name.txt"
   done
+  problems=$("$env/bin/python" -m pip check) || die "$problems"
 }
 
 # --- what the machine must have --------------------------------------------------------------
