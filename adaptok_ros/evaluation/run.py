@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from adaptok_ros.arrays import Image
 from adaptok_ros.evaluation.clip_evaluator import ClipEvaluator, ClipResult
-from adaptok_ros.evaluation.codecs import require_av
 from adaptok_ros.evaluation.errors import EvaluationError
 from adaptok_ros.evaluation.machine import cores, describe
 from adaptok_ros.evaluation.perceptual import frechet_distance, why_no_fvd, why_no_lpips
@@ -26,6 +25,7 @@ from adaptok_ros.evaluation.streams import FRAME_ID, lit_id
 from adaptok_ros.evaluation.summary import by_kind, summarize
 from adaptok_ros.footage.catalog import Catalog, Footage
 from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.h264 import require_h264
 from adaptok_ros.footage.preparation import Clip, expected_frames
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import find_model
@@ -59,7 +59,7 @@ def evaluate(
         )
     lit = lit_id(settings.tokenizer)
     if 'codecs' in settings.compare:
-        require_av()
+        require_h264()
     results, skipped = _measure(catalog, settings)
     if not results:
         raise EvaluationError(f'none of {len(catalog.entries)} clips could be used')

@@ -20,6 +20,7 @@ from adaptok_ros.arrays import Image
 from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.footage.h264 import decode_h264, encode_h264, require_h264
 from adaptok_ros.footage.sensor_noise import add_noise
 from adaptok_ros.networks.lit import AGE_LIMIT, FILTER_SHARE, LatentInpaintingTransformer
 from adaptok_ros.packet import TAU_LIMIT, Payload
@@ -46,7 +47,7 @@ class LITTraining(LoopConfig):
     :ivar longest_history: frames of the stream before a sample, at most
     :ivar coded_share: share of the samples with the payload coded, the others with float16
     :ivar pans: number of moving views over photos
-    :ivar stills: number of still photos under sensor noise, every other one compressed
+    :ivar stills: number of cameras that stand still before photos, see :func:`watch`
     """
 
     steps: int = 4000
@@ -62,8 +63,8 @@ class LITTraining(LoopConfig):
     frames_per_clip: int = 60
     longest_side: int = 640
     pans: int = 120
-    stills: int = 60
-    still_share: float = 0.15
+    stills: int = 160
+    still_share: float = 0.25
     pan_share: float = 0.2
     caution: float = 4.0
 
@@ -146,26 +147,42 @@ def wander(photo: Image, side: int, rng: np.random.Generator) -> list[Image]:
     return frames
 
 
-def rest(photo: Image, compressed: bool, rng: np.random.Generator) -> list[Image]:
-    """A camera before a scene in which nothing moves: sensor noise of sigma 0 to 5 / 255.
+def pass_by(photo: Image, other: Image, rng: np.random.Generator) -> list[Image]:
+    """A part of another photo, of elliptic outline, that moves over a photo that stands still."""
+    height, width = photo.shape[:2]
+    reach = 0.5 * min(height, width) * np.array([rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5)])
+    heading = rng.uniform(0.0, 2 * math.pi)
+    velocity = rng.uniform(0.3, 8.0) * np.array([math.cos(heading), math.sin(heading)])
+    middle = np.array([width, height]) * rng.uniform(0.2, 0.8, 2)
+    part = cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    part = np.clip(part * rng.uniform(0.6, 1.3), 0, 255)
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    frames: list[Image] = []
+    for step in range(VIEW_FRAMES):
+        offset = velocity * (step - VIEW_FRAMES / 2)
+        x, y = (columns - middle[0] - offset[0]), (rows - middle[1] - offset[1])
+        distance = np.hypot(x / reach[0], y / reach[1])
+        cover = np.clip((1.0 - distance) * reach.min() / 2, 0, 1)[..., None]
+        shift = np.array([[1, 0, offset[0]], [0, 1, offset[1]]], np.float32)
+        moved = cv2.warpAffine(part, shift, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+        frames.append((photo * (1 - cover) + moved * cover).astype(np.uint8))
+    return frames
 
-    :param compressed: as JPEG, coarser in every few frames, as video pulses with its keyframes
+
+def watch(photo: Image, other: Image, kind: int, rng: np.random.Generator) -> list[Image]:
+    """A camera that stands still: sensor noise of sigma 0 to 5 / 255, and perhaps compression.
+
+    :param kind: even: nothing moves; odd: a part of ``other`` does. Two in four are compressed
+        as a camera's H.264, with frequent key frames, at which the picture pulses
     """
+    frames = pass_by(photo, other, rng) if kind % 2 else [photo] * VIEW_FRAMES
     sigma = rng.uniform(0.0, 5.0)
-    frames = [add_noise(photo, sigma, rng) for _ in range(VIEW_FRAMES)]
-    if not compressed:
+    frames = [add_noise(frame, sigma, rng) for frame in frames]
+    if kind % 4 < 2:
         return frames
-    quality, period = int(rng.integers(35, 90)), int(rng.integers(4, 13))
-    return [
-        recompress(frame, quality if index % period else quality - 20)
-        for index, frame in enumerate(frames)
-    ]
-
-
-def recompress(image: Image, quality: int) -> Image:
-    """What is left of an image after JPEG of a quality of 1 to 100."""
-    coded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+    units = encode_h264(frames, int(rng.integers(20, 38)), int(rng.integers(4, 25)))
+    height, width = photo.shape[:2]
+    return [frame[:height, :width] for frame in decode_h264(units)]
 
 
 def prepare(
@@ -174,7 +191,9 @@ def prepare(
     """Encode the clips, and views over and stills of the photos (frames without photos).
 
     :raises FootageError: there is no clip
+    :raises MissingPackageError: PyAV was built without libx264
     """
+    require_h264()
     rng = np.random.default_rng(config.seed)
     clips = load_clips(footage, config.longest_side, config.frames_per_clip)
     if not clips:
@@ -185,9 +204,9 @@ def prepare(
     pans, still = [], []
     for _ in tqdm(range(config.pans), unit='pan', mininterval=5.0):
         pans.append(encode_all(wander(photos[rng.integers(len(photos))], side, rng), encode))
-    for index in tqdm(range(config.stills), unit='still', mininterval=5.0):
-        photo = enlarge(photos[rng.integers(len(photos))], side)
-        still.append(encode_all(rest(photo, bool(index % 2), rng), encode))
+    for kind in tqdm(range(config.stills), unit='still', mininterval=5.0):
+        photo, other = (enlarge(photos[rng.integers(len(photos))], side) for _ in range(2))
+        still.append(encode_all(watch(photo, other, kind, rng), encode))
     return Streams(moving, pans or moving, still or moving)
 
 
