@@ -217,7 +217,7 @@ def test_what_is_not_a_bag_is_said_in_one_error(tmp_path, capsys):
         with pytest.raises(BagError) as error:
             list(read_packets(path))
         assert str(error.value).startswith(f'{path}: {said}'), name
-        assert main(['bag', str(path)]) == 1
+        assert main(['bag', 'inspect', str(path)]) == 1
         output = capsys.readouterr()
         assert not output.out and output.err.startswith(f'adaptok: {path}: {said}')
         assert output.err.count('\n') == 1, output.err
@@ -494,7 +494,7 @@ def test_adaptok_bag_prints_a_summary(tmp_path, storage):
     del packets[13:15]
     write_packets(tmp_path / 'bag', packets, TOPIC, storage)
     result = subprocess.run(
-        [sys.executable, '-m', 'adaptok_ros', 'bag', str(tmp_path / 'bag')],
+        [sys.executable, '-m', 'adaptok_ros', 'bag', 'inspect', str(tmp_path / 'bag')],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -514,12 +514,12 @@ def test_adaptok_bag_from_the_middle(tmp_path, capsys):
     packets = packets_of(keyframe_interval=10, refresh_period=0)
     packets[25] = dataclasses.replace(packets[25], data=packets[25].data[:-1])
     write_packets(tmp_path / 'bag', packets, TOPIC, 'mcap')
-    assert main(['bag', str(tmp_path / 'bag'), '--start', '15', '--topic', TOPIC]) == 0
+    assert main(['bag', 'inspect', str(tmp_path / 'bag'), '--start', '15', '--topic', TOPIC]) == 0
     output = capsys.readouterr().out
     assert 'packet 25: packet field checksum is' in output
     assert '1 gaps (1 packets), 0 restarts, 0 late, 1 rejected' in output
     assert 'from packet 20 on; at the end OK' in output
-    assert main(['bag', str(tmp_path / 'bag'), '--start', '100']) == 1
+    assert main(['bag', 'inspect', str(tmp_path / 'bag'), '--start', '100']) == 1
     assert 'no packet that could be applied' in capsys.readouterr().out
 
 

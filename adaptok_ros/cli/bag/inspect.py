@@ -15,7 +15,7 @@ from adaptok_ros.receiving.receiver import Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``adaptok bag``."""
+    """Arguments of ``adaptok bag inspect``."""
     parser.add_argument('bag', type=Path, help='folder of a rosbag2 bag, mcap or sqlite3')
     parser.add_argument('--topic', default='', help='token topic, where there are several')
     parser.add_argument('--start', type=int, default=0, help='skip this many packets first')
