@@ -88,6 +88,8 @@ def test_rendered_scene(tmp_path, monkeypatch):
     line = r'latents +[\d.]+ fps +kept +[\d.]+ % +[\d.]+ kB/frame +latency p50 +[\d.]+ ms p99 '
     assert re.search(line, output)
     assert f'{len(packets)} packets: kept' in output
+    assert re.search(r'ms  lost \d+  \w+\n(.*\n)+.*; \d+ images lost; latency', output)
+    assert re.search(r'tokens [\d.]+ kB, JPEG of quality 80 [\d.]+ kB, H.264 of CRF 23 ', output)
 
 
 def test_video(tmp_path):

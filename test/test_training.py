@@ -25,7 +25,7 @@ from adaptok_ros.receiving.restorer import Restorer
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 from adaptok_ros.training import lit
-from adaptok_ros.training.loop import LoopConfig, Processes, fit
+from adaptok_ros.training.loop import LoopConfig, Processes, autocast_type, fit
 
 TOKENIZER_16 = """
 steps: 6
@@ -186,6 +186,15 @@ def test_bfloat16_trains(tmp_path):
     objective = Fit()
     fit(objective, draw, config, Processes('cpu'), tmp_path / 'c', False)
     assert (objective.weights - torch.tensor([1.0, 2.0, 3.0])).abs().max() < 0.5
+
+
+def test_precision_fits_the_device(monkeypatch):
+    device = torch.device('cpu')
+    assert autocast_type('float16', device) is torch.float16
+    assert autocast_type('float32', device) is None
+    for capability, chosen in (('AVX512', torch.bfloat16), ('AVX2', None), ('DEFAULT', None)):
+        monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda c=capability: c)
+        assert autocast_type('auto', device) is chosen
 
 
 def test_two_processes_train_one_model(data, tmp_path):

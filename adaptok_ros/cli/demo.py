@@ -18,16 +18,11 @@ from typing import Any
 import numpy as np
 
 from adaptok_ros.bags.bag import TokenBagWriter, read_packets
-from adaptok_ros.cli.demo_pictures import (
-    Record,
-    draw_panels,
-    write_animation,
-    write_plot,
-    write_sheet,
-)
+from adaptok_ros.cli.demo_pictures import draw_panels, write_animation, write_plot, write_sheet
+from adaptok_ros.cli.demo_record import Record, compare_codecs
 from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.footage.video import frame_rate, read_frames, shrink
-from adaptok_ros.messages import latents_from_message, packet_from_message, stamp_of
+from adaptok_ros.messages import NANOSECONDS, latents_from_message, packet_from_message, stamp_of
 from adaptok_ros.nodes.metrics import Percentiles, Rate
 from adaptok_ros.processes import die_with
 from adaptok_ros.sending.selection import DEFAULT_TAU
@@ -42,6 +37,8 @@ REFRESH_LINE = 0.5
 START_TIMEOUT = 30.0
 KEPT_IMAGES_PERIOD = 0.1
 RECENT_IMAGES = 8
+COMPARED_SECONDS = 10.0
+"""So long every image is kept, to compare with codecs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +196,7 @@ class _Policy:
     ) -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
-        from sensor_msgs.msg import Image
+        from sensor_msgs.msg import CameraInfo, Image
 
         from adaptok_ros.msg import DenseLatents, SparseTokens
         from adaptok_ros.nodes import qos
@@ -220,6 +217,7 @@ class _Policy:
         create(SparseTokens, 'tokenizer/tokens', self._on_tokens, qos.tokens(0), raw=True)
         create(DenseLatents, 'lit/latents', self._on_latents, qos.newest_image())
         create(Image, 'image', self._on_image, qos.newest_image())
+        create(CameraInfo, 'camera_info', self._on_info, qos.tokens(0))
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
 
@@ -228,11 +226,16 @@ class _Policy:
 
         packet = packet_from_message(deserialize_message(data, self._token_type))
         self._bag.write_serialized(packet.stamp, data)
-        self.record.times.append(packet.stamp * 1e-9)
+        self.record.stamps.append(packet.stamp)
         self.record.kept.append(100.0 * packet.kept / packet.positions)
         self.record.sizes.append(packet.nbytes)
         image = dict(self._recent).get(packet.stamp)
-        if image is not None and time.monotonic() >= self._next_image:
+        if image is None:
+            return
+        early = packet.stamp - self.record.stamps[0] < COMPARED_SECONDS * NANOSECONDS
+        if early and max(image.shape) <= LONGEST_SIDE:
+            self.record.compared.append((packet.nbytes, image))
+        if time.monotonic() >= self._next_image:
             self._next_image = time.monotonic() + KEPT_IMAGES_PERIOD
             self.record.images[packet.stamp] = shrink(image, LONGEST_SIDE)
 
@@ -251,6 +254,9 @@ class _Policy:
         self._recent.append(
             (stamp_of(message.header), pixels.reshape(message.height, message.width, 3))
         )
+
+    def _on_info(self, message: Any) -> None:
+        self.record.published.append(stamp_of(message.header))
 
     def sees_nodes(self) -> bool:
         topics = ('tokenizer/tokens', 'lit/latents')
@@ -282,7 +288,7 @@ class _Policy:
             f'{elapsed:5.1f}/{seconds:.0f} s  latents {self._rate.value():5.1f} fps  '
             f'kept {np.mean(self.record.kept[recent]):5.1f} %  '
             f'{np.mean(self.record.sizes[recent]) / 1e3:6.1f} kB/frame  '
-            f'latency p50 {p50:5.1f} ms p99 {p99:5.1f} ms  {self._status}'
+            f'latency p50 {p50:5.1f} ms p99 {p99:5.1f} ms  lost {self.record.lost}  {self._status}'
         )
         print(line, end='\r' if sys.stdout.isatty() else '\n', flush=True)
 
@@ -298,8 +304,12 @@ def _summarize(record: Record, output: Path) -> None:
     print(
         f'{len(packets)} packets: kept {np.mean(record.kept[1:] or record.kept):.1f} % of the '
         f'positions, {mean / 1e3:.1f} kB a frame, 1/{record.image_bytes / mean:.0f} of the raw '
-        f'image; latency from camera to policy p50 {np.median(record.latency):.0f} ms'
+        f'image; {record.lost} images lost; latency from camera to policy p50 '
+        f'{np.median(record.latency):.0f} ms'
     )
+    codecs = compare_codecs(record)
+    if codecs:
+        print(codecs)
     panels = draw_panels(packets, record.images)
     if panels:
         write_sheet(panels, output / 'sheet.png')
@@ -307,4 +317,6 @@ def _summarize(record: Record, output: Path) -> None:
         print(f'pictures    {output / "sheet.png"}, {output / "demo.webp"}')
     write_plot(record, output / 'plot.png')
     print(f'plot        {output / "plot.png"}')
-    print(f'bag (mcap)  {output / "tokens"}   look inside: adaptok bag {output / "tokens"}')
+    print(
+        f'bag (mcap)  {output / "tokens"}   look inside: adaptok bag inspect {output / "tokens"}'
+    )

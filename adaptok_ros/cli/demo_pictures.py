@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from adaptok_ros.arrays import Image
+from adaptok_ros.cli.demo_record import Record
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Packet, unpack_mask
 from adaptok_ros.receiving.latents import LatentStream
@@ -23,25 +24,6 @@ ANIMATION_WIDTH = 320
 """Pixels of each of the three pictures, at most."""
 WEBP_QUALITY = 60
 WHITE = (255, 255, 255)
-
-
-@dataclasses.dataclass
-class Record:
-    """What the policy side saw.
-
-    :ivar images: some of the camera's, by stamp in nanoseconds
-    :ivar times: stamps of the packets, in seconds
-    :ivar kept: percent of the positions, likewise ``sizes`` in bytes
-    :ivar latency: camera to policy in ms, of latents with the stamps ``latency_times`` in seconds
-    """
-
-    images: dict[int, Image] = dataclasses.field(default_factory=dict)
-    times: list[float] = dataclasses.field(default_factory=list)
-    kept: list[float] = dataclasses.field(default_factory=list)
-    sizes: list[int] = dataclasses.field(default_factory=list)
-    latency_times: list[float] = dataclasses.field(default_factory=list)
-    latency: list[float] = dataclasses.field(default_factory=list)
-    image_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +117,8 @@ def write_plot(record: Record, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (upper, lower) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 5))
-    start = record.times[0]
-    upper.plot(np.array(record.times) - start, record.kept, linewidth=0.9)
+    start = record.stamps[0] * 1e-9
+    upper.plot(1e-9 * (np.array(record.stamps) - record.stamps[0]), record.kept, linewidth=0.9)
     upper.set_ylabel('positions sent (%)')
     upper.set_ylim(bottom=0)
     lower.plot(np.array(record.latency_times) - start, record.latency, linewidth=0.9)

@@ -52,7 +52,6 @@ class LITTraining(LoopConfig):
 
     steps: int = 4000
     learning_rate: float = 1.5e-3
-    precision: str = 'bfloat16'
     batch: int = 8
     crop: int = 32
     tau_low: float = 0.02

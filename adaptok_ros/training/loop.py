@@ -21,7 +21,7 @@ from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.device import choose_device
 
-PRECISIONS = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+PRECISIONS = {'auto': None, 'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 Item = TypeVar('Item')
 Draw = Callable[[np.random.Generator], Item]
@@ -33,7 +33,8 @@ class LoopConfig:
 
     :ivar steps: optimiser steps, of one batch in every process
     :ivar learning_rate: highest, reached after ``warmup`` steps, then falling as a half cosine
-    :ivar precision: ``float32``, or ``bfloat16`` or ``float16`` for autocast
+    :ivar precision: ``float32``, or ``bfloat16`` or ``float16`` for autocast; ``auto`` is
+        bfloat16 on a device that computes in it, see :func:`autocast_type`
     :ivar checkpoint_every: steps from one checkpoint to the next
     :ivar workers: processes that prepare batches, 0 = none beside the training
     :raises SettingError: a value out of range
@@ -43,7 +44,7 @@ class LoopConfig:
     learning_rate: float = 2e-3
     warmup: int = 200
     weight_decay: float = 1e-2
-    precision: str = 'float32'
+    precision: str = 'auto'
     checkpoint_every: int = 500
     workers: int = 1
     seed: int = 0
@@ -100,6 +101,20 @@ class Processes:
         """Leave the others."""
         if self.world > 1:
             torch.distributed.destroy_process_group()
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What is computed in half precision; None: nothing.
+
+    A processor without AVX-512 emulates bfloat16, which is many times slower than float32.
+    """
+    if precision != 'auto':
+        return PRECISIONS[precision]
+    if device.type == 'cuda':
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.backends.cpu.get_cpu_capability() == 'AVX512'
+    return torch.bfloat16 if native else None
 
 
 @dataclasses.dataclass
@@ -189,7 +204,7 @@ def fit(
     trained: nn.Module = objective
     if processes.world > 1:
         trained = DistributedDataParallel(objective)
-    kind = PRECISIONS[config.precision]
+    kind = autocast_type(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=kind is torch.float16)
     bar = tqdm(
         initial=progress.step,

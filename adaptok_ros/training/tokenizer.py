@@ -38,7 +38,6 @@ class TokenizerTraining(LoopConfig):
 
     steps: int = 11000
     weight_decay: float = 1e-3
-    precision: str = 'bfloat16'
     batch: int = 16
     crop: int = 128
     noise_weight: float = 0.3
