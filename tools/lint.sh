@@ -8,6 +8,7 @@ python -m ruff format --check .
 lint-imports
 typos
 shellcheck -x -P tools tools/*.sh .ci/run
+hadolint docker/Dockerfile
 # It needs the types of torch and of rclpy, and Humble's rclpy has none.
 if python - << 'END' 2> /dev/null; then
 from importlib.resources import files
