@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from rosbags.interfaces.typing import Typesdict
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.serde import SerdeError
 from rosbags.typesys import (
@@ -24,6 +25,7 @@ from rosbags.typesys import (
 from rosbags.typesys.store import Typestore
 
 from adaptok_ros.bags.damage import Skipped
+from adaptok_ros.bags.message import Definition
 from adaptok_ros.bags.recording import Recording
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.messages import NANOSECONDS, packet_from_message, token_fields
@@ -128,11 +130,9 @@ class PacketReader(Iterator[Packet]):
     def _read(self, path: Path, topic: str) -> Iterator[Packet]:
         try:
             recording = Recording(path, self.skipped)
-            if not recording.files:
-                raise BagError(f'{path}: not a bag: no mcap or sqlite3 file')
-            topic = self._choose_topic(recording, path, topic)
+            topic = choose_topic(recording, path, topic)
             count = 0
-            for data in recording.messages(topic):
+            for _, _, data in recording.messages((topic,)):
                 try:
                     message = typestore().deserialize_cdr(data, SPARSE_TOKENS)
                     packet = packet_from_message(message)
@@ -148,26 +148,6 @@ class PacketReader(Iterator[Packet]):
         if not count and self.skipped:
             raise BagError(f'{path}: no packet of {topic} can be read: {self.skipped}')
 
-    def _choose_topic(self, recording: Recording, path: Path, topic: str) -> str:
-        definitions = recording.topics(SPARSE_TOKENS)
-        topics = sorted(definitions)
-        if not topics:
-            # What is wrong with the files shows when they are read.
-            for _ in recording.messages(''):
-                pass
-            raise BagError(
-                f'{path}: not a bag, or one that is damaged: {self.skipped}'
-                if self.skipped
-                else f'{path}: no topic of type {SPARSE_TOKENS}'
-            )
-        if not topic and len(topics) > 1:
-            raise BagError(f'{path}: several token topics, name one of: {", ".join(topics)}')
-        topic = topic or topics[0]
-        if topic not in topics:
-            raise BagError(f'{path}: topic is {topic}; allowed: {", ".join(topics)}')
-        _check_fields(definitions[topic], f'{path}: {topic}')
-        return topic
-
 
 def read_packets(path: str | Path, topic: str = '') -> PacketReader:
     """Packets of one token topic in the order of recording, not checked.
@@ -182,17 +162,55 @@ def read_packets(path: str | Path, topic: str = '') -> PacketReader:
     return PacketReader(path, topic)
 
 
-def _check_fields(definition: tuple[str, bytes], what: str) -> None:
-    """Compare the definition in a bag with that of this package, by which it is read.
+def choose_topic(recording: Recording, path: Path, topic: str) -> str:
+    """The token topic of that name, or the only one.
+
+    :raises BagError: see :func:`read_packets`
+    """
+    if not recording.files:
+        raise BagError(f'{path}: not a bag: no mcap or sqlite3 file')
+    definitions = {
+        topic: definition
+        for topic, definition in recording.topics().items()
+        if definition.kind == SPARSE_TOKENS
+    }
+    topics = sorted(definitions)
+    if not topics:
+        # What is wrong with the files shows when they are read.
+        for _ in recording.messages(()):
+            pass
+        raise BagError(
+            f'{path}: not a bag, or one that is damaged: {recording.skipped}'
+            if recording.skipped
+            else f'{path}: no topic of type {SPARSE_TOKENS}'
+        )
+    if not topic and len(topics) > 1:
+        raise BagError(f'{path}: several token topics, name one of: {", ".join(topics)}')
+    topic = topic or topics[0]
+    if topic not in topics:
+        raise BagError(f'{path}: topic is {topic}; allowed: {", ".join(topics)}')
+    check_fields(definitions[topic], f'{path}: {topic}')
+    return topic
+
+
+def parse_definition(definition: Definition) -> Typesdict:
+    """Types as a bag defines them; empty where it does not, or where that cannot be read."""
+    parsers = {'ros2msg': get_types_from_msg, 'ros2idl': _types_from_idl}
+    try:
+        return parsers[definition.form](definition.text.decode(), definition.kind)
+    except (KeyError, TypesysError, ValueError, RecursionError):
+        return {}
+
+
+def check_fields(definition: Definition, what: str) -> None:
+    """Compare the definition of ``SparseTokens`` in a bag with that by which it is read.
 
     :raises BagError: other fields, or the same in another order or of another type
     """
-    form, text = definition
-    parsers = {'ros2msg': get_types_from_msg, 'ros2idl': _types_from_idl}
-    try:
-        found = parsers[form](text.decode(), SPARSE_TOKENS)[SPARSE_TOKENS][1]
-    except (KeyError, TypesysError, ValueError, RecursionError):
+    types = parse_definition(definition)
+    if SPARSE_TOKENS not in types:
         return  # old bags bring none, and a damaged one says nothing
+    found = types[SPARSE_TOKENS][1]
     expected = typestore().fielddefs[SPARSE_TOKENS][1]
     if list(found) != list(expected):
         names = [name for name, _ in found]
@@ -204,5 +222,5 @@ def _check_fields(definition: tuple[str, bytes], what: str) -> None:
         )
 
 
-def _types_from_idl(text: str, _: str) -> Any:
+def _types_from_idl(text: str, _: str) -> Typesdict:
     return get_types_from_idl(text)

@@ -10,12 +10,13 @@ import contextlib
 import mmap
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from zlib import crc32
 
 from adaptok_ros.bags.compression import DamagedError, decompress
 from adaptok_ros.bags.damage import Skipped
+from adaptok_ros.bags.message import Definition, Message
 
 MAGIC = b'\x89MCAP0\r\n'
 
@@ -64,26 +65,26 @@ class McapFile:
         if isinstance(self._data, mmap.mmap):
             self._data.close()
 
-    def topics(self, kind: str) -> dict[str, tuple[str, bytes]]:
-        """Topics of one message type in CDR: the format and text of its definition."""
+    def topics(self) -> dict[str, Definition]:
+        """Topics in CDR, and how their messages are defined."""
         if not self._read_summary():
             for _ in self._messages(Skipped()):
                 pass
         found = {}
         for topic, encoding, schema in self._channels.values():
-            name, form, text = self._schemas.get(schema, ('', '', b''))
-            if name == kind and encoding == 'cdr':
-                found[topic] = (form, text)
+            if encoding == 'cdr':
+                found[topic] = Definition(*self._schemas.get(schema, ('', '', b'')))
         return found
 
-    def messages(self, topic: str) -> Iterator[bytes]:
-        """Serialized messages of a topic in the order of recording."""
-        for channel, data in self._messages(self._skipped):
-            if channel in self._channels and self._channels[channel][0] == topic:
-                yield data
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
+        """Serialized messages of some topics in the order of recording."""
+        for channel, time, data in self._messages(self._skipped):
+            topic = self._channels[channel][0] if channel in self._channels else None
+            if topic in topics:
+                yield Message(topic, time, data)
 
-    def _messages(self, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
-        """Channel and data of every message; what defines channels is kept on the way."""
+    def _messages(self, skipped: Skipped) -> Iterator[tuple[int, int, bytes]]:
+        """Channel, time and data of every message; what defines channels is kept on the way."""
         for kind, content in self._records(skipped):
             if kind != CHUNK:
                 yield from self._take(kind, content, skipped)
@@ -103,15 +104,17 @@ class McapFile:
                 position = begin + length
                 yield from self._take(kind, inner[begin:position], skipped)
 
-    def _take(self, kind: int, content: bytes, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
+    def _take(
+        self, kind: int, content: bytes, skipped: Skipped
+    ) -> Iterator[tuple[int, int, bytes]]:
         try:
             if kind == SCHEMA:
                 self._add_schema(content)
             elif kind == CHANNEL:
                 self._add_channel(content)
             elif kind == MESSAGE:
-                channel = MESSAGE_HEADER.unpack_from(content)[0]
-                yield channel, content[MESSAGE_HEADER.size :]
+                channel, _, time, _ = MESSAGE_HEADER.unpack_from(content)
+                yield channel, time, content[MESSAGE_HEADER.size :]
         except (struct.error, ValueError):
             skipped.places += 1
 

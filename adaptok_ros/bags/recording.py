@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 from adaptok_ros.bags.compression import DamagedError, decompress, decompress_file
 from adaptok_ros.bags.damage import Skipped
 from adaptok_ros.bags.mcap_file import McapFile
+from adaptok_ros.bags.message import Definition, Message
 from adaptok_ros.bags.sqlite_file import SqliteFile
 
 METADATA = 'metadata.yaml'
@@ -71,26 +72,26 @@ class Recording:
             key=_natural,
         )
 
-    def topics(self, kind: str) -> dict[str, tuple[str, bytes]]:
-        """Topics of one message type: the format and text of its definition, if it is there."""
-        found: dict[str, tuple[str, bytes]] = {}
+    def topics(self) -> dict[str, Definition]:
+        """Topics, and how their messages are defined, where that is said."""
+        found: dict[str, Definition] = {}
         for number in range(len(self.files)):
             with self._open(number, Skipped()) as file:
-                for topic, definition in file.topics(kind).items():
-                    if not found.get(topic, ('', b''))[1]:
+                for topic, definition in file.topics().items():
+                    if topic not in found or not found[topic].text:
                         found[topic] = definition
         return found
 
-    def messages(self, topic: str) -> Iterator[bytes]:
-        """Serialized messages of a topic in the order of recording."""
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
+        """Serialized messages of some topics in the order of recording."""
         for number in range(len(self.files)):
             with self._open(number, self.skipped) as file:
-                for data in file.messages(topic):
+                for message in file.messages(topics):
                     if not self.metadata.packed:
-                        yield data
+                        yield message
                         continue
                     try:
-                        yield decompress(data, 'zstd')
+                        yield message._replace(data=decompress(message.data, 'zstd'))
                     except DamagedError:
                         self.skipped.messages += 1
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from adaptok_ros.bags.damage import Skipped
+from adaptok_ros.bags.message import Definition, Message
 
 LARGEST_ID = (1 << 63) - 1
 
@@ -38,64 +39,65 @@ class SqliteFile:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def topics(self, kind: str) -> dict[str, tuple[str, bytes]]:
-        """Topics of one message type in CDR: the format and text of its definition."""
-        definition = ('', b'')
+    def topics(self) -> dict[str, Definition]:
+        """Topics in CDR, and how their messages are defined."""
+        definitions = {}
         with contextlib.suppress(*ERRORS):  # bags before Iron have no such table
             for name, encoding, text in self._connection.execute(
                 'SELECT topic_type, encoding, encoded_message_definition FROM message_definitions'
             ):
-                if _string(name) == kind:
-                    definition = (_string(encoding), text if isinstance(text, bytes) else b'')
-        return {topic: definition for _, topic in self._topics(kind)}
-
-    def _topics(self, kind: str) -> list[tuple[int, str]]:
-        found = []
+                form, text = _string(encoding), text if isinstance(text, bytes) else b''
+                definitions[_string(name)] = Definition(_string(name), form, text)
+        found = {}
         try:
-            for number, topic, of, encoding in self._connection.execute(
-                'SELECT id, name, type, serialization_format FROM topics'
+            for topic, kind, encoding in self._connection.execute(
+                'SELECT name, type, serialization_format FROM topics'
             ):
-                if (_string(of), _string(encoding)) == (kind, 'cdr') and isinstance(topic, bytes):
-                    found.append((number, _string(topic)))
+                if _string(encoding) == 'cdr' and isinstance(topic, bytes):
+                    name = _string(kind)
+                    found[_string(topic)] = definitions.get(name, Definition(name))
         except ERRORS:
             self._skipped.places += 1
         return found
 
-    def messages(self, topic: str) -> Iterator[bytes]:
-        """Serialized messages of a topic in the order of recording."""
-        numbers = set()
+    def messages(self, topics: Collection[str]) -> Iterator[Message]:
+        """Serialized messages of some topics in the order of recording."""
+        names = {}
         with contextlib.suppress(*ERRORS):
             query = 'SELECT id, name FROM topics'
-            numbers = {n for n, name in self._connection.execute(query) if _string(name) == topic}
-        for number, data in self._rows():
-            if number in numbers:
-                if isinstance(data, bytes):
-                    yield data
+            names = {number: _string(name) for number, name in self._connection.execute(query)}
+        for number, time, data in self._rows():
+            topic = names.get(number)
+            if topic in topics:
+                if isinstance(data, bytes) and isinstance(time, int):
+                    yield Message(topic, time, data)
                 else:
                     self._skipped.messages += 1
 
-    def _rows(self) -> Iterator[tuple[Any, Any]]:
-        """Topic and data of every row that can be read."""
+    def _rows(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Topic, time and data of every row that can be read."""
         last = -1
         while True:
             try:
-                query = 'SELECT id, topic_id, data FROM messages WHERE id > ? ORDER BY id'
-                for number, topic, data in self._connection.execute(query, (last,)):
+                query = (
+                    'SELECT id, topic_id, timestamp, data FROM messages WHERE id > ? ORDER BY id'
+                )
+                for number, *row in self._connection.execute(query, (last,)):
                     if number <= last:
                         raise sqlite3.DatabaseError('the pages go round in a circle')
                     # Rows are numbered without gaps, and a page of zeros reads as an empty one.
                     self._skipped.places += 0 <= last < number - 1
                     last = number
-                    yield topic, data
+                    yield row[0], row[1], row[2]
             except ERRORS:
                 self._skipped.places += 1
             else:
                 return
-            row = self._row_past_damage(last + 1)
-            if row is None:
+            found = self._row_past_damage(last + 1)
+            if found is None:
                 return
-            last = row[0]
-            yield row[1:]
+            last = found[0]
+            yield found[1], found[2], found[3]
 
     def _row_past_damage(self, bad: int) -> tuple[Any, ...] | None:
         """The next row that can be read, where the one at ``bad`` cannot.
@@ -124,7 +126,9 @@ class SqliteFile:
         return row
 
     def _row_from(self, number: int) -> tuple[Any, ...] | None:
-        query = 'SELECT id, topic_id, data FROM messages WHERE id >= ? ORDER BY id LIMIT 1'
+        query = (
+            'SELECT id, topic_id, timestamp, data FROM messages WHERE id >= ? ORDER BY id LIMIT 1'
+        )
         row: tuple[Any, ...] | None = self._connection.execute(query, (number,)).fetchone()
         if row is not None and row[0] < number:
             raise sqlite3.DatabaseError('the pages are not in order')
