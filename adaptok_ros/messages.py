@@ -26,6 +26,13 @@ from adaptok_ros.receiving.receiver import Status
 
 NANOSECONDS = 1_000_000_000
 
+SHORTEST_TOKEN_QUEUE = 30
+
+
+def token_queue(keyframe_interval: int) -> int:
+    """Depth of a queue of tokens: room for two keyframe intervals."""
+    return max(SHORTEST_TOKEN_QUEUE, 2 * min(keyframe_interval, 500))
+
 
 def byte_array(data: NDArray[Any]) -> array.array[int]:
     """The bytes of an array in the one type that rclpy's ``uint8[]`` setter takes unchecked.

@@ -13,6 +13,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from adaptok_ros.arrays import LARGEST_SIDE
 from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.sending import video_stream
+from adaptok_ros.sending.camera_messages import VIDEO_MESSAGES, video_fields
 from adaptok_ros.sending.images import ImageError
 from adaptok_ros.sending.video_stream import VideoDecoder, find_codec
 
@@ -228,8 +229,7 @@ FIELDS = {
 
 @pytest.mark.parametrize('transport', sorted(FIELDS))
 def test_fields_of_packets(transport):
-    messages = nodes_module('image_messages')
-    name = '/msg/'.join(messages.VIDEO_MESSAGES[transport])
+    name = '/msg/'.join(VIDEO_MESSAGES[transport])
     store = get_typestore(Stores.ROS2_HUMBLE)
     store.register(get_types_from_msg(FIELDS[transport], name))
     stamp = store.types['builtin_interfaces/msg/Time'](7, 9)
@@ -239,7 +239,7 @@ def test_fields_of_packets(transport):
         fields = header, 64, 48, 'hevc;yuv420p;bgr8;bgr8', 3, 1, False, data
     else:
         fields = stamp, 'front', data, 'h265'
-    codec, nanoseconds, frame_id = messages.video_fields(store.types[name](*fields))
+    codec, nanoseconds, frame_id = video_fields(store.types[name](*fields))
     assert (find_codec(codec), nanoseconds, frame_id) == ('hevc', 7_000_000_009, 'front')
 
 

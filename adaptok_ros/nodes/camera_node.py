@@ -18,11 +18,11 @@ from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.footage.video import TimedFrame, frame_rate, read_timed_frames
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.camera_parameters import CAMERA_NODE
+from adaptok_ros.nodes.declaration import declare, read
 from adaptok_ros.nodes.endpoints import camera_info_topic
 from adaptok_ros.nodes.executable import run
 from adaptok_ros.nodes.faults import FaultLog
 from adaptok_ros.nodes.pace import Pace
-from adaptok_ros.nodes.parameter import declare, read
 from adaptok_ros.nodes.pictures import as_message
 from adaptok_ros.nodes.stopping import EndOfNode
 from adaptok_ros.nodes.transport_check import explain_sent

@@ -3,8 +3,8 @@
 cv_bridge misreads some messages without a word: rows padded by part of a pixel become a skewed
 picture. So it gets only what the table below and :func:`_suits_cv_bridge` allow; the tests verify
 that both ways then give the same bytes. Everything else, and every machine without a working
-cv_bridge, is served by :class:`~adaptok_ros.sending.images.ImageConverter`, whose errors are the
-only ones that leave this module.
+cv_bridge, is served by :class:`~adaptok_ros.sending.camera_messages.RawConverter`, whose errors
+are the only ones that leave this module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE
-from adaptok_ros.sending.images import FULL_RANGE, ImageConverter, is_wide
+from adaptok_ros.sending.camera_messages import RawConverter
+from adaptok_ros.sending.images import FULL_RANGE, is_wide
 from adaptok_ros.sending.value_range import LearnedRange, ValueRange
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class MessageConverter:
     ) -> None:
         self._bridge = bridge
         self._full = value_range.full
-        self._builtin = ImageConverter(value_range)
+        self._builtin = RawConverter(value_range)
         self.used = 'none yet'
 
     def to_rgb(self, message: Image) -> NDArray[np.uint8]:
@@ -127,14 +128,7 @@ class MessageConverter:
                     self.used = self._bridge.name
                     return rgb
         self.used = f'builtin ({reason})'
-        return self._builtin.to_rgb(
-            message.encoding,
-            message.height,
-            message.width,
-            message.step,
-            bool(message.is_bigendian),
-            np.frombuffer(message.data, np.uint8),
-        )
+        return self._builtin.to_rgb(message)
 
 
 def _suits_cv_bridge(message: Any) -> bool:

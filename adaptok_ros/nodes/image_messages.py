@@ -1,4 +1,4 @@
-"""Camera messages to arrays: raw and compressed images, and packets of video."""
+"""What waits of a camera's messages: the newest image, and every packet of video."""
 
 from __future__ import annotations
 
@@ -7,41 +7,25 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CompressedImage, Image
 
 from adaptok_ros.arrays import Image as Pixels
 from adaptok_ros.errors import AdaptokError, MissingPackageError
-from adaptok_ros.messages import stamp_of, time_of
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.arrivals import Arrivals
 from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
 from adaptok_ros.nodes.parameter import Values
-from adaptok_ros.sending.compressed import decode_compressed, is_wide_file
-from adaptok_ros.sending.images import is_wide
+from adaptok_ros.sending.camera_messages import (
+    VIDEO_MESSAGES,
+    CameraDecoder,
+    CameraPicture,
+    RawConverter,
+    is_video,
+)
 from adaptok_ros.sending.value_range import RangeUse, choose_range, describe
-from adaptok_ros.sending.video_stream import VideoDecoder, find_codec
-
-VIDEO_MESSAGES = {
-    'ffmpeg': ('ffmpeg_image_transport_msgs', 'FFMPEGPacket'),
-    'foxglove': ('foxglove_msgs', 'CompressedVideo'),
-}
-"""Package and message of the transports that carry nothing but video."""
-
-
-class CameraPicture(NamedTuple):
-    """A picture of a camera.
-
-    :ivar stamp: nanoseconds
-    :ivar pixels: gives ``[h, w, 3]`` uint8 RGB, until the next call; raises ImageError
-    """
-
-    stamp: int
-    frame_id: str
-    pixels: Callable[[], Pixels]
 
 
 class ImageReader:
@@ -72,7 +56,7 @@ class ImageReader:
         # Compressed images do not need cv_bridge.
         raw = transport == 'raw'
         self._converter = MessageConverter(find_bridge(), value_range) if raw else None
-        self._video = VideoDecoder()
+        self._decoder = self._new_decoder()
         self._lock = threading.Lock()
         self._pending: deque[Any] = deque()  # with None where packets are missing
 
@@ -85,17 +69,17 @@ class ImageReader:
     @property
     def waiting(self) -> bool:
         """Whether video comes that cannot be decoded before the next keyframe."""
-        return self._video.waiting
+        return self._decoder.waiting
 
     def take(self, message: Any) -> None:
         """A message has come."""
         self._arrivals.receive(len(message.data))
         with self._lock:
-            is_video = self._is_video(message)
-            if not is_video or len(self._pending) >= qos.MOST_VIDEO_PACKETS:
+            video = is_video(message)
+            if not video or len(self._pending) >= qos.MOST_VIDEO_PACKETS:
                 self.replaced += sum(waiting is not None for waiting in self._pending)
                 self._pending.clear()
-                if is_video:
+                if video:
                     self._pending.append(None)
             self._pending.append(message)
 
@@ -110,7 +94,7 @@ class ImageReader:
         """Forget what waits, and what video builds on."""
         with self._lock:
             self._pending.clear()
-        self._video = VideoDecoder()
+        self._decoder = self._new_decoder()
 
     def newest(self, fail: Callable[[AdaptokError], None]) -> CameraPicture | None:
         """Decode all video that waits; the newest picture, if there is one.
@@ -133,33 +117,15 @@ class ImageReader:
             self.replaced += max(pictures - 1, 0)
         return newest
 
-    def _is_video(self, message: Any) -> bool:
-        if self.message_type is CompressedImage:
-            return find_codec(message.format) is not None
-        return self.message_type is not Image
+    def _new_decoder(self) -> CameraDecoder:
+        to_rgb = (self._converter or RawConverter(self._range)).to_rgb
+        return CameraDecoder(self._range, to_rgb, self._look_at_range)
 
     def _open(self, message: Any) -> CameraPicture | None:
         if message is None:
-            self._video.forget()
+            self._decoder.forget()
             return None
-        if not self._is_video(message):
-            stamp, frame_id = stamp_of(message.header), message.header.frame_id
-            return CameraPicture(stamp, frame_id, lambda: self._read(message))
-        codec, stamp, frame_id = video_fields(message)
-        picture = self._video.decode(message.data, codec, stamp)
-        return picture and CameraPicture(picture.stamp, frame_id, picture.image)
-
-    def _read(self, message: Image | CompressedImage) -> Pixels:
-        if self._converter is None:
-            data = np.frombuffer(message.data, np.uint8)
-            image = decode_compressed(data, message.format, self._range)
-            if is_wide_file(data, message.format):
-                self._look_at_range(image)
-            return image
-        image = self._converter.to_rgb(message)
-        if is_wide(message.encoding):
-            self._look_at_range(image)
-        return image
+        return self._decoder.open(message)
 
     def _look_at_range(self, image: Pixels) -> None:
         self.range_use.add(image)
@@ -184,11 +150,3 @@ def message_type(transport: str) -> Any:
         raise MissingPackageError(
             f'transport {transport} needs the messages of {package}: apt install {apt}'
         ) from error
-
-
-def video_fields(message: Any) -> tuple[str, int, str]:
-    """Name of the codec, stamp in nanoseconds and frame id of a packet of video."""
-    if hasattr(message, 'timestamp'):  # foxglove_msgs/CompressedVideo
-        return message.format, time_of(message.timestamp), message.frame_id
-    codec = message.encoding if hasattr(message, 'encoding') else message.format
-    return codec, stamp_of(message.header), message.header.frame_id

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from adaptok_ros.engines.interface import Builder
+from adaptok_ros.nodes.declaration import declare, read
 from adaptok_ros.nodes.endpoints import Endpoints
 from adaptok_ros.nodes.faults import THROTTLE, FaultLog
 from adaptok_ros.nodes.loading import Loading
-from adaptok_ros.nodes.parameter import NodeParameter, Values, declare, read
+from adaptok_ros.nodes.parameter import NodeParameter, Values
 from adaptok_ros.nodes.worker import Worker
 
 

@@ -1,19 +1,10 @@
-"""A node's parameter: its default, what is allowed, and how it is declared, read and shown."""
+"""A node's parameter: its default, what is allowed, and how it is shown; without ROS."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeAlias
-
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    SetParametersResult,
-)
-from rclpy.node import Node
-from rclpy.parameter import Parameter
 
 from adaptok_ros.errors import SettingError
 
@@ -38,26 +29,6 @@ class NodeParameter:
     high: float | None = None
     choices: tuple[str, ...] = ()
     runtime: bool = False
-
-    def descriptor(self) -> ParameterDescriptor:
-        """What ``ros2 param describe`` shows; :meth:`check` enforces it."""
-        # Typed statically, ROS would refuse tau:=1 and gating:=off, which YAML takes for an
-        # integer and a boolean.
-        descriptor = ParameterDescriptor(description=self.description, dynamic_typing=True)
-        if self.choices:
-            descriptor.additional_constraints = 'one of: ' + ', '.join(self.choices)
-        elif not self.runtime:
-            descriptor.additional_constraints = 'takes effect when the node is configured'
-        if self.low is not None and self.high is not None:
-            if isinstance(self.default, float):
-                descriptor.floating_point_range = [
-                    FloatingPointRange(from_value=self.low, to_value=self.high)
-                ]
-            else:
-                descriptor.integer_range = [
-                    IntegerRange(from_value=int(self.low), to_value=int(self.high), step=1)
-                ]
-        return descriptor
 
     def default_text(self) -> str:
         """The default as one would write it on a command line."""
@@ -112,39 +83,6 @@ class NodeParameter:
         """What to say of a value that is not allowed."""
         kind = {int: 'a whole number, ', float: 'a number, '}.get(type(self.default), '')
         return SettingError(f'{self.name} is {value!r}; allowed: {kind}{self.allowed()}')
-
-
-def declare(node: Node, table: Iterable[NodeParameter]) -> None:
-    """Declare a table of parameters, whose values are checked from now on.
-
-    :raises SettingError: a value that the node was started with is not allowed
-    """
-    by_name = {parameter.name: parameter for parameter in table}
-    for parameter in by_name.values():
-        node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
-    read(node, by_name.values())
-
-    def check(parameters: Sequence[Parameter[Any]]) -> SetParametersResult:
-        try:
-            for parameter in parameters:
-                if parameter.name in by_name:
-                    by_name[parameter.name].check(parameter.value)
-        except SettingError as error:  # rclpy would let it end the process
-            return SetParametersResult(successful=False, reason=str(error))
-        return SetParametersResult(successful=True)
-
-    node.add_on_set_parameters_callback(check)
-
-
-def read(node: Node, table: Iterable[NodeParameter]) -> Values:
-    """Current values by name.
-
-    :raises SettingError: a value is not allowed
-    """
-    return {
-        parameter.name: parameter.check(node.get_parameter(parameter.name).value)
-        for parameter in table
-    }
 
 
 def readme_table(table: Iterable[NodeParameter]) -> str:

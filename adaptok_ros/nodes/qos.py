@@ -5,7 +5,8 @@ from __future__ import annotations
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-SHORTEST_TOKEN_QUEUE = 30
+from adaptok_ros.messages import token_queue
+
 MOST_VIDEO_PACKETS = 60
 """Packets of video that wait at most; they build on each other."""
 MOST_PENDING = 300
@@ -46,7 +47,7 @@ def tokens(keyframe_interval: int) -> QoSProfile:
     """Tokens build on each other: reliable, with room for two keyframe intervals."""
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
-        depth=max(SHORTEST_TOKEN_QUEUE, 2 * min(keyframe_interval, 500)),
+        depth=token_queue(keyframe_interval),
         reliability=ReliabilityPolicy.RELIABLE,
     )
 

@@ -21,20 +21,17 @@ from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.endpoints import camera_info_topic
 from adaptok_ros.nodes.executable import run_cameras
 from adaptok_ros.nodes.faults import THROTTLE
-from adaptok_ros.nodes.image_messages import CameraPicture, ImageReader
+from adaptok_ros.nodes.image_messages import ImageReader
 from adaptok_ros.nodes.keyframes import KeyframeRequests
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.pictures import PicturePublisher, overlay_message
 from adaptok_ros.nodes.tokenizer_info import InfoPublisher
 from adaptok_ros.nodes.tokenizer_report import TokenizerFigures, TokenizerReport
-from adaptok_ros.packet import Payload
-from adaptok_ros.sending.selection import Reference, SelectionConfig
+from adaptok_ros.sending.camera_messages import CameraPicture
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.sending.settings import selection_of, sender_of, tokenizer_of
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
-
-RUNTIME = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')
 
 
 class TokenizerNode(StreamNode):
@@ -47,11 +44,7 @@ class TokenizerNode(StreamNode):
 
     def allocate(self, values: Values) -> None:
         """See :meth:`StreamNode.allocate`."""
-        self._config = SelectionConfig(
-            **{name: values[name] for name in RUNTIME},
-            payload=Payload[values['payload'].upper()],
-            reference=Reference(values['reference']),
-        )
+        self._config = selection_of(values)
         self._compressed = values['transport'] != 'raw'
         topic = self.resolve_topic_name('image')
         self.hardware = f'{topic}/{values["transport"]}' if self._compressed else topic
@@ -67,18 +60,9 @@ class TokenizerNode(StreamNode):
 
     def load(self, values: Values, build: Builder) -> None:
         """See :meth:`StreamNode.load`."""
-        size = (values['input_height'], values['input_width'])
-        self._tokenizer = Tokenizer(
-            values['tokenizer'],
-            values['backend'],
-            image_size=size if all(size) else None,
-            build=build,
-            on_cpu=values['gating'] != Gating.OFF.value,
-        )
+        self._tokenizer = tokenizer_of(values, build)
         engine = self._tokenizer.load()
-        sender = Sender(
-            self._tokenizer, self._config, *size, Gating(values['gating']), values['gating_noise']
-        )
+        sender = sender_of(values, self._tokenizer, self._config)
         self.tell_engine(f'{self._tokenizer.description.id}, tau {self._config.tau:g}', engine)
         self._sender = sender
 

@@ -106,6 +106,22 @@ class VideoDecoder:
             self._context = _new_context(codec)
         return self._decode(encoded, stamp)
 
+    def drain(self) -> list[VideoPicture]:
+        """The pictures that B frames have delayed; the next packet must hold a keyframe.
+
+        :raises ImageError: they cannot be decoded, or are too large
+        """
+        context = self._context
+        if context is None:
+            return []
+        try:
+            frames = context.decode(None)
+        except av.error.FFmpegError as error:
+            raise self._failure(f'the last pictures of {self._codec}', error) from error
+        finally:
+            self.forget()
+        return [self._picture(frame) for frame in frames]
+
     def _decode(self, encoded: bytes, stamp: int) -> VideoPicture | None:
         packet = av.Packet(encoded)
         packet.pts = stamp
@@ -113,12 +129,14 @@ class VideoDecoder:
             frames = self._context.decode(packet)
         except av.error.FFmpegError as error:
             self.forget()
-            found = f'{len(encoded)} bytes of {self._codec} that fail: {error.strerror}'
-            allowed = f'whole packets, none missing, of at most {_MOST_PIXELS} pixels'
-            raise ImageError('data', found, allowed) from error
-        if not frames:
-            return None
-        frame = frames[-1]
+            raise self._failure(f'{len(encoded)} bytes of {self._codec}', error) from error
+        return self._picture(frames[-1]) if frames else None
+
+    def _failure(self, what: str, error: Any) -> ImageError:
+        allowed = f'whole packets, none missing, of at most {_MOST_PIXELS} pixels'
+        return ImageError('data', f'{what} that fail: {error.strerror}', allowed)
+
+    def _picture(self, frame: Any) -> VideoPicture:
         if max(frame.width, frame.height) > LARGEST_SIDE:
             self.forget()
             raise ImageError(

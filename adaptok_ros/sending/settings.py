@@ -1,0 +1,60 @@
+"""A tokenizer and a sender as the parameters of the tokenizer node describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adaptok_ros.engines.interface import Builder
+from adaptok_ros.packet import Payload
+from adaptok_ros.sending.selection import Reference, SelectionConfig
+from adaptok_ros.sending.sender import Sender
+from adaptok_ros.tokenizers.gating.changes import Gating
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
+
+SELECTION = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')
+"""Parameters of the selection that may change from image to image."""
+
+Values = Mapping[str, Any]
+"""Values of the node's parameters by name, checked."""
+
+
+def selection_of(values: Values) -> SelectionConfig:
+    """What is sent.
+
+    :raises SettingError: values that do not go together
+    """
+    return SelectionConfig(
+        **{name: values[name] for name in SELECTION},
+        payload=Payload[values['payload'].upper()],
+        reference=Reference(values['reference']),
+    )
+
+
+def tokenizer_of(values: Values, build: Builder | None = None, threads: int = 0) -> Tokenizer:
+    """What encodes; nothing is loaded yet.
+
+    :param build: see :class:`Tokenizer`; likewise ``threads``
+    :raises ModelError: not a tokenizer
+    """
+    size = (values['input_height'], values['input_width'])
+    return Tokenizer(
+        values['tokenizer'],
+        values['backend'],
+        threads,
+        image_size=size if all(size) else None,
+        build=build,
+        on_cpu=values['gating'] != Gating.OFF.value,
+    )
+
+
+def sender_of(values: Values, tokenizer: Tokenizer, config: SelectionConfig) -> Sender:
+    """What sends the images of one camera; see :class:`Sender` for what it raises."""
+    return Sender(
+        tokenizer,
+        config,
+        values['input_height'],
+        values['input_width'],
+        Gating(values['gating']),
+        values['gating_noise'],
+    )
