@@ -7,11 +7,12 @@ a script or a data loader, and for writing one where there is no ROS.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from rosbags.interfaces.typing import Typesdict
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.serde import SerdeError
@@ -32,6 +33,7 @@ from adaptok_ros.messages import NANOSECONDS, packet_from_message, token_fields
 from adaptok_ros.packet import VERSION, Packet
 
 SPARSE_TOKENS = 'adaptok_ros/msg/SparseTokens'
+TOKENIZER_INFO = 'adaptok_ros/msg/TokenizerInfo'
 BAG_VERSION: Final = 8
 STORAGES = ('mcap', 'sqlite3')
 
@@ -75,6 +77,16 @@ def serialize(packet: Packet) -> bytes:
     header = types['std_msgs/msg/Header'](stamp=stamp, frame_id=packet.frame_id)
     message = types[SPARSE_TOKENS](header=header, **token_fields(packet))
     return bytes(typestore().serialize_cdr(message, SPARSE_TOKENS))
+
+
+def serialize_info(fields: Mapping[str, Any]) -> bytes:
+    """A ``TokenizerInfo`` message in CDR.
+
+    :param fields: all of it, see :class:`~adaptok_ros.sending.info.InfoChanges`
+    """
+    arrays = {name: np.asarray(fields[name], np.float32) for name in ('mean', 'whitening')}
+    message = typestore().types[TOKENIZER_INFO](**{**fields, **arrays})
+    return bytes(typestore().serialize_cdr(message, TOKENIZER_INFO))
 
 
 class TokenBagWriter:

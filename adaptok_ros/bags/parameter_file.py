@@ -1,0 +1,85 @@
+"""Parameter files of nodes, read without ROS."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adaptok_ros.errors import SettingError
+from adaptok_ros.nodes.parameters import NODES, TOKENIZER_NODE
+
+PARAMETERS = 'ros__parameters'
+QOS = 'qos_overrides'
+
+Section = tuple[str, dict[str, Any]]
+"""Pattern of the names of nodes, and values of their parameters."""
+
+
+def read_parameter_file(path: Path) -> list[Section]:
+    """The sections of a parameter file, in its order.
+
+    :raises SettingError: it cannot be read, or is not such a file
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise SettingError(
+            f'{path}: not a parameter file: {" ".join(str(error).split())}'
+        ) from error
+    sections = list(_sections('', content)) if isinstance(content, dict) else []
+    if not sections:
+        raise SettingError(f'{path}: not a parameter file: no section with {PARAMETERS}')
+    return sections
+
+
+def _sections(name: str, content: Mapping[Any, Any]) -> Iterator[Section]:
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            continue
+        if key == PARAMETERS:
+            yield name or '/**', dict(value)
+        else:
+            yield from _sections(f'{name}/{str(key).strip("/")}', value)
+
+
+def unknown_parameters(sections: Sequence[Section]) -> list[str]:
+    """Names that no node of this package has, each with the nearest that one has."""
+    known = {parameter.name for table in NODES.values() for parameter in table} | {QOS}
+    found = []
+    for name in dict.fromkeys(str(name) for _, values in sections for name in values):
+        if name.partition('.')[0] not in known:
+            nearest = difflib.get_close_matches(name, known, 1)
+            found.append(f'{name} (did you mean {nearest[0]}?)' if nearest else name)
+    return found
+
+
+def values_for(
+    node: str, sections: Sequence[Section], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values of a tokenizer node's parameters by name, checked.
+
+    :param node: its full name; of sections that fit it, the later ones count
+    :param overrides: values that count more than those
+    :raises SettingError: a value is not allowed
+    """
+    given: dict[str, Any] = {}
+    for pattern, values in sections:
+        if _matches(pattern, node):
+            given |= values
+    given |= overrides
+    return {
+        parameter.name: parameter.check(given.get(parameter.name, parameter.default))
+        for parameter in TOKENIZER_NODE
+    }
+
+
+def _matches(pattern: str, node: str) -> bool:
+    """As ROS has it: ``*`` is one name of the path, ``**`` any number of them."""
+    parts = {'*': '/[^/]+', '**': '(/[^/]+)*'}
+    names = pattern.strip('/').split('/')
+    return re.fullmatch(''.join(parts.get(n, f'/{re.escape(n)}') for n in names), node) is not None

@@ -1,0 +1,171 @@
+"""Bags that are read whole: where they are, what identifies them, and their messages.
+
+For token streams there is ``recording`` beside it, which reads what is damaged, one topic at a
+time. Here every message counts: what cannot be read whole is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader, ReaderError
+
+from adaptok_ros.bags.bag import UNDECODABLE, BagError
+from adaptok_ros.bags.recording import METADATA
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+SUFFIXES = ('.mcap', '.db3')
+UNREADABLE = (
+    *UNDECODABLE,
+    OSError,
+    EOFError,
+    TypeError,
+    ReaderError,
+    sqlite3.Error,
+    zstd.ZstdError,
+)
+"""What comes of reading a bag that is damaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A bag to be read.
+
+    :ivar path: its folder, or its only file
+    :ivar name: what distinguishes it among those found with it, as a relative path
+    """
+
+    path: Path
+    name: str
+
+
+def find_bags(paths: Sequence[Path], without: Path) -> list[Source]:
+    """The bags that are named, and those below folders that are named, in order.
+
+    :param without: a folder that is not searched
+    :raises BagError: there is none at or below a path, or two have the same name
+    """
+    found: dict[str, Source] = {}
+    for path in paths:
+        bags = list(_search(path, without.resolve()))
+        if not bags:
+            raise BagError(f'{path}: no bag (a folder with {METADATA}, or a .mcap or .db3 file)')
+        for bag in bags:
+            relative = Path(path.resolve().name) if bag == path else bag.relative_to(path)
+            name = str(relative.with_suffix('') if bag.is_file() else relative)
+            source = found.setdefault(name, Source(bag, name))
+            if source.path.resolve() != bag.resolve():
+                raise BagError(f'{source.path} and {bag} are both named {name}')
+    return list(found.values())
+
+
+def _search(path: Path, without: Path) -> Iterator[Path]:
+    if path.is_file():
+        if path.suffix in SUFFIXES:
+            yield path
+    elif path.is_dir() and path.resolve() != without:
+        below = sorted(path.iterdir())
+        if any(file.name == METADATA or file.suffix in SUFFIXES for file in below):
+            yield path
+            return
+        for folder in below:
+            if folder.is_dir() and not folder.name.startswith('.'):
+                yield from _search(folder, without)
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """What tells one recording from another without reading it.
+
+    Names and sizes of its files, and a hash of the metadata.
+
+    :raises BagError: it cannot be read
+    """
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir())
+    try:
+        found: dict[str, Any] = {file.name: file.stat().st_size for file in files}
+        if path.is_dir() and (path / METADATA).exists():
+            found[METADATA] = hashlib.sha256((path / METADATA).read_bytes()).hexdigest()
+    except OSError as error:
+        raise BagError(f'{path}: cannot be read: {error}') from error
+    return found
+
+
+@contextlib.contextmanager
+def open_bag(path: Path) -> Iterator[Reader]:
+    """A reader of a whole bag.
+
+    :raises BagError: not a bag, unfinished or damaged; names the cure
+    """
+    if path.is_dir() and not (path / METADATA).exists():
+        raise BagError(
+            f'{path}: the recording was not finished, for it has no {METADATA}; repair it first: '
+            f'{_cure(path)}'
+        )
+    try:
+        reader = Reader(path)
+        reader.open()
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    try:
+        yield reader
+    finally:
+        with contextlib.suppress(*UNREADABLE):
+            reader.close()
+
+
+def messages_of(
+    reader: Reader, connections: Sequence[Connection]
+) -> Iterator[tuple[Connection, int, bytes]]:
+    """Topic, time in nanoseconds and bytes of every message, in the order of the bag.
+
+    :raises BagError: part of it cannot be read, or the metadata promises more messages
+    """
+    expected = {connection.id: connection.msgcount for connection in connections}
+    counts = dict.fromkeys(expected, 0)
+    # An empty list would mean all topics.
+    messages = reader.messages(connections) if connections else iter(())
+    while True:
+        try:
+            connection, time, data = next(messages)
+        except StopIteration:
+            break
+        except UNREADABLE as error:
+            raise _unreadable(reader.path, error) from error
+        counts[connection.id] += 1
+        yield connection, time, data
+    for connection in connections:
+        if counts[connection.id] < expected[connection.id]:
+            raise BagError(
+                f'{reader.path}: {counts[connection.id]} of {expected[connection.id]} messages of '
+                f'{connection.topic} can be read; {_cure(reader.path)} may help'
+            )
+
+
+def _unreadable(path: Any, error: BaseException) -> BagError:
+    if isinstance(error, PermissionError):
+        return BagError(f'{path}: cannot be read: {os.strerror(error.errno or 0)}')
+    what = str(error) or type(error).__name__
+    return BagError(f'{path}: damaged or unfinished: {what}; repair it first: {_cure(path)}')
+
+
+def _cure(path: Any) -> str:
+    """The command that makes the most of a recording."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    mcap = next((file for file in files if file.suffix == '.mcap'), None)
+    if mcap is None:
+        return f'ros2 bag reindex {path}'
+    recovered = f'mcap recover {mcap} -o recovered.mcap'
+    return recovered if path.is_file() else f'{recovered}, or ros2 bag reindex {path}'
