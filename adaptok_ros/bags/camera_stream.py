@@ -70,6 +70,11 @@ class CameraCounts:
     frame_ids: list[str] = dataclasses.field(default_factory=list)
     remarks: list[str] = dataclasses.field(default_factory=list)
 
+    @property
+    def lost(self) -> int:
+        """Images of which nothing is in the new bag."""
+        return self.images - self.packets - self.without_grid
+
 
 class CameraStream:
     """Takes one camera's messages in order; an image that cannot be used is counted.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from adaptok_ros.cli.bag import inspect
+from adaptok_ros.cli.bag import inspect, tokenize
 
-COMMANDS = {'inspect': inspect}
+COMMANDS = {'inspect': inspect, 'tokenize': tokenize}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
