@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from adaptok_ros.bags.finished import OtherwiseError, is_finished
 from adaptok_ros.bags.tokenize import BagResult, Job, tokenize_bag
+from adaptok_ros.bags.writing import remove_leftovers
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.processes import die_with
 
@@ -61,12 +62,13 @@ class Outcome:
 
 
 def prepare(jobs: Sequence[Job], redo: bool) -> tuple[list[Job], list[Outcome]]:
-    """The jobs to be done, and what became of the others.
+    """The jobs to be done, and what became of the others; removes what killed processes left.
 
     :param redo: bags that were made otherwise are made anew
     """
     todo, outcomes = [], []
     for job in jobs:
+        remove_leftovers(job.target)
         try:
             if is_finished(job.target, job.marks(), MADE_BY):
                 outcomes.append(Outcome(job.source, job.target, 'kept'))
@@ -222,5 +224,4 @@ def _work(number: int, job: Job) -> Outcome:
 
 
 def _failed(job: Job, error: str) -> Outcome:
-    text = error if str(job.source) in error else f'{job.source}: {error}'
-    return Outcome(job.source, job.target, 'failed', ' '.join(text.split()))
+    return Outcome(job.source, job.target, 'failed', ' '.join(error.split()))

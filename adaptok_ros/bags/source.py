@@ -59,16 +59,20 @@ def find_bags(paths: Sequence[Path], without: Path) -> list[Source]:
     :raises BagError: there is none at or below a path, or two have the same name
     """
     found: dict[str, Source] = {}
+    seen = set()
     for path in paths:
         bags = list(_search(path, without.resolve()))
         if not bags:
             raise BagError(f'{path}: no bag (a folder with {METADATA}, or a .mcap or .db3 file)')
         for bag in bags:
+            if bag.resolve() in seen:
+                continue
+            seen.add(bag.resolve())
             relative = Path(path.resolve().name) if bag == path else bag.relative_to(path)
             name = str(relative.with_suffix('') if bag.is_file() else relative)
-            source = found.setdefault(name, Source(bag, name))
-            if source.path.resolve() != bag.resolve():
-                raise BagError(f'{source.path} and {bag} are both named {name}')
+            if name in found:
+                raise BagError(f'{found[name].path} and {bag} are both named {name}')
+            found[name] = Source(bag, name)
     return list(found.values())
 
 

@@ -184,12 +184,17 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(f'the bag cannot be written: {error}') from error
 
 
-@contextlib.contextmanager
-def _partial_folder(path: Path) -> Iterator[Path]:
-    """A locked folder for one bag, and no others but those of running processes."""
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of their attempts to write a bag."""
     for left in path.parent.glob(f'.{_escape(path.name)}.*{PARTIAL}'):
         with contextlib.suppress(OSError), _locked(left):
             shutil.rmtree(left)
+
+
+@contextlib.contextmanager
+def _partial_folder(path: Path) -> Iterator[Path]:
+    """A locked folder for one bag, and no others but those of running processes."""
+    remove_leftovers(path)
     folder = Path(tempfile.mkdtemp(PARTIAL, f'.{path.name}.', path.parent))
     try:
         with _locked(folder):

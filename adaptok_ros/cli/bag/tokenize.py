@@ -184,7 +184,7 @@ class _Progress:
         if outcome.result is not None:
             self._images[number] = outcome.result.images
         if outcome.state == 'failed':
-            self._print(f'failed: {outcome.error}', '\n')
+            self._print(f'{outcome.target.name} failed: {outcome.error}', '\n')
 
     def _show(self, seconds: float) -> None:
         images = sum(self._images)
