@@ -26,12 +26,8 @@ from std_srvs.srv import Trigger
 
 from adaptok_ros.messages import byte_array, set_header, stamp_of
 from adaptok_ros.msg import DenseLatents, SparseTokens
-from adaptok_ros.nodes.diagnostics import from_text
-from adaptok_ros.nodes.faults import FaultReport
-from adaptok_ros.nodes.lit_report import LITReport
-from adaptok_ros.nodes.tokenizer_report import TokenizerReport
+from adaptok_ros.nodes import diagnostics
 from adaptok_ros.nodes.transport import profile_environment
-from adaptok_ros.nodes.transport_check import TransportReport
 
 DEADLINE = 30.0
 """Seconds within which anything that must happen happens, on a machine busy with other work."""
@@ -45,9 +41,8 @@ LARGEST_IMAGE = 3 * 640 * 480
 FRAME = 33_000_000
 """Nanoseconds from one image to the next."""
 HUMBLE_RCLPY = 3
-REPORTS = {'tokenizer': TokenizerReport, 'lit': LITReport}
-ALWAYS = (FaultReport, TransportReport)
-ALWAYS_FIGURES = sum(len(dataclasses.fields(kind)) for kind in ALWAYS)
+ALWAYS = 2
+"""Reports of every node; a third comes once its models are loaded."""
 
 
 def isolate():
@@ -329,11 +324,10 @@ class Robot:
             while self._diagnostics:
                 array = self._diagnostics.pop(0)
                 for status in array.status:
-                    has_figures = len(status.values) > ALWAYS_FIGURES
-                    if status.name != full_name or (whole and not has_figures):
+                    if status.name != full_name:
                         continue
                     report = read_status(status, stamp_of(array.header))
-                    if condition(report):
+                    if (report.whole or not whole) and condition(report):
                         return report
             return None
 
@@ -411,22 +405,18 @@ class Robot:
 
 
 def read_status(status, stamp):
-    """Level, message, stamp and every field of a node's reports.
-
-    These are :data:`ALWAYS` and, once its models are loaded, one of :data:`REPORTS`.
-    """
-    values = {pair.key: pair.value for pair in status.values}
-    kinds = [*ALWAYS]
-    if len(values) > ALWAYS_FIGURES:
-        kinds.append(REPORTS[status.name.rsplit('/', 1)[1]])
+    """Level, message, stamp, every field of a node's reports, and whether all of these came."""
+    read = diagnostics.read_status(status)
+    assert len(read.reports) >= ALWAYS, f'not all of it could be read: {status}'
     fields = {}
-    for kind in kinds:
-        fields |= dataclasses.asdict(from_text(kind, values))
+    for report in read.reports:
+        fields |= dataclasses.asdict(report)
     return SimpleNamespace(
         level=status.level,
         message=status.message,
         hardware=status.hardware_id,
         stamp=stamp,
+        whole=len(read.reports) > ALWAYS,
         **fields,
     )
 

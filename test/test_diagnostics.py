@@ -13,13 +13,18 @@ from ros_helpers import isolate
 
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.arrivals import Arrivals
-from adaptok_ros.nodes.diagnostics import as_text, from_text, new_status
-from adaptok_ros.nodes.faults import FaultLog, FaultReport
-from adaptok_ros.nodes.lit_report import LITReport
-from adaptok_ros.nodes.tokenizer_report import TokenizerReport
-from adaptok_ros.nodes.transport_check import TransportReport
-
-KINDS = (TokenizerReport, LITReport, FaultReport, TransportReport)
+from adaptok_ros.nodes.diagnostics import new_status, read_status
+from adaptok_ros.nodes.faults import FaultLog
+from adaptok_ros.nodes.reports import (
+    KINDS,
+    FaultReport,
+    LITReport,
+    NodeStatus,
+    TokenizerReport,
+    TransportReport,
+    as_text,
+    from_text,
+)
 
 
 def example(kind):
@@ -40,9 +45,35 @@ def test_reports_survive_being_text(kind):
         from_text(kind, values)
 
 
+@pytest.mark.parametrize('figures', [(), (TokenizerReport,), (LITReport,)])
+def test_statuses_are_read_as_they_were_written(figures):
+    reports = tuple(example(kind) for kind in (*figures, FaultReport, TransportReport))
+    node = rclpy.create_node('teller', namespace='/front')
+    status = new_status(node, '/front/image', DiagnosticStatus.WARN, 'no images', *reports)
+    node.destroy_node()
+    expected = NodeStatus('/front/teller', '/front/image', 1, 'no images', reports)
+    assert read_status(status) == expected
+    assert [expected.find(kind) for kind in KINDS].count(None) == len(KINDS) - len(reports)
+
+
+@pytest.mark.parametrize('damage', ['missing', 'text'])
+def test_a_report_that_cannot_be_read_is_left_out(damage):
+    node = rclpy.create_node('teller')
+    status = new_status(
+        node, '', DiagnosticStatus.OK, '', example(LITReport), FaultReport(1, 2, '')
+    )
+    node.destroy_node()
+    (gaps,) = [pair for pair in status.values if pair.key == 'gaps']
+    if damage == 'missing':
+        status.values.remove(gaps)
+    else:
+        gaps.value = 'many'
+    assert read_status(status).reports == (faults,)
+
+
 def test_units_are_in_the_keys():
     values = as_text(example(TokenizerReport))
-    assert values['convert (ms, median)'] == '9.25'
+    assert values['convert (ms, median)'] == '10.25'
     assert {'encode (ms, median)', 'select (ms, median)', 'images in (Hz)', 'tau'} <= set(values)
     assert 'restored (% of the grid, median)' in as_text(example(LITReport))
 

@@ -1,19 +1,20 @@
-"""Reports of nodes: typed records, which become text where diagnostics want it."""
+"""Reports of nodes on ``/diagnostics``: written here, and read again."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]  # where Humble has both
 from rclpy.node import Node
 
+from adaptok_ros.nodes.reports import KINDS, NodeStatus, as_text, from_text
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-Report = TypeVar('Report', bound='DataclassInstance')
 
 PERIOD = 1.0
 """Seconds from one report to the next."""
@@ -32,43 +33,6 @@ class Remark:
 def cut(text: str, length: int = LONGEST_TEXT) -> str:
     """A text without what is beyond a length."""
     return text if len(text) <= length else f'{text[: length - 1]}…'
-
-
-def figure(label: str, unit: str = '', format: str = '') -> Any:
-    """Field of a report.
-
-    :param unit: of the number, and what it is of many, such as ``ms, median``
-    :param format: how the number is written, as in a format string
-    """
-    return dataclasses.field(metadata={'label': label, 'unit': unit, 'format': format})
-
-
-def key_of(field: dataclasses.Field[Any]) -> str:
-    """What a field is called in diagnostics, such as ``latency p50 (ms)``."""
-    label, unit = field.metadata['label'], field.metadata['unit']
-    return f'{label} ({unit})' if unit else str(label)
-
-
-def as_text(report: DataclassInstance) -> dict[str, str]:
-    """Figures of a report as text, by their keys in diagnostics."""
-    return {
-        key_of(field): format(getattr(report, field.name), field.metadata['format'])
-        for field in dataclasses.fields(report)
-    }
-
-
-def from_text(kind: type[Report], values: Mapping[str, str]) -> Report:
-    """The report that :func:`as_text` wrote; numbers are rounded as they were written.
-
-    :raises KeyError: a figure is missing
-    """
-    types = get_type_hints(kind)
-    return kind(
-        **{
-            field.name: types[field.name](values[key_of(field)])
-            for field in dataclasses.fields(kind)
-        }
-    )
 
 
 class DiagnosticsPublisher:
@@ -118,4 +82,19 @@ def new_status(
         hardware_id=hardware,
         message=cut(message),
         values=values,
+    )
+
+
+def read_status(status: DiagnosticStatus) -> NodeStatus:
+    """What :func:`new_status` wrote, or what others did; numbers are rounded as written.
+
+    A report that lacks a figure, or has one that is no number, is left out.
+    """
+    values = {pair.key: pair.value for pair in status.values}
+    reports = []
+    for kind in KINDS:
+        with contextlib.suppress(KeyError, ValueError):
+            reports.append(from_text(kind, values))
+    return NodeStatus(
+        status.name, status.hardware_id, status.level[0], status.message, tuple(reports)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import traceback
 from pathlib import Path
 
@@ -10,26 +9,14 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from adaptok_ros.errors import AdaptokError
-from adaptok_ros.nodes.diagnostics import cut, figure
+from adaptok_ros.nodes.diagnostics import cut
+from adaptok_ros.nodes.reports import FaultReport
 
 PACKAGE = Path(__file__).parent.parent
 THROTTLE = 5.0
 """Seconds between repetitions of one message in the log."""
 LONGEST_BUG = 300
 """Characters of the text of a bug, so that its place is not cut off."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FaultReport:
-    """What diagnostics tell of the faults of a node.
-
-    :ivar errors: expected faults, such as images that cannot be used
-    :ivar bugs: faults of this package
-    """
-
-    errors: int = figure('errors')
-    bugs: int = figure('bugs')
-    last_error: str = figure('last error')
 
 
 class FaultLog:

@@ -19,10 +19,11 @@ from adaptok_ros.nodes.base import StreamNode
 from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.executable import run_cameras
 from adaptok_ros.nodes.keyframes import KeyframeClient
-from adaptok_ros.nodes.lit_report import LITFigures, LITReport, explain_status, silenced
+from adaptok_ros.nodes.lit_report import LITFigures, explain_status, silenced
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import LIT_NODE
 from adaptok_ros.nodes.pictures import PicturePublisher, as_message
+from adaptok_ros.nodes.reports import LITReport
 from adaptok_ros.nodes.wiring import EpochWatch, Silence
 from adaptok_ros.packet import PacketError, Payload
 from adaptok_ros.receiving.latents import DenseLatents, LatentStream

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 
-from adaptok_ros.nodes.diagnostics import Remark, figure
+from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.nodes.reports import LITReport
 from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, too_many_publishers
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
-
-
-@dataclasses.dataclass(frozen=True)
-class LITReport:
-    """Figures of a LIT node; rates and medians are those of the last seconds or frames."""
-
-    status: str = figure('status')
-    packets_in: float = figure('packets in', 'Hz', '.2f')
-    latents_out: float = figure('latents out', 'Hz', '.2f')
-    latency_p50: float = figure('latency p50', 'ms', '.2f')
-    latency_p95: float = figure('latency p95', 'ms', '.2f')
-    latency_p99: float = figure('latency p99', 'ms', '.2f')
-    restore: float = figure('restore', 'ms, median', '.2f')
-    restored: float = figure('restored', '% of the grid, median', '.2f')
-    packets_applied: int = figure('packets applied')
-    frames_skipped: int = figure('frames not restored (newer ones waited)')
-    gaps: int = figure('gaps')
-    packets_lost: int = figure('packets lost')
-    packets_reordered: int = figure('packets put back in order')
-    packets_late: int = figure('packets late')
-    packets_rejected: int = figure('packets rejected')
-    mismatches: int = figure('grid mismatches')
-    jumps: int = figure('jumps ahead')
-    restarts: int = figure('publisher restarts')
-    rewinds: int = figure('rewinds')
-    keyframes_requested: int = figure('keyframes requested')
-    mode: str = figure('mode')
-    packets_unready: int = figure('packets dropped while an engine was built')
-    backend: str = figure('backend')
-    device: str = figure('device')
-    not_used: str = figure('not used')
 
 
 class LITFigures:

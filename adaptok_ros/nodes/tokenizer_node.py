@@ -26,8 +26,9 @@ from adaptok_ros.nodes.keyframes import KeyframeRequests
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.nodes.pictures import PicturePublisher, overlay_message
+from adaptok_ros.nodes.reports import TokenizerReport
 from adaptok_ros.nodes.tokenizer_info import InfoPublisher
-from adaptok_ros.nodes.tokenizer_report import TokenizerFigures, TokenizerReport
+from adaptok_ros.nodes.tokenizer_report import TokenizerFigures
 from adaptok_ros.sending.camera_messages import CameraPicture
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.sending.settings import selection_of, sender_of, tokenizer_of

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from rclpy.node import Node
 
 from adaptok_ros.nodes.arrivals import Arrivals
-from adaptok_ros.nodes.diagnostics import Remark, figure
+from adaptok_ros.nodes.diagnostics import Remark
 from adaptok_ros.nodes.image_messages import ImageReader
-from adaptok_ros.nodes.metrics import Percentiles, Rate
+from adaptok_ros.nodes.metrics import Percentiles, Rate, Tally
+from adaptok_ros.nodes.reports import TokenizerReport
 from adaptok_ros.nodes.wiring import OFTEN, EpochWatch, too_many_publishers
 from adaptok_ros.packet import Packet
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerReport:
-    """Figures of a tokenizer node; rates and medians are those of the last seconds or images."""
-
-    images_in: float = figure('images in', 'Hz', '.2f')
-    camera_infos_in: float = figure('camera_info in', 'Hz', '.2f')
-    packets_out: float = figure('packets out', 'Hz', '.2f')
-    kept: float = figure('kept', '% of positions, median', '.2f')
-    encoder_work: float = figure('encoder work', '% of dense, median', '.2f')
-    packet_size: float = figure('packet size', 'kB, median', '.2f')
-    latency_p50: float = figure('latency p50', 'ms', '.2f')
-    latency_p95: float = figure('latency p95', 'ms', '.2f')
-    latency_p99: float = figure('latency p99', 'ms', '.2f')
-    convert: float = figure('convert', 'ms, median', '.2f')
-    encode: float = figure('encode', 'ms, median', '.2f')
-    select: float = figure('select', 'ms, median', '.2f')
-    images_received: int = figure('images received')
-    images_lost: int = figure('images lost by the middleware')
-    images_replaced: int = figure('images replaced by newer ones')
-    images_unready: int = figure('images dropped while an engine was built')
-    keyframes: int = figure('keyframes')
-    keyframe_requests: int = figure('keyframe requests')
-    ceiling_hits: int = figure('ceiling hits')
-    time_jumps: int = figure('time jumps')
-    tau: float = figure('tau', format='g')
-    max_tokens: int = figure('max_tokens')
-    backend: str = figure('backend')
-    device: str = figure('device')
-    not_used: str = figure('not used')
-    selection: str = figure('selection')
-    image_conversion: str = figure('image conversion')
 
 
 class TokenizerFigures:
@@ -57,7 +23,7 @@ class TokenizerFigures:
     """
 
     def __init__(self) -> None:
-        self.arrivals, self._packets = Arrivals(), Rate()
+        self.arrivals, self._packets, self._data = Arrivals(), Rate(), Tally()
         self.unready = 0
         self._convert, self._encode, self._select = Percentiles(), Percentiles(), Percentiles()
         self._latency = Percentiles()
@@ -72,6 +38,7 @@ class TokenizerFigures:
         :param latency: seconds from the stamp of the image until now
         """
         self._packets.tick()
+        self._data.add(packet.nbytes)
         self._epochs.see(packet.epoch)
         if sender.counters.time_jumps != self._time_jumps:
             self._time_jumps = sender.counters.time_jumps
@@ -102,6 +69,7 @@ class TokenizerFigures:
             kept=self._kept.median(),
             encoder_work=self._encoded.median(),
             packet_size=self._bytes.median(),
+            data_out=self._data.rate() / 1e3,
             latency_p50=p50,
             latency_p95=p95,
             latency_p99=p99,

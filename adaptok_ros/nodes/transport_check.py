@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 from rclpy.utilities import get_rmw_implementation_identifier
 
-from adaptok_ros.nodes.diagnostics import figure
+from adaptok_ros.nodes.reports import TransportReport
 from adaptok_ros.nodes.shared_memory import Room, Segments, abandoned, look, segments
 from adaptok_ros.nodes.transport import (
     IMAGES_IN_SEGMENT,
@@ -30,20 +29,6 @@ MANY = 100
 """Processes for which there need be no worry about room."""
 
 CURES = 'see Troubleshooting in the README'
-
-
-@dataclasses.dataclass(frozen=True)
-class TransportReport:
-    """What diagnostics tell of shared memory.
-
-    :ivar segment: what this process sends with
-    :ivar senders: segments of the processes from which it receives
-    :ivar room: what is left, and for how many more processes like this one
-    """
-
-    segment: str = figure('shared-memory segment')
-    senders: str = figure('segments of senders')
-    room: str = figure('/dev/shm')
 
 
 def uses_fast_dds() -> bool:
