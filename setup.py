@@ -25,11 +25,15 @@ setup(
     python_requires='>=3.10',
     packages=[*find_packages(include=['adaptok_ros', 'adaptok_ros.*']), 'adaptok_ros.interfaces'],
     package_dir={'adaptok_ros.interfaces': 'msg'},  # bags are read from the definitions
-    package_data={'adaptok_ros': ['models/**/*'], 'adaptok_ros.interfaces': ['*.msg']},
+    package_data={
+        'adaptok_ros': ['models/**/*', 'monitor/*.html'],
+        'adaptok_ros.interfaces': ['*.msg'],
+    },
     zip_safe=False,
     install_requires=requirements('runtime'),
     extras_require={
         'train': ['torch>=2.6', 'onnx>=1.16'],
+        'watch': ['rich>=13'],  # adaptok watch --terminal
         'tokenizers': requirements('tokenizers'),
         'test': requirements('test'),
     },

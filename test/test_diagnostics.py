@@ -59,9 +59,8 @@ def test_statuses_are_read_as_they_were_written(figures):
 @pytest.mark.parametrize('damage', ['missing', 'text'])
 def test_a_report_that_cannot_be_read_is_left_out(damage):
     node = rclpy.create_node('teller')
-    status = new_status(
-        node, '', DiagnosticStatus.OK, '', example(LITReport), FaultReport(1, 2, '')
-    )
+    faults = FaultReport(1, 2, '')
+    status = new_status(node, '', DiagnosticStatus.OK, '', example(LITReport), faults)
     node.destroy_node()
     (gaps,) = [pair for pair in status.values if pair.key == 'gaps']
     if damage == 'missing':

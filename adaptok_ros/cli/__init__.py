@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from adaptok_ros import __version__
-from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train
+from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train, watch
 from adaptok_ros.errors import AdaptokError
 
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     'export': export,
     'noise': noise,
     'train': train,
+    'watch': watch,
 }
 EXPECTED = (AdaptokError, FileNotFoundError)
 

@@ -1,0 +1,1 @@
+"""A live view of running nodes: in a browser, and in a terminal."""
