@@ -63,7 +63,7 @@ class Board:
         self._changed = threading.Condition()
         self._streams: dict[str, dict[str, _Member]] = {}
         self._heard: dict[str, Heard] = {}
-        self._frames: dict[tuple[str, Picture], Frame] = {}
+        self._frames: dict[str, dict[Picture, Frame]] = {}
         self._viewers: Counter[str] = Counter()
         self._version = 0
 
@@ -101,17 +101,17 @@ class Board:
         with self._changed:
             if topic in self._viewers:
                 self._tell()
-                self._frames[topic, kind] = Frame(self._version, draw)
+                self._frames.setdefault(topic, {})[kind] = Frame(self._version, draw)
 
     def frame(self, topic: str, kind: Picture) -> Frame | None:
         """The newest picture."""
         with self._changed:
-            return self._frames.get((topic, kind))
+            return self._frames.get(topic, {}).get(kind)
 
     def frames(self, topic: str) -> dict[Picture, int]:
         """Numbers of the newest pictures of a stream."""
         with self._changed:
-            return {kind: frame.number for (of, kind), frame in self._frames.items() if of == topic}
+            return {kind: frame.number for kind, frame in self._frames.get(topic, {}).items()}
 
     @contextlib.contextmanager
     def viewer(self, topic: str) -> Iterator[None]:
@@ -131,8 +131,7 @@ class Board:
                 self._viewers[topic] -= 1
                 if not self._viewers[topic]:
                     del self._viewers[topic]
-                    for kind in Picture:
-                        self._frames.pop((topic, kind), None)
+                    self._frames.pop(topic, None)
 
     def viewed(self) -> set[str]:
         """Streams that somebody looks at."""
@@ -149,9 +148,8 @@ class Board:
         now = time.monotonic()
         with self._changed:
             nodes = [member.node for member in self._streams.get(topic, {}).values()]
-            ages = {
-                kind: now - frame.time for (of, kind), frame in self._frames.items() if of == topic
-            }
+            frames = self._frames.get(topic, {})
+            ages = {kind: now - frame.time for kind, frame in frames.items()}
             return view_stream(topic, nodes, self._heard, ages, now)
 
     def wait(self, version: int, seconds: float) -> int:

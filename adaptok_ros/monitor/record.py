@@ -7,13 +7,7 @@ import enum
 import math
 from collections.abc import Mapping, Sequence
 
-from adaptok_ros.nodes.reports import (
-    LITReport,
-    NodeStatus,
-    Report,
-    TokenizerReport,
-    as_text,
-)
+from adaptok_ros.nodes.reports import LITReport, NodeStatus, Report, TokenizerReport, as_text
 
 STALE = 3.0
 """Seconds without a report, of which there is one a second, after which figures are old."""
@@ -187,6 +181,7 @@ def headlines(tokenizer: TokenizerReport | None, lit: LITReport | None) -> tuple
             _headline('data', 'data rate', 'kB/s', tokenizer.data_out),
             _headline('packet', 'packet size', 'kB', tokenizer.packet_size),
             _headline('images', 'images in', 'Hz', tokenizer.images_in),
+            _headline('images_lost', 'images lost', '', tokenizer.images_lost, is_alarm=True),
             _headline('tokens_p50', 'latency of tokens, p50', 'ms', tokenizer.latency_p50),
             _headline('tokens_p95', 'latency of tokens, p95', 'ms', tokenizer.latency_p95),
         ]
@@ -201,11 +196,9 @@ def headlines(tokenizer: TokenizerReport | None, lit: LITReport | None) -> tuple
     return tuple(found)
 
 
-def _headline(
-    name: str, label: str, unit: str, value: float, is_alarm: bool = False
-) -> Headline:
+def _headline(name: str, label: str, unit: str, value: float, is_alarm: bool = False) -> Headline:
     if not math.isfinite(value):
-        return Headline(name, label, unit, '–', None, is_alarm)
+        return Headline(name, label, unit, '-', None, is_alarm)
     return Headline(name, label, unit, shorten(value), value, is_alarm)
 
 

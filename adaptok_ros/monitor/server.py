@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         super().end_headers()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Answer, if the request is meant for this server."""
         refusal = self._refusal()
         if refusal:
