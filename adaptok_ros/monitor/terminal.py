@@ -11,6 +11,8 @@ from rich.text import Text
 
 from adaptok_ros.monitor.record import Headline, NodeView, State, StreamView
 
+COLUMNS = 2
+"""Figures side by side; they fit into 80 characters."""
 LEVELS = (('OK', 'green'), ('WARN', 'yellow'), ('ERROR', 'red'))
 STATES = {
     State.WAITING: ('waiting', 'yellow'),
@@ -31,11 +33,9 @@ def render(streams: Sequence[StreamView], waiting: str) -> RenderableType:
 
 def _panel(view: StreamView) -> Panel:
     grid = Table.grid(padding=(0, 3))
-    for _ in range(3):
-        grid.add_column()
     cells = [_headline(headline) for headline in view.headlines]
-    for begin in range(0, len(cells), 3):
-        grid.add_row(*cells[begin : begin + 3])
+    for begin in range(0, len(cells), COLUMNS):
+        grid.add_row(*cells[begin : begin + COLUMNS])
     nodes = Table.grid(padding=(0, 2))
     for node in view.nodes:
         nodes.add_row(*_node(node))
