@@ -42,6 +42,9 @@ PARTS = {
     'faults': 'What holds on bad links',
 }
 """Module ``bench_<name>`` of each, and its title."""
+ON_REQUEST = {'what_to_send': 'What else might be sent: settling, global motion'}
+"""Likewise; they ran for a decision, and run again only where they are named."""
+TITLES = {**PARTS, **ON_REQUEST}
 
 
 def part(name: str) -> ModuleType:
@@ -83,10 +86,10 @@ def arguments(args: list[str] | None = None) -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or '').splitlines()[0],
-        epilog='\n'.join(f'{name:14s}{title}' for name, title in PARTS.items()),
+        epilog='\n'.join(f'{name:14s}{title}' for name, title in TITLES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('parts', nargs='*', metavar='PART', help='default: all')
+    parser.add_argument('parts', nargs='*', metavar='PART', help=f'default: all but {", ".join(ON_REQUEST)}')
     parser.add_argument('--quick', action='store_true', help='fewer cases and images')
     parser.add_argument('--data', type=Path, help='folder of clips, as adaptok evaluate takes it')
     parser.add_argument(
@@ -94,8 +97,8 @@ def arguments(args: list[str] | None = None) -> argparse.Namespace:
     )
     found = parser.parse_args(args)
     for name in found.parts:
-        if name not in PARTS:
-            parser.error(f'part is {name!r}; allowed: {", ".join(PARTS)}')
+        if name not in TITLES:
+            parser.error(f'part is {name!r}; allowed: {", ".join(TITLES)}')
     if found.data is not None:
         try:
             find_footage(found.data, Use.EVALUATE)
@@ -115,7 +118,7 @@ def main(args: list[str] | None = None) -> int:
     started = time.monotonic()
     for name, module in modules.items():
         results[name] = module.measure(settings)
-        sections.append(f'## {PARTS[name]}\n\n{module.tables(results[name])}')
+        sections.append(f'## {TITLES[name]}\n\n{module.tables(results[name])}')
         print(f'\n{sections[-1]}', flush=True)
     found = settings.ceilings.record()
     sections.insert(0, f'## Machine\n\n{machine_text(machine, found)}')

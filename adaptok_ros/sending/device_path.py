@@ -132,6 +132,12 @@ class DevicePath:
         self.timings = Timings(perf_counter() - begin, 0.0)
         return selection
 
+    def deltas(self) -> NDArray[np.float32]:
+        """See :meth:`FramePath.deltas`; copies them to the host."""
+        with device_errors(self._engine.device), self._on_stream():
+            deltas: NDArray[np.float32] = self._selector.delta.cpu().numpy()
+        return deltas
+
     def grid_checksum(self) -> int | None:
         """See :meth:`FramePath.grid_checksum`; copies the grid to the host."""
         with device_errors(self._engine.device), self._on_stream():

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.packet import grid_checksum
 from adaptok_ros.sending.path import Resizer, Timings
@@ -69,6 +72,11 @@ class HostPath:
         selection = self._selector.step(latents.reshape(-1, channels))
         self.timings = Timings(encoded - begin, perf_counter() - encoded)
         return selection
+
+    def deltas(self) -> NDArray[np.float32]:
+        """See :meth:`FramePath.deltas`."""
+        assert self._selector is not None
+        return self._selector.delta
 
     def grid_checksum(self) -> int | None:
         """See :meth:`FramePath.grid_checksum`."""

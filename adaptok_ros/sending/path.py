@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image
 from adaptok_ros.sending.selection import Selection, SelectionConfig
@@ -47,6 +48,9 @@ class FramePath(Protocol):
         :raises EngineError: the engine fails, or no memory
         :raises ModelError: the tokenizer does not take that size
         """
+
+    def deltas(self) -> NDArray[np.float32]:
+        """``[P]``: how far the last latents were from what the receiver held; not to be kept."""
 
     def grid_checksum(self) -> int | None:
         """Of what the receiver holds after the last image; None where that is not known.

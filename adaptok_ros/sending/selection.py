@@ -61,6 +61,9 @@ PERIOD_LIMIT = 1_000_000
 TOKEN_LIMIT = 16_777_216
 DEFAULT_TAU = 0.05
 
+TARGET_RATES = (0.1, 1e6)
+"""kB a second that may be asked for."""
+
 SMALLEST_CODED_TAU = 0.005
 """With coded the step follows tau: steps of a smaller one would not reach +-80."""
 
@@ -74,11 +77,26 @@ class Reference(enum.Enum):
     """The previous frame, for comparison with the paper: errors may accumulate."""
 
 
+class TauMode(enum.Enum):
+    """What sets tau, see :mod:`adaptok_ros.sending.tau_control`."""
+
+    FIXED = 'fixed'
+    TARGET_RATE = 'target_rate'
+    """It follows the rate of the stream."""
+    NOISE = 'noise'
+    """It stays above the camera's noise."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig:
     """How to select; checked on construction.
 
-    :ivar tau: threshold on ``mean_c |z - ref|``, dimensionless; 0 sends everything
+    :ivar tau: threshold on ``mean_c |z - ref|``, dimensionless; 0 sends everything. With a
+        :attr:`tau_mode` other than fixed, where it begins
+    :ivar target_rate: that :attr:`TauMode.TARGET_RATE` keeps, kB (1000 bytes) a second of
+        :attr:`Packet.nbytes <adaptok_ros.packet.Packet.nbytes>`
+    :ivar tau_min: smallest tau of a mode other than fixed
+    :ivar tau_max: largest, likewise
     :ivar max_tokens: ceiling on tokens a frame, 0 = none
     :ivar keyframe_interval: frames from one keyframe to the next, 0 = only the first
     :ivar refresh_period: frames within which every position is renewed, 0 = never
@@ -91,6 +109,10 @@ class SelectionConfig:
     refresh_period: int = 150
     payload: Payload = Payload.CODED
     reference: Reference = Reference.HELD
+    tau_mode: TauMode = TauMode.FIXED
+    target_rate: float = 100.0
+    tau_min: float = 0.02
+    tau_max: float = 0.5
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and 0 <= self.tau <= TAU_LIMIT):
@@ -107,6 +129,22 @@ class SelectionConfig:
             raise SettingError(
                 f'tau is {self.tau}; allowed with payload coded: 0, or {SMALLEST_CODED_TAU} to '
                 f'{TAU_LIMIT}'
+            )
+        self._check_tau_mode()
+
+    def _check_tau_mode(self) -> None:
+        low, high = TARGET_RATES
+        if not low <= self.target_rate <= high:
+            raise SettingError(f'target_rate is {self.target_rate}; allowed: {low} to {high:g}')
+        if not SMALLEST_CODED_TAU <= self.tau_min <= self.tau_max <= TAU_LIMIT:
+            raise SettingError(
+                f'tau_min is {self.tau_min} and tau_max is {self.tau_max}; allowed: '
+                f'{SMALLEST_CODED_TAU} to {TAU_LIMIT}, tau_min at most tau_max'
+            )
+        if self.tau_mode is not TauMode.FIXED and self.reference is not Reference.HELD:
+            raise SettingError(
+                f'tau_mode is {self.tau_mode.value}; allowed with reference '
+                f'{self.reference.value}: {TauMode.FIXED.value}'
             )
 
     @property

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptok_ros.arrays import LARGEST_SIDE, SMALLEST_SIDE, Image
 from adaptok_ros.engines.errors import EngineError
@@ -16,6 +17,7 @@ from adaptok_ros.sending.host_path import HostPath
 from adaptok_ros.sending.images import ImageError
 from adaptok_ros.sending.path import FramePath, Timings
 from adaptok_ros.sending.selection import Reference, Selection, SelectionConfig
+from adaptok_ros.sending.tau_control import TauControl
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
@@ -91,6 +93,7 @@ class Sender:
         self._stream = tokenizer.stream(gating, gating_noise)
         self._open_path = open_path or self._open
         self._path: FramePath | None = None
+        self._tau = TauControl()
         self._last_stamp: int | None = None
         self._epoch = 0
         self._sequence = 0
@@ -99,6 +102,12 @@ class Sender:
     def encoded_share(self) -> float:
         """See :attr:`TokenizerStream.encoded_share`."""
         return self._stream.encoded_share
+
+    @property
+    def tau(self) -> float:
+        """In force for the last image; before the first, where it begins."""
+        tau = self._tau.tau
+        return self.config.tau if tau is None else tau
 
     @property
     def note(self) -> str:
@@ -121,6 +130,7 @@ class Sender:
     def reset(self) -> None:
         """Begin a new epoch with the next image: forget what the receiver holds."""
         self._last_stamp = None
+        self._tau.reset()
         if self._path is not None:  # what it has compiled and captured stays
             self._path.reset()
             self._begin_epoch()
@@ -141,18 +151,27 @@ class Sender:
         :raises EngineError: the engine that was named fails; under ``auto``: all do
         """
         _check(image)
-        config = self.config  # the same for all that happens to this image
+        asked = self.config  # the same for all that happens to this image
         try:
             if self._last_stamp is not None and stamp < self._last_stamp:
                 self.counters.time_jumps += 1
                 self.reset()
             self._last_stamp = stamp
+            config = self._tau.begin(asked, stamp)
             selection = self._take(image, config)
-            return None if selection is None else self._pack(selection, config, stamp, frame_id)
+            if selection is None:
+                return None
+            packet = self._pack(selection, config, stamp, frame_id)
+            self._tau.observe(config, selection, packet.nbytes, self._deltas)
+            return packet
         except BaseException:
             # The reference may hold what no packet carries: the next image begins a new epoch.
             self._path = None
             raise
+
+    def _deltas(self) -> NDArray[np.float32]:
+        assert self._path is not None
+        return self._path.deltas()
 
     def _take(self, image: Image, config: SelectionConfig) -> Selection | None:
         size = (image.shape[0], image.shape[1])
