@@ -89,7 +89,9 @@ def arguments(args: list[str] | None = None) -> argparse.Namespace:
         epilog='\n'.join(f'{name:14s}{title}' for name, title in TITLES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('parts', nargs='*', metavar='PART', help=f'default: all but {", ".join(ON_REQUEST)}')
+    parser.add_argument(
+        'parts', nargs='*', metavar='PART', help=f'default: all but {", ".join(ON_REQUEST)}'
+    )
     parser.add_argument('--quick', action='store_true', help='fewer cases and images')
     parser.add_argument('--data', type=Path, help='folder of clips, as adaptok evaluate takes it')
     parser.add_argument(

@@ -10,7 +10,16 @@ from adaptok_ros.nodes.parameter import NodeParameter, readme_table
 from adaptok_ros.packet import TAU_LIMIT, Payload
 from adaptok_ros.receiving.latents import MODES
 from adaptok_ros.receiving.restoration import RestorationScope
-from adaptok_ros.sending.selection import DEFAULT_TAU, PERIOD_LIMIT, TOKEN_LIMIT, Reference
+from adaptok_ros.sending.selection import (
+    DEFAULT_TAU,
+    PERIOD_LIMIT,
+    SMALLEST_CODED_TAU,
+    TARGET_RATES,
+    TOKEN_LIMIT,
+    Reference,
+    SelectionConfig,
+    TauMode,
+)
 from adaptok_ros.sending.value_range import RANGES
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
 
@@ -31,6 +40,37 @@ TOKENIZER_NODE = (
         'threshold on the mean absolute change of a normalised latent; lower '
         'keeps more, 0 sends everything; with payload coded 0 or at least 0.005',
         0.0,
+        TAU_LIMIT,
+        runtime=True,
+    ),
+    NodeParameter(
+        'tau_mode',
+        SelectionConfig.tau_mode.value,
+        'what sets tau: the parameter tau (fixed), the bytes sent (target_rate), or the noise where '
+        'nothing moves (noise); otherwise than fixed, tau is where it begins',
+        choices=tuple(mode.value for mode in TauMode),
+        runtime=True,
+    ),
+    NodeParameter(
+        'target_rate',
+        SelectionConfig.target_rate,
+        'kB (1000 bytes) a second of tokens and masks, for tau_mode target_rate',
+        *TARGET_RATES,
+        runtime=True,
+    ),
+    NodeParameter(
+        'tau_min',
+        SelectionConfig.tau_min,
+        'smallest tau that tau_mode target_rate or noise takes',
+        SMALLEST_CODED_TAU,
+        TAU_LIMIT,
+        runtime=True,
+    ),
+    NodeParameter(
+        'tau_max',
+        SelectionConfig.tau_max,
+        'largest, likewise',
+        SMALLEST_CODED_TAU,
         TAU_LIMIT,
         runtime=True,
     ),

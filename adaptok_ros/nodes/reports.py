@@ -77,7 +77,7 @@ class TokenizerReport:
     keyframe_requests: int = figure('keyframe requests')
     ceiling_hits: int = figure('ceiling hits')
     time_jumps: int = figure('time jumps')
-    tau: float = figure('tau', format='g')
+    tau: float = figure('tau', format='.4g')
     max_tokens: int = figure('max_tokens')
     backend: str = figure('backend')
     device: str = figure('device')

@@ -31,7 +31,7 @@ from adaptok_ros.nodes.tokenizer_info import InfoPublisher
 from adaptok_ros.nodes.tokenizer_report import TokenizerFigures
 from adaptok_ros.sending.camera_messages import CameraPicture
 from adaptok_ros.sending.sender import Sender
-from adaptok_ros.sending.settings import selection_of, sender_of, tokenizer_of
+from adaptok_ros.sending.settings import selection_of, selection_values, sender_of, tokenizer_of
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 
@@ -91,7 +91,7 @@ class TokenizerNode(StreamNode):
 
     def apply(self, changes: Mapping[str, Any]) -> None:
         """See :meth:`StreamNode.apply`; the worker takes the values with its next image."""
-        self._config = dataclasses.replace(self._config, **changes)
+        self._config = dataclasses.replace(self._config, **selection_values(changes))
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._figures.arrivals.announce(0 if self._compressed else message.height * message.width)

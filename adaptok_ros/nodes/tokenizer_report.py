@@ -84,7 +84,7 @@ class TokenizerFigures:
             keyframe_requests=requests,
             ceiling_hits=sender.counters.ceiling_hits,
             time_jumps=sender.counters.time_jumps,
-            tau=config.tau,
+            tau=sender.tau,
             max_tokens=config.max_tokens,
             backend=engine.backend if engine else 'none',
             device=engine.device if engine else 'none',

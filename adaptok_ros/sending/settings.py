@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adaptok_ros.engines.interface import Builder
 from adaptok_ros.packet import Payload
-from adaptok_ros.sending.selection import Reference, SelectionConfig
+from adaptok_ros.sending.selection import Reference, SelectionConfig, TauMode
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.gating.changes import Gating
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
-SELECTION = ('tau', 'max_tokens', 'keyframe_interval', 'refresh_period')
-"""Parameters of the selection that may change from image to image."""
+SELECTION = (
+    *('tau', 'tau_mode', 'target_rate', 'tau_min', 'tau_max'),
+    *('max_tokens', 'keyframe_interval', 'refresh_period', 'payload', 'reference'),
+)
+"""Parameters that make the selection."""
+KINDS: dict[str, Callable[[str], object]] = {
+    'payload': lambda name: Payload[name.upper()],
+    'reference': Reference,
+    'tau_mode': TauMode,
+}
+"""What the words among them stand for."""
 
 Values = Mapping[str, Any]
 """Values of the node's parameters by name, checked."""
@@ -24,11 +33,12 @@ def selection_of(values: Values) -> SelectionConfig:
 
     :raises SettingError: values that do not go together
     """
-    return SelectionConfig(
-        **{name: values[name] for name in SELECTION},
-        payload=Payload[values['payload'].upper()],
-        reference=Reference(values['reference']),
-    )
+    return SelectionConfig(**selection_values({name: values[name] for name in SELECTION}))
+
+
+def selection_values(values: Values) -> dict[str, Any]:
+    """Values of some parameters as :class:`SelectionConfig` takes them."""
+    return {name: KINDS[name](value) if name in KINDS else value for name, value in values.items()}
 
 
 def tokenizer_of(values: Values, build: Builder | None = None, threads: int = 0) -> Tokenizer:

@@ -30,6 +30,9 @@ RATE_SECONDS = 0.5
 FOLLOWING_SECONDS = 1.5
 """In which tau would change by as much as the rate is off."""
 
+LARGEST_STEP = 0.5
+"""Part of that by which one packet may change it, however long it took to come."""
+
 DEBT_SECONDS = 10.0
 """In which what was sent too much is made up for; or too little, but that only in part."""
 
@@ -73,6 +76,7 @@ class TauControl:
         self.tau: float | None = None
         self._asked: tuple[TauMode, float] | None = None
         self._stamp: int | None = None
+        self._observed = True
         self._rate = _Rate()
         self._noise = _Noise()
 
@@ -83,7 +87,10 @@ class TauControl:
         self._noise = _Noise()
 
     def begin(self, config: SelectionConfig, stamp: int) -> SelectionConfig:
-        """The selection for the image with this stamp, in nanoseconds."""
+        """The selection for the image with this stamp, in nanoseconds.
+
+        Images of which nothing was observed, because they completed no grid, change nothing.
+        """
         asked = (config.tau_mode, config.tau)
         if self.tau is None or asked != self._asked:
             self._asked = asked
@@ -91,19 +98,24 @@ class TauControl:
             self.reset()
         if config.tau_mode is TauMode.FIXED:
             return config
+        if self._observed:
+            self._observed = False
+            self.tau = self._next(config, self.tau, stamp)
+        return dataclasses.replace(config, tau=self.tau)
+
+    def _next(self, config: SelectionConfig, tau: float, stamp: int) -> float:
         seconds = 0.0 if self._stamp is None else (stamp - self._stamp) * 1e-9
         self._stamp = stamp
         if not 0 < seconds <= LONGEST_GAP:
             seconds = 0.0
-        tau = min(max(self.tau, config.tau_min), config.tau_max)
+        tau = min(max(tau, config.tau_min), config.tau_max)
         if config.tau_mode is TauMode.TARGET_RATE:
             wanted = self._rate.change(config, seconds)
         else:
             wanted = self._noise.change(tau)
         limit = math.log(2) * seconds / DOUBLING_SECONDS
         tau *= math.exp(min(max(wanted, -limit), limit))
-        self.tau = min(max(tau, config.tau_min), config.tau_max)
-        return dataclasses.replace(config, tau=self.tau)
+        return min(max(tau, config.tau_min), config.tau_max)
 
     def observe(
         self,
@@ -117,6 +129,7 @@ class TauControl:
         :param nbytes: of scale, mask and data
         :param deltas: gives ``[P]``, of this image
         """
+        self._observed = True
         if config.tau_mode is TauMode.TARGET_RATE:
             self._rate.observe(selection, nbytes)
         elif config.tau_mode is TauMode.NOISE:
@@ -171,7 +184,7 @@ class _Rate:
             error = max(error, 0.0)
         # Until it has been measured for long enough, an average means less.
         certain = min(self._seconds / RATE_SECONDS, 1.0)
-        return certain * error * seconds / FOLLOWING_SECONDS
+        return certain * error * min(seconds / FOLLOWING_SECONDS, LARGEST_STEP)
 
 
 class _Noise:

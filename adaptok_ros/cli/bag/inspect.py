@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print a summary."""
     stream = LatentStream(mode='hold')
-    stamps, kept, sizes = [], [], []
+    stamps, kept, sizes, taus = [], [], [], set()
     whole_at: int | None = None
     packets = read_packets(arguments.bag, arguments.topic)
     for index, packet in enumerate(packets):
@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         stamps.append(packet.stamp)
         kept.append(100.0 * packet.kept / packet.positions)
         sizes.append(packet.nbytes / 1e3)
+        taus.add(packet.tau)
         if whole_at is None and stream.receiver.status is Status.OK:
             whole_at = index
     if not stamps:
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     span = (max(stamps) - min(stamps)) / NANOSECONDS
     rate = f'{(len(stamps) - 1) / span:.1f} Hz' if span > 0 else 'one instant'
     counters = stream.receiver.counters
-    print(f'tokenizer   {last.tokenizer}, tau {last.tau:g}')
+    tau = ' to '.join(f'{tau:.4g}' for tau in sorted({min(taus), max(taus)}))
+    print(f'tokenizer   {last.tokenizer}, tau {tau}')
     print(
         f'grid        {last.grid_height} x {last.grid_width} x {last.channels}, images '
         f'{last.image_width}x{last.image_height}'
