@@ -19,7 +19,7 @@ from adaptok_ros.packet import Payload
 from adaptok_ros.receiving.receiver import Receiver
 from adaptok_ros.sending.device_path import AreaResize, DevicePath
 from adaptok_ros.sending.host_path import HostPath
-from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector
+from adaptok_ros.sending.selection import Reference, SelectionConfig, Selector, TauMode
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
@@ -72,6 +72,34 @@ def test_path_selects_what_the_selector_selects(device, size, payload, reference
             expected.deferred,
             expected.payload,
         )
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('mode', [TauMode.TARGET_RATE, TauMode.NOISE])
+def test_senders_on_both_paths_find_the_same_tau(device, mode):
+    engine, tokenizer = make_engine(device), Tokenizer('adaptok-tiny', threads=1)
+    paths = []
+
+    def on_device(size, config):
+        paths.append(DevicePath(engine, tokenizer.description, size, size, config))
+        return paths[-1]
+
+    def on_host(size, config):
+        return HostPath(
+            lambda image: paths[-1].latents.cpu().numpy(), lambda: None, config, size, False
+        )
+
+    config = SelectionConfig(tau_mode=mode, target_rate=1.0)
+    senders = [Sender(tokenizer, config, open_path=path) for path in (on_device, on_host)]
+    taus = set()
+    for index, image in enumerate(images(25)):
+        first, second = (sender.send(image, index * 33_000_000, 'camera') for sender in senders)
+        assert (first.tau, first.kept) == (second.tau, second.kept)
+        assert first.mask.tobytes() == second.mask.tobytes()
+        assert first.data.tobytes() == second.data.tobytes()
+        taus.add(first.tau)
+    assert len(taus) > 3
+    tokenizer.close()
 
 
 @pytest.mark.parametrize('device', DEVICES)

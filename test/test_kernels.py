@@ -21,7 +21,14 @@ from streams import FLOAT16_LIMIT, KINDS, latent_frames, spoil
 from adaptok_ros.coding import decode_symbols
 from adaptok_ros.packet import Payload
 from adaptok_ros.sending.kernels.selector import REMEMBERED_FRAMES, DeviceSelector
-from adaptok_ros.sending.selection import WAITING_GAIN, Reference, SelectionConfig, Selector
+from adaptok_ros.sending.selection import (
+    WAITING_GAIN,
+    Reference,
+    SelectionConfig,
+    Selector,
+    TauMode,
+)
+from adaptok_ros.sending.tau_control import TauControl
 
 CUDA = torch.cuda.is_available()
 TRITON = importlib.util.find_spec('triton') is not None
@@ -124,6 +131,24 @@ def test_every_byte_is_the_same(seed, backend, small_chunks):
                 payload=list(Payload)[generator.integers(4)],
                 reference=list(Reference)[generator.integers(2)],
             )
+
+
+@backends
+@pytest.mark.parametrize('payload', [Payload.CODED, Payload.INT8])
+def test_every_byte_is_the_same_while_tau_follows_a_rate(payload, backend):
+    positions, channels = 30, 16
+    config = SelectionConfig(
+        0.2, payload=payload, tau_mode=TauMode.TARGET_RATE, target_rate=2.0, refresh_period=9
+    )
+    pair, control = Pair(positions, channels, config, backend), TauControl()
+    taus = set()
+    for frame, latents in enumerate(latent_frames(1, 12, (1, positions, channels))):
+        now = control.begin(config, frame * 33_000_000)
+        pair.change(tau=now.tau)
+        selection = pair.step(latents.reshape(positions, channels))
+        control.observe(now, selection, selection.data.nbytes, lambda: pair.numpy.delta)
+        taus.add(now.tau)
+    assert len(taus) > 8
 
 
 @backends

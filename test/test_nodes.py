@@ -114,6 +114,7 @@ def system(module_system):
     """Settled, with the parameters it was started with."""
     robot = module_system
     assert robot.set(tau=0.2, max_tokens=0, keyframe_interval=0, refresh_period=0) == ''
+    assert robot.set(tau_mode='fixed') == ''
     robot.settle()
     robot.settle(robot.held)
     yield robot
@@ -229,6 +230,17 @@ def test_tau_changes_while_running(system):
     assert system.exchange(picture(7)).kept > 0.8 * POSITIONS
 
 
+def test_tau_follows_a_rate_while_running(system):
+    assert system.set(tau_mode='target_rate', target_rate=0.1) == ''
+    taus = [system.exchange(picture(seed)).tau for seed in range(12)]
+    assert taus == sorted(taus) and taus[-1] > taus[0] == np.float32(0.2)
+    report = system.diagnostics(condition=lambda v: v.tau > 0.2)
+    assert report.tau == pytest.approx(taus[-1], rel=1e-3) and report.data_rate > 0
+    assert 'tau_min is 0.7 and tau_max is 0.5' in system.set(tau_min=0.7)
+    assert system.set(tau_mode='fixed') == ''
+    assert system.exchange(picture(0)).tau == np.float32(0.2)
+
+
 def test_ceiling_changes_while_running(system):
     before = system.diagnostics().ceiling_hits
     assert system.set(max_tokens=5) == ''
@@ -261,6 +273,7 @@ def test_periods_change_while_running(system):
         ('tokenizer', {'tau': float('nan')}, 'tau'),
         ('tokenizer', {'tau': 'much'}, "tau is 'much'; allowed: a number, 0 to 100"),
         ('tokenizer', {'tau': 1000}, 'allowed: a number, 0 to 100'),
+        ('tokenizer', {'tau_mode': 'fast'}, "'fast'; allowed: fixed, target_rate, noise"),
         ('tokenizer', {'max_tokens': 5.5}, 'allowed: a whole number'),
         ('tokenizer', {'max_tokens': True}, 'allowed: a whole number'),
         ('tokenizer', {'gating': True}, 'allowed: off, exact, noise'),

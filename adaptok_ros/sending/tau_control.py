@@ -46,7 +46,7 @@ half as much."""
 NOISE_PERIOD = 10
 """Packets from one look at the deltas to the next."""
 
-STILL_PACKETS = 8
+STILL_PACKETS = 2
 """A position that has not been sent in so many packets may stand still."""
 
 STILL_SHARE = 0.05
