@@ -1,6 +1,6 @@
-"""What else might be sent: settling, and a shift of the reference for moving cameras.
+"""What else might be sent: settling, a shift of the reference, and other priorities.
 
-Two rules that are not in the product, tried against it in a closed loop on the same latents.
+Rules that are not in the product, tried against it in a closed loop on the same latents.
 
 **Settling**: a position that came to rest with a residual below tau is sent once more. It is at
 rest when its latent moved by less than tau / 2 in each of the last frames, and may settle again
@@ -10,6 +10,9 @@ once it has moved. Compared with a lower tau at equal bytes.
 camera's motion moved need not be sent. The sender tries shifts by whole positions, or by parts of
 one (bilinear), around what phase correlation of the two images says, and takes the one with the
 fewest positions over tau; both ends shift alike. Compared is the sent share at equal distortion.
+
+**Waiting**: what a frame of waiting under the ceiling adds to a position's priority, the constant
+``WAITING_GAIN``. Compared is the squared error of the held latents.
 
 Bytes are those of payload coded: scale, mask and data, without the first packet. PSNR is of the
 decoded held grid, over every third frame.
@@ -22,6 +25,7 @@ import itertools
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -37,7 +41,9 @@ from adaptok_ros.footage.catalog import Use, find_footage
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.footage.video import read_frames, shrink
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.packet import in_steps, to_steps
+from adaptok_ros.packet import Payload, in_steps, to_steps
+from adaptok_ros.sending import selection
+from adaptok_ros.sending.selection import WAITING_GAIN, SelectionConfig, Selector
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 LONGEST = 320
@@ -61,6 +67,11 @@ FINEST = 0.125
 """Part of a position by which it may be shifted."""
 MOVES = 0.5
 """A clip has a moving camera if the median shift of its images is so many pixels or more."""
+
+GAINS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Of a frame of waiting."""
+CEILINGS = {'2 %': (0.02, False), '10 %': (0.1, False), '5 %, new scene': (0.05, True)}
+"""Ceiling as a share of the grid, and whether the scene is upside down from the middle on."""
 
 Shift = tuple[float, float]
 """Positions down and to the right."""
@@ -220,6 +231,30 @@ def interpolate(curve: list[dict[str, float]], at: str, value: float, of: str) -
     return float(np.interp(value, x, y))
 
 
+def measure_ceiling(clip: Clip, gain: float, share: float, changes: bool) -> dict[str, float]:
+    """Mean squared error of what is held, and the longest wait in frames."""
+    frames = clip.latents[:FRAMES]
+    positions, channels = frames[0][..., 0].size, frames[0].shape[2]
+    config = SelectionConfig(refresh_period=0, payload=Payload.CODED)
+    selector = Selector(positions, channels, config)
+    error, longest = 0.0, 0
+    waited = np.zeros(positions, np.int64)
+    with patch.object(selection, 'WAITING_GAIN', gain):
+        for index, latents in enumerate(frames):
+            if changes and index >= len(frames) // 2:
+                latents = latents[::-1]
+            flat = np.ascontiguousarray(latents).reshape(positions, channels)
+            keep = selector.step(flat).keep
+            if index == 0:  # all are sent, whatever the ceiling is from now on
+                ceiling = max(round(share * positions), 1)
+                selector.config = dataclasses.replace(config, max_tokens=ceiling)
+                continue
+            waited = np.where((selector.delta >= config.tau) & ~keep, waited + 1, 0)
+            longest = max(longest, int(waited.max()))
+            error += float(np.square(selector.reference - flat).mean(dtype=np.float64))
+    return {'error': error / (len(frames) - 1), 'longest': longest}
+
+
 def measure_clip(tokenizer: Tokenizer, clip: Clip) -> dict[str, Any]:
     """Both rules against the plain loop."""
     curve = [measure_loop(tokenizer, clip, tau) for tau in CURVE]
@@ -243,6 +278,10 @@ def measure_clip(tokenizer: Tokenizer, clip: Clip) -> dict[str, Any]:
         'curve': curve,
         'settling': settling,
         'motion': motion,
+        'waiting': {
+            name: {f'{gain:g}': measure_ceiling(clip, gain, *case) for gain in GAINS}
+            for name, case in CEILINGS.items()
+        },
     }
 
 
@@ -322,6 +361,26 @@ def tables(result: dict[str, Any]) -> str:
         + table([*start_header, 'pixels', 'whole', f'{FINEST:g}'], motion)
         + '\n\n'
         + '\n'.join(means)
+        + '\n\n'
+        + _waiting_table(result)
+    )
+
+
+def _waiting_table(result: dict[str, Any]) -> str:
+    rows = []
+    for name in CEILINGS:
+        cases = [clip['waiting'][name] for clip in result['clips'].values()]
+        errors = {
+            gain: [case[f'{gain:g}']['error'] / case[f'{WAITING_GAIN:g}']['error'] for case in cases]
+            for gain in GAINS
+        }
+        longest = {gain: max(case[f'{gain:g}']['longest'] for case in cases) for gain in GAINS}
+        means = {gain: float(np.exp(np.mean(np.log(found)))) for gain, found in errors.items()}
+        rows.append([name, *(f'{means[gain]:.3f} ({longest[gain]})' for gain in GAINS)])
+    return (
+        'Waiting: squared error of the held latents in proportion to that with the gain of the '
+        f'product, {WAITING_GAIN:g}, geometric mean of the clips, and the longest wait in frames.'
+        '\n\n' + table(['ceiling', *(f'{gain:g}' for gain in GAINS)], rows)
     )
 
 

@@ -42,8 +42,11 @@ PARTS = {
     'faults': 'What holds on bad links',
 }
 """Module ``bench_<name>`` of each, and its title."""
-ON_REQUEST = {'what_to_send': 'What else might be sent: settling, global motion'}
-"""Likewise; they ran for a decision, and run again only where they are named."""
+ON_REQUEST = {
+    'what_to_send': 'What else might be sent: settling, global motion, other priorities',
+    'tau': 'Tau that follows a rate or the noise',
+}
+"""Likewise, of what ran for a decision or a page: only where they are named."""
 TITLES = {**PARTS, **ON_REQUEST}
 
 

@@ -31,6 +31,8 @@ import bench_lit
 import bench_payloads
 import bench_selection
 import bench_stages
+import bench_tau
+import bench_what_to_send
 import measuring
 import ros
 import run
@@ -226,6 +228,22 @@ def test_ceiling(settings):
         assert 1 < case['worst'] <= case['bound'] and 0 < case['largest_correction'] <= 1.001
     assert cases['2 %']['waiting_share'] > cases['10 %']['waiting_share'] > 0
     check_table(bench_ceiling.tables(result), 'shaky, noise', 'new scene')
+
+
+def test_what_to_send(settings):
+    result = bench_what_to_send.measure(settings)
+    clip = result['clips']['scene']
+    shares = [point['share'] for point in clip['curve']]
+    assert shares == sorted(shares, reverse=True) and shares[0] > shares[-1]
+    assert all(map(math.isfinite, numbers(result)))
+    check_table(bench_what_to_send.tables(result), 'dB gained', 'Global motion', '0.03125')
+
+
+def test_tau(settings):
+    result = bench_tau.measure(settings)
+    assert all(map(math.isfinite, numbers(result)))
+    assert set(result['clips']['scene']) == set(bench_tau.MODES)
+    check_table(bench_tau.tables(result), 'scene', '10 kB/s', 'target_rate')
 
 
 def test_healing(settings):

@@ -48,7 +48,7 @@ from adaptok_ros.packet import (
     to_steps,
 )
 
-WAITING_GAIN = 0.125
+WAITING_GAIN = 0.03125
 """Delta that each frame of waiting under the ceiling adds to a position's priority.
 
 A power of two: the product is exact, so that no way of adding it can round differently.
