@@ -371,7 +371,9 @@ def _waiting_table(result: dict[str, Any]) -> str:
     for name in CEILINGS:
         cases = [clip['waiting'][name] for clip in result['clips'].values()]
         errors = {
-            gain: [case[f'{gain:g}']['error'] / case[f'{WAITING_GAIN:g}']['error'] for case in cases]
+            gain: [
+                case[f'{gain:g}']['error'] / case[f'{WAITING_GAIN:g}']['error'] for case in cases
+            ]
             for gain in GAINS
         }
         longest = {gain: max(case[f'{gain:g}']['longest'] for case in cases) for gain in GAINS}

@@ -52,14 +52,15 @@ STILL_PACKETS = 2
 STILL_SHARE = 0.05
 """Least share of the grid that must, for its deltas to count."""
 
-NOISE_QUANTILE = 0.25
-"""Of the deltas where nothing was sent; a quarter of them lie below the noise floor.
+NOISE_QUANTILE = 0.1
+"""Of the deltas where nothing was sent: the noise floor. A change that came to rest below tau adds
+to most of them in the worst case, but hardly to the smallest.
 
 Times :data:`NOISE_MULTIPLE` it is less than 1. So deltas of a slow drift, which spread evenly
 from 0 to tau, make tau smaller: a tau that they made larger would let more of them through.
 """
 
-NOISE_MULTIPLE = 3.0
+NOISE_MULTIPLE = 3.5
 """Tau in noise floors."""
 
 NOISE_WEIGHT = 0.25
