@@ -7,11 +7,13 @@ second in which that happens holds a packet of nearly all positions, which no ta
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
+from time import perf_counter
 from typing import Any
 
 import numpy as np
-from measuring import Settings, progress, spread, timed
+from measuring import Settings, progress, spread
 from tables import number, table, with_spread
 
 from adaptok_ros.arrays import Image
@@ -70,18 +72,19 @@ def measure_cost(frames: int) -> dict[str, Any]:
     for mode in (TauMode.TARGET_RATE, TauMode.NOISE):
         config = SelectionConfig(tau_mode=mode, target_rate=1000.0)
         selector, control = Selector(rows * columns, channels, config), TauControl()
+        deltas = partial(getattr, selector, 'delta')
         latents = generator.normal(size=(rows * columns, channels)).astype(np.float32)
         times = []
         for frame in range(frames):
             latents[generator.random(len(latents)) < 0.2] *= -1
-            begin = timed(lambda: control.begin(config, frame * 10**9 // RATE))
+            started = perf_counter()
+            now = control.begin(config, frame * 10**9 // RATE)
+            begun = perf_counter()
+            selector.config = now
             selection = selector.step(latents)
-            end = timed(
-                lambda: control.observe(
-                    config, selection, selection.data.nbytes, lambda: selector.delta
-                )
-            )
-            times.append((begin + end) * 1e3)
+            selected = perf_counter()
+            control.observe(now, selection, selection.data.nbytes, deltas)
+            times.append((begun - started + perf_counter() - selected) * 1e3)
         found[mode.value] = spread(times)
     return found
 

@@ -86,7 +86,7 @@ class Camera:
         return np.array([packet.tau for packet in self.packets])
 
     def rate(self, packets):
-        """kB a second."""
+        """In kB a second."""
         return sum(packet.nbytes for packet in packets) * RATE / len(packets) / 1e3
 
 

@@ -46,8 +46,8 @@ TOKENIZER_NODE = (
     NodeParameter(
         'tau_mode',
         SelectionConfig.tau_mode.value,
-        'what sets tau: the parameter tau (fixed), the bytes sent (target_rate), or the noise where '
-        'nothing moves (noise); otherwise than fixed, tau is where it begins',
+        'what sets tau: the parameter tau (fixed), the bytes sent (target_rate), or the noise '
+        'where nothing moves (noise); otherwise than fixed, tau is where it begins',
         choices=tuple(mode.value for mode in TauMode),
         runtime=True,
     ),
