@@ -68,7 +68,7 @@ FINEST = 0.125
 MOVES = 0.5
 """A clip has a moving camera if the median shift of its images is so many pixels or more."""
 
-GAINS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+GAINS = (1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Of a frame of waiting."""
 CEILINGS = {'2 %': (0.02, False), '10 %': (0.1, False), '5 %, new scene': (0.05, True)}
 """Ceiling as a share of the grid, and whether the scene is upside down from the middle on."""
