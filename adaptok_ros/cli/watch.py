@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-from adaptok_ros.errors import MissingPackageError, SettingError
+from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.monitor.board import Board
-
-if TYPE_CHECKING:
-    from adaptok_ros.monitor.subscriptions import Subscriptions
 
 DISCOVERY = 5.0
 """Seconds that DDS may take to find what there is."""
@@ -60,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     asked, wanted = _choose(arguments)
     board, stopping = Board(), threading.Event()
-    with _terminal(board, asked) if arguments.terminal else _page(board, arguments) as draw:
+    with _terminal(board) if arguments.terminal else _page(board, arguments) as draw:
         stop_on_signals('adaptok watch', stopping)
         os.environ.update(profile_environment(None))
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
@@ -72,15 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
             )
             executor = SingleThreadedExecutor()
             executor.add_node(node)
-            subscriptions = Subscriptions(node, board, wanted)
-            begin = time.monotonic()
-            is_discovered = False
+            Subscriptions(node, board, asked, wanted)
             while not stopping.is_set():
                 executor.spin_once(timeout_sec=SPIN_PERIOD)
                 draw()
-                if not is_discovered and time.monotonic() - begin > DISCOVERY:
-                    is_discovered = True
-                    _check_found(board, subscriptions, asked)
         finally:
             rclpy.shutdown()
     return 0
@@ -97,16 +89,9 @@ def _choose(arguments: argparse.Namespace) -> tuple[str, Callable[[str], bool]]:
     return '', lambda topic: True
 
 
-def _check_found(board: Board, subscriptions: Subscriptions, asked: str) -> None:
-    """Complain where all that there is is something else; where there is nothing, it may come."""
-    if not board.topics() and subscriptions.others:
-        there = ', '.join(sorted(subscriptions.others))
-        raise SettingError(f'there are no tokens {asked}; there are: {there}')
-
-
 @contextlib.contextmanager
 def _page(board: Board, arguments: argparse.Namespace) -> Iterator[Callable[[], None]]:
-    """Serve the page; what is given needs no call."""
+    """Serve the page; what is given says once where nothing is found."""
     from adaptok_ros.monitor.server import WatchServer
 
     server = WatchServer(board, arguments.host, arguments.port)
@@ -118,13 +103,22 @@ def _page(board: Board, arguments: argparse.Namespace) -> Iterator[Callable[[], 
                 file=sys.stderr,
             )
         print(f'open {server.url} (Ctrl+C ends)', flush=True)
-        yield lambda: None
+        due = time.monotonic() + DISCOVERY
+
+        def tell() -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = math.inf
+                if not board.topics():
+                    print(f'adaptok: {board.awaited}', file=sys.stderr)
+
+        yield tell
     finally:
         server.close()
 
 
 @contextlib.contextmanager
-def _terminal(board: Board, asked: str) -> Iterator[Callable[[], None]]:
+def _terminal(board: Board) -> Iterator[Callable[[], None]]:
     """Take the terminal; what is given draws, if it is time."""
     try:
         from rich.live import Live
@@ -134,14 +128,13 @@ def _terminal(board: Board, asked: str) -> Iterator[Callable[[], None]]:
         raise MissingPackageError(
             "adaptok watch --terminal needs rich: pip install 'rich>=13'"
         ) from error
-    waiting = ' '.join(['waiting for a tokenizer node that publishes tokens', asked]).strip()
     due = 0.0
 
     def draw() -> None:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + DRAW_PERIOD
-            live.update(render([board.view(topic) for topic in board.topics()], waiting))
+            live.update(render([board.view(topic) for topic in board.topics()], board.awaited))
             live.refresh()
 
     with Live(auto_refresh=False, vertical_overflow='crop') as live:

@@ -57,9 +57,12 @@ class Board:
     """Holds streams, reports and pictures; every method may be called by any thread.
 
     Nothing waits here for anybody: what is newer takes the place of what nobody looked at.
+
+    :ivar awaited: what to say where there is no stream
     """
 
     def __init__(self) -> None:
+        self.awaited = 'waiting for nodes'
         self._changed = threading.Condition()
         self._streams: dict[str, dict[str, _Member]] = {}
         self._heard: dict[str, Heard] = {}

@@ -18,8 +18,8 @@ OLDEST = (38, 42, 54)
 
 def jpeg(image: Image) -> bytes:
     """JPEG of ``[h, w, 3]`` uint8 RGB, scaled down to :data:`LONGEST_SIDE`."""
-    bgr = cv2.cvtColor(shrink(image, LONGEST_SIDE), cv2.COLOR_RGB2BGR)
-    return _encode('.jpg', bgr, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+    rgb = shrink(image, LONGEST_SIDE)
+    return _encode('.jpg', rgb, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
 
 
 def ages_png(ages: NDArray[np.uint8]) -> bytes:
@@ -30,7 +30,7 @@ def ages_png(ages: NDArray[np.uint8]) -> bytes:
     share = np.log2(1.0 + np.arange(256)) / 8.0
     colours = [np.interp(share, (0.0, 1.0), ends) for ends in zip(KEPT_COLOUR, OLDEST)]
     rgb = np.rint(np.stack(colours, axis=-1)).astype(np.uint8)[ages]
-    return _encode('.png', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    return _encode('.png', rgb)
 
 
 def legend_png() -> bytes:
@@ -39,5 +39,5 @@ def legend_png() -> bytes:
     return ages_png(ages[None])
 
 
-def _encode(kind: str, bgr: NDArray[np.generic], *options: int) -> bytes:
-    return bytes(cv2.imencode(kind, bgr, options)[1])
+def _encode(kind: str, rgb: NDArray[np.uint8], *options: int) -> bytes:
+    return bytes(cv2.imencode(kind, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)[1])

@@ -49,6 +49,7 @@ class WatchServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
+    request_queue_size = MOST_CONNECTIONS
 
     def __init__(self, board: Board, host: str, port: int) -> None:
         """Listen.
@@ -256,7 +257,11 @@ def figures(board: Board, topic: str) -> dict[str, Any]:
         for name, view in sorted(views.items())
     ]
     shown = views.get(topic)
-    return {'streams': streams, 'stream': plain(dataclasses.asdict(shown)) if shown else None}
+    return {
+        'awaited': board.awaited,
+        'streams': streams,
+        'stream': plain(dataclasses.asdict(shown)) if shown else None,
+    }
 
 
 def plain(value: Any) -> Any:

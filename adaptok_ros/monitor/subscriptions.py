@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,17 +48,17 @@ class Subscriptions:
 
     Pictures and latents are subscribed to only while somebody looks at their stream: otherwise
     nodes would draw them for nobody.
-
-    :ivar others: streams that there are besides those asked for
     """
 
-    def __init__(self, node: RosNode, board: Board, wanted: Callable[[str], bool]) -> None:
+    def __init__(
+        self, node: RosNode, board: Board, asked: str, wanted: Callable[[str], bool]
+    ) -> None:
         """Begin.
 
-        :param wanted: whether a stream is asked for, by the topic of its tokens
+        :param asked: which streams are asked for, such as ``below /front``; '' = all
+        :param wanted: whether a stream is one of them, by the topic of its tokens
         """
-        self.others: set[str] = set()
-        self._node, self._board, self._wanted = node, board, wanted
+        self._node, self._board, self._asked, self._wanted = node, board, asked, wanted
         self._sources: set[_Source] = set()
         self._made: dict[_Source, Any] = {}
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -69,16 +69,17 @@ class Subscriptions:
     def look(self) -> None:
         """See which nodes of which streams there are."""
         streams: dict[str, list[Node]] = {}
-        self.others.clear()
+        others = []
         self._sources.clear()
         for topic, types in self._node.get_topic_names_and_types():
             if TOKENS not in types:
                 continue
             if not self._wanted(topic):
-                self.others.add(topic)
+                others.append(topic)
                 continue
             streams[topic] = self._look_at(topic)
         self._board.see(streams)
+        self._board.awaited = describe_awaited(self._asked, others)
 
     def _look_at(self, topic: str) -> list[Node]:
         """Nodes of a stream; notes the pictures of the first of each kind."""
@@ -146,6 +147,15 @@ class Subscriptions:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             self._board.hear(read_status(status))
+
+
+def describe_awaited(asked: str, others: Sequence[str]) -> str:
+    """What to say while nothing asked for is there.
+
+    :param others: topics of the tokens that there are instead
+    """
+    said = ' '.join(filter(None, ['waiting for a tokenizer node that publishes tokens', asked]))
+    return f'{said}; there are tokens on {", ".join(sorted(others))}' if others else said
 
 
 def _names(ends: Iterable[Any]) -> list[tuple[str, str]]:

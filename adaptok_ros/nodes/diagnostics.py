@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]  # where Humble has both
@@ -91,7 +91,7 @@ def read_status(status: DiagnosticStatus) -> NodeStatus:
     A report that lacks a figure, or has one that is no number, is left out.
     """
     values = {pair.key: pair.value for pair in status.values}
-    reports = []
+    reports: list[Any] = []
     for kind in KINDS:
         with contextlib.suppress(KeyError, ValueError):
             reports.append(from_text(kind, values))
