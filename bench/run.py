@@ -40,6 +40,7 @@ PARTS = {
     'healing': 'What heals a loss, and what that costs',
     'half': 'The float16 encoder against float32',
     'faults': 'What holds on bad links',
+    'bags': 'Bags of images to bags of tokens',
 }
 """Module ``bench_<name>`` of each, and its title."""
 ON_REQUEST = {

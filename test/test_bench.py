@@ -20,6 +20,7 @@ BENCH = Path(__file__).resolve().parent.parent / 'bench'
 sys.path.insert(0, str(BENCH))
 
 import bench_alternatives
+import bench_bags
 import bench_ceiling
 import bench_conversion
 import bench_faults
@@ -346,3 +347,10 @@ def test_bad_arguments_say_what_is_allowed(args, said, capsys):
     with pytest.raises(SystemExit):
         run.arguments(args)
     assert said in capsys.readouterr().err
+
+
+def test_bags(settings):
+    found = bench_bags.measure(settings)
+    assert all(map(math.isfinite, numbers(found)))
+    assert set(found['several']['ways']) == {'off', 'noise'}
+    check_table(bench_bags.tables(found), 'moving, noise', 'of the floor', 'cores idle')
