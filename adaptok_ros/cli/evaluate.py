@@ -109,8 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar='WHAT,...',
         help=f'at the tau nearest to the default, any of {", ".join(COMPARISONS)}: reference '
-        'previous against the closed loop; JPEG and H.264 at equal bytes; the mechanisms '
-        'of ElasticTok and InfoTok at equal tokens',
+        'previous against the closed loop; JPEG and H.264 at equal bytes, PSNR and latent error; '
+        'the other payloads, at every tau; the mechanisms of ElasticTok and InfoTok at equal '
+        'tokens',
     )
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from adaptok_ros.arrays import Image, Latents
 from adaptok_ros.evaluation.allocation import compare_allocation
-from adaptok_ros.evaluation.codecs import h264_at, jpeg_at
+from adaptok_ros.evaluation.codecs import compare_codecs
 from adaptok_ros.evaluation.noise_response import noise_gain, static_scene
+from adaptok_ros.evaluation.payloads import compare_payloads
 from adaptok_ros.evaluation.perceptual import I3D, Lpips, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.quality import Original, psnr, squared_error
 from adaptok_ros.evaluation.scores import Scores
@@ -90,19 +91,26 @@ class ClipEvaluator:
                 self._encoder, first, settings.taus, settings.static_frames
             )
         if 'codecs' in settings.compare:
-            bytes_per_frame = figures['tau'][f'{tau:g}']['bytes_per_frame']
-            target = round(bytes_per_frame * figures['frames'])
-            figures['codecs'] = {
-                'tau': tau,
-                'bytes_per_frame': bytes_per_frame,
-                'jpeg': jpeg_at(clip, target),
-                'h264': h264_at(clip, target),
-            }
+            figures['codecs'] = self._compare_codecs(clip, figures)
+        if 'payloads' in settings.compare:
+            figures['payloads'] = compare_payloads(self._encoder, clip, settings)
         if 'allocation' in settings.compare and self._can_decode:
             # Not the shared encoder: here every pass has to be made.
             tokenizer = Tokenizer(settings.tokenizer, threads=1)
             figures['allocation'] = compare_allocation(tokenizer, clip, tau)
             tokenizer.close()
+
+    def _compare_codecs(self, clip: Clip, figures: dict[str, Any]) -> dict[str, Any]:
+        """Codecs beside what hold gives at one tau: LIT's pictures depend on its training."""
+        tau = self._settings.comparison_tau
+        row = figures['tau'][f'{tau:g}']
+        stream = {
+            'bytes_per_frame': row['bytes_per_frame'],
+            'psnr': row['hold']['psnr'] if self._can_decode else None,
+            'latent_mse': row['latent_mse_everywhere_hold'],
+        }
+        codecs = compare_codecs(clip, self._encoder.tokenizer, *stream.values())
+        return {'tau': tau, **stream, **codecs}
 
 
 class _Sweep:
@@ -115,7 +123,7 @@ class _Sweep:
         self._with_lit = evaluator._with_lit
         self._modes = ('hold', 'lit') if self._with_lit else ('hold',)
         models = (evaluator._lpips, evaluator._i3d)
-        self._streams = {tau: self._stream(tau, Reference.HELD) for tau in self._settings.taus}
+        self._streams = {tau: self._stream(tau) for tau in self._settings.taus}
         self._shown = self._settings.comparison_tau
         self._previous = (
             self._stream(self._shown, Reference.PREVIOUS)
@@ -133,11 +141,11 @@ class _Sweep:
         self._count = 0
         self._shape: tuple[int, int] = (0, 0)
 
-    def _stream(self, tau: float, reference: Reference) -> Stream:
+    def _stream(self, tau: float, reference: Reference = Reference.HELD) -> Stream:
         return Stream(
             self._encoder,
             self._settings.tokenizer,
-            self._settings.selection(tau, reference),
+            self._settings.selection(tau, reference=reference),
             self._with_lit,
         )
 

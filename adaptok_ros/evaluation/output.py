@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ import cv2
 
 from adaptok_ros.arrays import Image
 from adaptok_ros.evaluation.errors import EvaluationError
-from adaptok_ros.evaluation.plots import draw_drift, draw_rate_distortion
+from adaptok_ros.evaluation.plots import (
+    draw_drift,
+    draw_kinds,
+    draw_lit_over_hold,
+    draw_rate_distortion,
+)
 from adaptok_ros.evaluation.report import markdown
 from adaptok_ros.models.writing import new_folder
 
@@ -32,12 +38,9 @@ def write_results(record: dict[str, Any], pictures: dict[str, Image], output: Pa
     """Write ``results.json``, ``results.md``, the plots and ``kept/<clip>.jpg``."""
     with new_folder(output) as temporary:
         plots = []
-        if record['overall'].get('dense'):
-            draw_rate_distortion(record, temporary / 'rate_distortion.png')
-            plots.append('rate_distortion.png')
-            if 'previous' in record['overall']:
-                draw_drift(record, temporary / 'drift.png')
-                plots.append('drift.png')
+        for name, draw in _plots(record).items():
+            draw(record, temporary / name)
+            plots.append(name)
         (temporary / 'kept').mkdir()
         for name, picture in pictures.items():
             path = temporary / 'kept' / f'{name.replace("/", "_")}.jpg'
@@ -45,6 +48,18 @@ def write_results(record: dict[str, Any], pictures: dict[str, Image], output: Pa
         (temporary / 'results.md').write_text(markdown(record, plots))
         text = json.dumps(_rounded(record), indent=1, allow_nan=False)
         (temporary / 'results.json').write_text(text + '\n')
+
+
+def _plots(record: dict[str, Any]) -> dict[str, Callable[[dict[str, Any], Path], None]]:
+    """What there is to draw, by file name, in the order of the page."""
+    plots: dict[str, Callable[[dict[str, Any], Path], None]] = {}
+    if record['overall'].get('dense'):
+        plots |= {'rate_distortion.png': draw_rate_distortion, 'kinds.png': draw_kinds}
+        if 'previous' in record['overall']:
+            plots['drift.png'] = draw_drift
+    if record['lit']:
+        plots['lit_over_hold.png'] = draw_lit_over_hold
+    return plots
 
 
 def _rounded(value: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Cell = str | float | None
-MISSING = '-'
+from adaptok_ros.evaluation.codec_report import codec_sections, payload_table
+from adaptok_ros.evaluation.markdown import MISSING, number, table
 
 
 def markdown(record: dict[str, Any], plots: Sequence[str]) -> str:
@@ -27,25 +27,16 @@ def markdown(record: dict[str, Any], plots: Sequence[str]) -> str:
     parts += ['## Noise', _noise(record)]
     if 'previous' in overall:
         parts += ['## Reference: held or previous', _previous(overall['previous'])]
+    if 'payloads' in overall:
+        parts += ['## Payloads', payload_table(record)]
     if 'codecs' in overall:
-        parts += ['## Codecs at equal bytes', _codecs(record)]
+        parts += codec_sections(record)
     if 'allocation' in overall:
         parts += ['## The cost of deciding how many tokens', _allocation(overall['allocation'])]
     parts += ['## Every clip', _clips(record)]
     if record['skipped']:
         parts += ['## Skipped', _skipped(record['skipped'])]
     return '\n\n'.join(parts) + '\n'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-
-
-def _number(value: Cell, digits: int = 2, scale: float = 1.0) -> str:
-    if value is None:
-        return MISSING
-    return value if isinstance(value, str) else f'{scale * value:.{digits}f}'
 
 
 def _how(record: dict[str, Any]) -> str:
@@ -90,10 +81,10 @@ def _sweep(taus: dict[str, Any], dense: dict[str, Any] | None) -> str:
     rows = [
         [
             tau,
-            _number(row['kept'], 1, 100.0),
-            _number(row['kept_after_keyframe'], 1, 100.0),
-            _number(row['bytes_per_frame'], 2, 1e-3),
-            _number(row['bits_per_pixel'], 3),
+            number(row['kept'], 1, 100.0),
+            number(row['kept_after_keyframe'], 1, 100.0),
+            number(row['bytes_per_frame'], 2, 1e-3),
+            number(row['bits_per_pixel'], 3),
             *_qualities(row.get('hold'), row.get('lit'), with_lpips),
         ]
         for tau, row in taus.items()
@@ -102,7 +93,7 @@ def _sweep(taus: dict[str, Any], dense: dict[str, Any] | None) -> str:
         rows.append(
             ['all sent', '100.0', '100.0', MISSING, MISSING, *_qualities(dense, None, with_lpips)]
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _qualities(
@@ -110,14 +101,14 @@ def _qualities(
 ) -> list[str]:
     metrics = [('psnr', 2), ('ssim', 4), ('ms_ssim', 4), *([('lpips', 4)] if with_lpips else [])]
     return [
-        _number((mode or {}).get(metric), digits)
+        number((mode or {}).get(metric), digits)
         for metric, digits in metrics
         for mode in (hold, lit)
     ]
 
 
 def _fvd(values: dict[str, float]) -> str:
-    return _table(['reconstruction', 'FVD'], [[k, _number(v, 1)] for k, v in values.items()])
+    return table(['reconstruction', 'FVD'], [[k, number(v, 1)] for k, v in values.items()])
 
 
 def _lit(overall: dict[str, Any]) -> str:
@@ -129,16 +120,16 @@ def _lit(overall: dict[str, Any]) -> str:
         'worst clip',
         'clips better with LIT',
     ]
-    text = 'At positions that were not sent:\n\n' + _table(
+    text = 'At positions that were not sent:\n\n' + table(
         header,
         [
             [
                 tau,
-                _number(row.get('latent_mse_hold'), 5),
-                _number(row.get('latent_mse_lit'), 5),
-                _number(row.get('lit_over_hold'), 3),
-                _number(row.get('lit_over_hold_worst'), 3),
-                _number(row.get('share_of_clips_better_with_lit'), 0, 100.0) + ' %',
+                number(row.get('latent_mse_hold'), 5),
+                number(row.get('latent_mse_lit'), 5),
+                number(row.get('lit_over_hold'), 3),
+                number(row.get('lit_over_hold_worst'), 3),
+                number(row.get('share_of_clips_better_with_lit'), 0, 100.0) + ' %',
             ]
             for tau, row in overall['tau'].items()
         ],
@@ -158,11 +149,11 @@ def _per_tau(record: dict[str, Any]) -> list[str]:
 
 
 def _row_per_tau(entry: dict[str, Any]) -> list[str]:
-    cells = [_number((entry.get('dense') or {}).get('psnr'), 1)]
+    cells = [number((entry.get('dense') or {}).get('psnr'), 1)]
     for row in entry['tau'].values():
-        cells.append(_number(row['kept_after_keyframe'], 1, 100.0))
+        cells.append(number(row['kept_after_keyframe'], 1, 100.0))
         pair = ((row.get(mode) or {}).get('psnr') for mode in ('hold', 'lit'))
-        cells.append(', '.join(_number(value, 1) for value in pair))
+        cells.append(', '.join(number(value, 1) for value in pair))
     return cells
 
 
@@ -171,7 +162,7 @@ def _kinds(record: dict[str, Any]) -> str:
         [kind, str(entry['clips']), *_row_per_tau(entry)]
         for kind, entry in record['kinds'].items()
     ]
-    return 'Kept after the keyframe.\n\n' + _table(
+    return 'Kept after the keyframe.\n\n' + table(
         ['kind', 'clips', 'PSNR all sent', *_per_tau(record)], rows
     )
 
@@ -187,15 +178,15 @@ def _clips(record: dict[str, Any]) -> str:
         for clip in record['clips']
     ]
     header = ['clip', 'kind', 'size', 'PSNR all sent', *_per_tau(record)]
-    return 'Kept after the keyframe.\n\n' + _table(header, rows)
+    return 'Kept after the keyframe.\n\n' + table(header, rows)
 
 
 def _noise(record: dict[str, Any]) -> str:
     overall = record['overall']
-    text = 'Delta that noise alone causes, 99.9th percentile:\n\n' + _table(
+    text = 'Delta that noise alone causes, 99.9th percentile:\n\n' + table(
         ['sigma', 'mean of clips', 'worst clip'],
         [
-            [f'{sigma}/255', _number(value, 4), _number(overall['noise_worst'][sigma], 4)]
+            [f'{sigma}/255', number(value, 4), number(overall['noise_worst'][sigma], 4)]
             for sigma, value in overall['noise'].items()
         ],
     )
@@ -203,10 +194,10 @@ def _noise(record: dict[str, Any]) -> str:
         text += (
             '\n\nThe first frame of every clip standing still, with fresh noise of sigma 4/255, '
             'no refresh; positions sent after the keyframe:\n\n'
-        ) + _table(
+        ) + table(
             ['tau', 'mean of clips %', 'worst clip %'],
             [
-                [tau, _number(value, 4, 100.0), _number(overall['static_worst'][tau], 4, 100.0)]
+                [tau, number(value, 4, 100.0), number(overall['static_worst'][tau], 4, 100.0)]
                 for tau, value in overall['static'].items()
             ],
         )
@@ -225,52 +216,14 @@ def _previous(entry: dict[str, Any]) -> str:
     rows = [
         [
             name,
-            _number(entry[name]['kept'], 1, 100.0),
-            _number(entry[name]['bytes_per_frame'], 2, 1e-3),
-            *(_number((entry[name].get(mode) or {}).get('psnr')) for mode in ('hold', 'lit')),
-            _number(entry[name]['share_over_tau_at_end'], 2, 100.0),
+            number(entry[name]['kept'], 1, 100.0),
+            number(entry[name]['bytes_per_frame'], 2, 1e-3),
+            *(number((entry[name].get(mode) or {}).get('psnr')) for mode in ('hold', 'lit')),
+            number(entry[name]['share_over_tau_at_end'], 2, 100.0),
         ]
         for name in ('held', 'previous')
     ]
-    return f'At tau {entry["tau"]:g}.\n\n' + _table(header, rows)
-
-
-def _codecs(record: dict[str, Any]) -> str:
-    rows = [
-        [
-            clip['name'],
-            _number(clip['codecs']['bytes_per_frame'], 2, 1e-3),
-            *(_number(_shown(clip).get('psnr')),),
-            *(
-                _number(clip['codecs'][codec][figure], 2, scale)
-                for codec in ('jpeg', 'h264')
-                for figure, scale in (('bytes_per_frame', 1e-3), ('psnr', 1.0))
-            ),
-        ]
-        for clip in record['clips']
-    ]
-    tau = record['clips'][0]['codecs']['tau']
-    return (
-        f'At tau {tau:g}, keyframe included. The table shows how well a codec serves human '
-        'viewers; a policy that receives its images still has to encode them itself. H.264: '
-        'libx264, preset medium, tune zerolatency, 4:2:0, one key frame.\n\n'
-    ) + _table(
-        [
-            'clip',
-            'tokens kB/frame',
-            'tokens PSNR',
-            'JPEG kB/frame',
-            'JPEG PSNR',
-            'H.264 kB/frame',
-            'H.264 PSNR',
-        ],
-        rows,
-    )
-
-
-def _shown(clip: dict[str, Any]) -> dict[str, Any]:
-    row = clip['tau'][f'{clip["codecs"]["tau"]:g}']
-    return dict(row.get('lit') or row.get('hold') or {})
+    return f'At tau {entry["tau"]:g}.\n\n' + table(header, rows)
 
 
 def _allocation(entry: dict[str, Any]) -> str:
@@ -282,14 +235,14 @@ def _allocation(entry: dict[str, Any]) -> str:
     rows = [
         [
             title,
-            _number(entry[name]['passes_per_block'], 1),
-            _number(entry[name]['seconds_per_frame'], 1, 1e3),
-            _number(entry[name]['time_over_ours'], 1),
-            _number(entry[name]['psnr']),
+            number(entry[name]['passes_per_block'], 1),
+            number(entry[name]['seconds_per_frame'], 1, 1e3),
+            number(entry[name]['time_over_ours'], 1),
+            number(entry[name]['psnr']),
         ]
         for name, title in names.items()
     ]
-    text = _table(
+    text = table(
         ['mechanism', 'passes a block', 'ms a frame', 'time over ours', 'PSNR at equal tokens'],
         rows,
     )

@@ -22,7 +22,7 @@ from adaptok_ros.evaluation.machine import cores, describe
 from adaptok_ros.evaluation.perceptual import frechet_distance, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import FRAME_ID, lit_id
-from adaptok_ros.evaluation.summary import by_kind, summarize
+from adaptok_ros.evaluation.summary import by_group, by_kind, summarize
 from adaptok_ros.footage.catalog import Catalog, Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.h264 import require_h264
@@ -30,7 +30,7 @@ from adaptok_ros.footage.preparation import Clip, expected_frames
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import find_model
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of ``results.json``."""
 FVD_CLIPS = 2
 """Fewest clips that a distribution of features can be fitted to."""
@@ -84,6 +84,7 @@ def evaluate(
         'overall': summarize(clips),
         'fvd': _fvd([results[clip['name']].features for clip in clips]),
         'kinds': by_kind(clips),
+        'groups': by_group(clips),
         'clips': clips,
         'skipped': skipped,
     }
@@ -124,6 +125,7 @@ def _protocol(catalog: Catalog, settings: Settings) -> dict[str, Any]:
         'lpips': 'VGG, per frame; mean',
         'fvd': 'I3D at 224x224, up to 300 frames',
         'latent_mse': 'of normalised latents at positions not sent, after the first frame',
+        'latent_mse_everywhere': 'of normalised latents at all positions of all frames',
         'lit_over_hold': 'latent_mse of LIT over that of hold; geometric mean of clips',
         'noise': '99.9th percentile of the delta between noisy and clean first frame',
     }

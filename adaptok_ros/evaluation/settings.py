@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.preparation import Preparation
 from adaptok_ros.packet import Payload
-from adaptok_ros.sending.selection import DEFAULT_TAU, Reference, SelectionConfig
+from adaptok_ros.sending.selection import DEFAULT_TAU, SelectionConfig
 
 DEFAULT_TAUS = (0.02, 0.05, 0.1, 0.2, 0.3)
-COMPARISONS = ('previous', 'codecs', 'allocation')
+COMPARISONS = ('previous', 'codecs', 'payloads', 'allocation')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,15 @@ class Settings:
         for tau in self.taus:
             self.selection(tau)
 
-    def selection(self, tau: float, reference: Reference = Reference.HELD) -> SelectionConfig:
-        """Configuration of the sender at one tau."""
-        return SelectionConfig(
-            tau=tau, refresh_period=self.refresh_period, payload=self.payload, reference=reference
+    def selection(self, tau: float, **changes: Any) -> SelectionConfig:
+        """Configuration of the sender at one tau.
+
+        :param changes: other fields of it
+        """
+        configuration = SelectionConfig(
+            tau=tau, refresh_period=self.refresh_period, payload=self.payload
         )
+        return dataclasses.replace(configuration, **changes)
 
     @property
     def comparison_tau(self) -> float:

@@ -74,6 +74,11 @@ def send(sender: Sender, image: Image, stamp: int = 0) -> Packet:
     return packet
 
 
+def latent_mse(latents: Latents, truth: Latents) -> float:
+    """Mean squared difference of two grids ``[H, W, C]``."""
+    return float(np.square(latents - truth).mean(dtype=np.float64))
+
+
 @dataclasses.dataclass
 class LatentError:
     """Squared error of latents at positions that were not sent, summed over a stream."""
@@ -112,6 +117,7 @@ class Stream:
         self.bytes: list[int] = []
         modes = ('hold', 'lit') if with_lit else ('hold',)
         self.errors = {mode: LatentError() for mode in modes}
+        self.errors_everywhere: dict[str, list[float]] = {mode: [] for mode in modes}
 
     @property
     def keep(self) -> NDArray[np.bool_]:
@@ -131,9 +137,10 @@ class Stream:
         latents = {'hold': self.held}
         if self._with_lit:
             latents['lit'] = self._receiving.latents().values
-        if self.packet is not None:
-            for mode, error in self.errors.items():
-                error.add(latents[mode], truth, ~self.keep)
+        for mode, grid in latents.items():
+            self.errors_everywhere[mode].append(latent_mse(grid, truth))
+            if self.packet is not None:
+                self.errors[mode].add(grid, truth, ~self.keep)
         self.packet = packet
         self.kept.append(packet.kept / packet.positions)
         self.bytes.append(len(serialize(packet)))
@@ -146,17 +153,23 @@ class Stream:
         return float(np.mean((delta >= np.float32(self.packet.tau)) & ~self.keep))
 
     def figures(self) -> dict[str, float | None]:
-        """Share sent and bytes; errors of latents at positions not sent and their ratio."""
+        """Share sent and bytes; errors of latents at positions not sent, their ratio, and errors
+        at all positions (``latent_mse_everywhere``).
+        """
         assert self.packet is not None
         pixels = self.packet.image_height * self.packet.image_width
         hold = self.errors['hold'].mean()
-        figures = {
+        figures: dict[str, float | None] = {
             'kept': float(np.mean(self.kept)),
             'kept_after_keyframe': float(np.mean(self.kept[1:])),
             'bytes_per_frame': float(np.mean(self.bytes)),
             'bytes_per_frame_after_keyframe': float(np.mean(self.bytes[1:])),
             'bits_per_pixel': 8.0 * float(np.mean(self.bytes)) / pixels,
             'latent_mse_hold': hold,
+            **{
+                f'latent_mse_everywhere_{mode}': float(np.mean(errors))
+                for mode, errors in self.errors_everywhere.items()
+            },
         }
         if self._with_lit:
             lit = self.errors['lit'].mean()

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from adaptok_ros.evaluation.codecs import summarize_codecs
+from adaptok_ros.evaluation.trees import geometric_mean, mean_tree
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Of the known ratios above 0; None if there is none."""
-    known = [math.log(value) for value in values if value]
-    return math.exp(float(np.mean(known))) if known else None
-
-
-def mean_tree(trees: list[Any]) -> Any:
-    """Mean of equally built nests of dictionaries, number by number; other leaves are left out.
-
-    Ratios (names with ``over``) are averaged geometrically.
-    """
-    result: dict[str, Any] = {}
-    for key in dict.fromkeys(key for tree in trees for key in tree):
-        values = [tree[key] for tree in trees if tree.get(key) is not None]
-        if values and all(isinstance(value, dict) for value in values):
-            result[key] = mean_tree(values)
-        elif all(isinstance(value, (int, float)) for value in values):
-            ratio = '_over_' in key and not key.startswith('share')
-            result[key] = (geometric_mean if ratio else mean)(values)
-    return result
-
-
-PARTS = ('dense', 'tau', 'noise', 'static', 'previous', 'codecs', 'allocation')
+PARTS = ('dense', 'tau', 'noise', 'static', 'previous', 'payloads', 'allocation')
 
 
 MODERATE = (0.1, 0.5)
@@ -70,6 +42,9 @@ def summarize(clips: list[dict[str, Any]]) -> dict[str, Any]:
         summary['static_worst'] = {
             tau: max(clip['static'][tau] for clip in clips) for tau in summary['static']
         }
+    codecs = [clip['codecs'] for clip in clips if clip.get('codecs')]
+    if codecs:
+        summary['codecs'] = summarize_codecs(codecs)
     return summary
 
 
@@ -77,3 +52,15 @@ def by_kind(clips: list[dict[str, Any]]) -> dict[str, Any]:
     """A summary of every kind of content, in the order of their names."""
     kinds = sorted({clip['kind'] for clip in clips})
     return {k: summarize([clip for clip in clips if clip['kind'] == k]) for k in kinds}
+
+
+def by_group(clips: list[dict[str, Any]]) -> dict[str, Any]:
+    """A summary of kinds whose names begin with the same word, such as ``c`` of ``c screen``."""
+    kinds: dict[str, set[str]] = {}
+    for clip in clips:
+        kinds.setdefault(clip['kind'].split(' ')[0], set()).add(clip['kind'])
+    return {
+        word: summarize([clip for clip in clips if clip['kind'] in members])
+        for word, members in sorted(kinds.items())
+        if len(members) > 1
+    }

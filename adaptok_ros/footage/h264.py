@@ -32,12 +32,15 @@ def require_h264() -> None:
         ) from error
 
 
-def encode_h264(frames: Iterable[Image], crf: int, keyframe_interval: int = 0) -> list[bytes]:
+def encode_h264(
+    frames: Iterable[Image], crf: int, keyframe_interval: int = 0, pixel_format: str = 'yuv420p'
+) -> list[bytes]:
     """One access unit a frame, without the encoder's remarks about itself and without delay.
 
     :param frames: ``[h, w, 3]`` uint8 RGB of one size; odd sides are repeated once more
     :param crf: rate factor, 0 to :data:`CRF_LIMIT`
     :param keyframe_interval: frames from one key frame to the next; 0: only the first
+    :param pixel_format: FFmpeg's name for what is encoded, ``yuv420p`` or ``yuv444p``
     :raises ValueError: PyAV was built without libx264
     """
     codec: Any = None
@@ -47,7 +50,7 @@ def encode_h264(frames: Iterable[Image], crf: int, keyframe_interval: int = 0) -
         if codec is None:
             codec = av.CodecContext.create('libx264', 'w')
             codec.height, codec.width = even.shape[:2]
-            codec.pix_fmt = 'yuv420p'
+            codec.pix_fmt = pixel_format
             codec.time_base = Fraction(1, 30)
             codec.options = {
                 'crf': str(crf),
@@ -57,7 +60,7 @@ def encode_h264(frames: Iterable[Image], crf: int, keyframe_interval: int = 0) -
                 'x264-params': f'keyint={keyframe_interval or "infinite"}:scenecut=0',
             }
         frame = av.VideoFrame.from_ndarray(even, format='rgb24')
-        packets += codec.encode(frame.reformat(format='yuv420p'))
+        packets += codec.encode(frame.reformat(format=pixel_format))
     packets += codec.encode(None)
     return [_without_remarks(bytes(packet)) for packet in packets]
 
