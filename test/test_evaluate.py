@@ -15,18 +15,21 @@ import pytest
 from adaptok_ros.bags.bag import serialize
 from adaptok_ros.cli import main
 from adaptok_ros.errors import SettingError
+from adaptok_ros.evaluation import ratios
 from adaptok_ros.evaluation.allocation import BLOCK_FRAMES, _divide, compare_allocation
 from adaptok_ros.evaluation.clip_evaluator import ClipEvaluator
-from adaptok_ros.evaluation.codecs import h264_at, jpeg_at, nearest
+from adaptok_ros.evaluation.codecs import CODECS, CodecSearch, summarize_codecs
 from adaptok_ros.evaluation.errors import EvaluationError
 from adaptok_ros.evaluation.noise_response import noise_gain, static_scene
 from adaptok_ros.evaluation.output import check_output
+from adaptok_ros.evaluation.payloads import compare_payloads
 from adaptok_ros.evaluation.perceptual import I3D, frechet_distance, why_no_fvd, why_no_lpips
 from adaptok_ros.evaluation.quality import MS_SSIM_SMALLEST_SIDE, Original, VideoQuality, psnr
 from adaptok_ros.evaluation.run import evaluate
 from adaptok_ros.evaluation.settings import Settings
 from adaptok_ros.evaluation.streams import SharedEncoder, Stream, lit_id
-from adaptok_ros.evaluation.summary import geometric_mean, mean, summarize
+from adaptok_ros.evaluation.summary import by_group, summarize
+from adaptok_ros.evaluation.trees import geometric_mean, mean
 from adaptok_ros.footage.catalog import Use, find_footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.preparation import Clip, Preparation
@@ -359,7 +362,10 @@ def test_bad_preparation_is_named(options, message):
         ({'taus': (0.1, 0.1)}, 'every value once'),
         ({'refresh_period': -1}, 'refresh_period is -1; allowed'),
         ({'static_frames': 1}, '--static-frames is 1; allowed'),
-        ({'compare': ('mp3',)}, "--compare is 'mp3'; allowed: previous, codecs, allocation"),
+        (
+            {'compare': ('mp3',)},
+            "--compare is 'mp3'; allowed: previous, codecs, payloads, allocation",
+        ),
     ],
 )
 def test_bad_settings_are_named(options, message):
@@ -410,6 +416,7 @@ def test_rate_and_distortion_fall_with_tau(evaluated):
         assert lower['hold']['psnr'] > higher['hold']['psnr']
         assert lower['latent_mse_hold'] < higher['latent_mse_hold']
     for row in rows:
+        assert row['latent_mse_everywhere_hold'] < row['latent_mse_hold']
         assert row['hold']['psnr'] < evaluated.figures['dense']['psnr']
         assert row['lit_over_hold'] == pytest.approx(
             row['latent_mse_lit'] / row['latent_mse_hold']
@@ -502,21 +509,111 @@ def test_static_scene_sends_next_to_nothing():
 # --- comparisons
 
 
-def test_nearest_finds_the_setting_next_to_the_target():
-    sizes = {1: 10, 2: 20, 3: 40, 4: 80}
-    for target, expected in ((0, 1), (12, 1), (29, 2), (31, 3), (60, 3), (61, 4), (999, 4)):
-        assert nearest(sizes.__getitem__, 1, 4, target) == expected
-
-
-@pytest.mark.parametrize('size', [(96, 64), (95, 63)])
-def test_codecs_spend_the_bytes_of_the_stream(tmp_path, size):
+@pytest.fixture(scope='module')
+def searches(tmp_path_factory):
+    """Codecs on a clip with odd sides."""
     pytest.importorskip('av')
-    clip = Clip(write_frames(tmp_path / 'a', scene_frames(6, size)), Preparation())
-    for at, low, high, tolerance in ((jpeg_at, 6000, 15000, 0.15), (h264_at, 1500, 9000, 0.15)):
-        results = [at(clip, target) for target in (low, high)]
-        for target, result in zip((low, high), results):
-            assert 6 * result['bytes_per_frame'] == pytest.approx(target, rel=tolerance)
-        assert 20.0 < results[0]['psnr'] < results[1]['psnr'] < 60.0
+    folder = write_frames(tmp_path_factory.mktemp('small') / 'a', scene_frames(4, (95, 63)))
+    tokenizer = Tokenizer(DEFAULT_TOKENIZER, threads=1)
+    return {name: CodecSearch(name, Clip(folder, Preparation()), tokenizer) for name in CODECS}
+
+
+@pytest.mark.parametrize('name, low, high', [('jpeg', 1500, 2500), ('h264', 400, 1000)])
+def test_codecs_spend_the_bytes_of_the_stream(searches, name, low, high):
+    results = [searches[name].at_bytes(target) for target in (low, high)]
+    for target, result in zip((low, high), results):
+        assert result['bytes_per_frame'] == pytest.approx(target, rel=0.1)
+    assert 20.0 < results[0]['psnr'] < results[1]['psnr'] < 60.0
+    assert results[0]['latent_mse'] > results[1]['latent_mse'] > 0.0
+
+
+@pytest.mark.parametrize('name', CODECS)
+def test_curves_rise_with_bytes(searches, name):
+    for worse, better in pairwise(searches[name].curve().values()):
+        assert worse['bytes_per_frame'] < better['bytes_per_frame']
+        assert worse['psnr'] < better['psnr']
+        assert worse['latent_mse'] > better['latent_mse']
+
+
+@pytest.mark.parametrize('name', CODECS)
+def test_bytes_at_equal_quality_lie_between_neighbours(searches, name):
+    search = searches[name]
+    middle = search.at(30, with_latents=True)
+    exact = search.at_psnr(middle.psnr)
+    assert exact['bytes_per_frame'] == pytest.approx(middle.bytes_per_frame)
+    assert exact['bound'] == '' and 30 in exact['settings']
+    exact = search.at_latent_error(middle.latent_mse)
+    assert exact['bytes_per_frame'] == pytest.approx(middle.bytes_per_frame)
+    result = search.at_psnr(middle.psnr + 0.01)
+    worse, better = (search.at(setting) for setting in result['settings'])
+    assert worse.psnr < middle.psnr + 0.01 <= better.psnr
+    assert worse.bytes_per_frame < result['bytes_per_frame'] < better.bytes_per_frame
+    assert abs(result['settings'][0] - result['settings'][1]) == 1
+
+
+@pytest.mark.parametrize('name, worst, best', [('jpeg', 1, 100), ('h264', 51, 0)])
+def test_what_a_codec_cannot_reach_is_a_bound(searches, name, worst, best):
+    search = searches[name]
+    for at, bad, good in ((search.at_psnr, 1.0, 150.0), (search.at_latent_error, 1e3, 1e-30)):
+        for target, setting, bound in ((bad, worst, '<'), (good, best, '>')):
+            assert at(target) == {
+                'settings': [setting],
+                'bytes_per_frame': search.at(setting).bytes_per_frame,
+                'bound': bound,
+            }
+
+
+def test_colour_that_is_lost_counts_in_latents(searches):
+    """At the same rate factor 4:4:4 is nearer to the truth, and lossless nearer than JPEG."""
+    lossless = {name: searches[name].at(0, with_latents=True) for name in ('h264', 'h264_444')}
+    assert lossless['h264_444'].latent_mse < lossless['h264'].latent_mse / 2
+    assert lossless['h264_444'].psnr > lossless['h264'].psnr + 3.0
+
+
+def test_ratios_know_their_bounds():
+    exact, at_most = ratios.ratio(3.0, 2.0, ''), ratios.ratio(3.0, 1.0, '>')
+    at_least = ratios.ratio(9.0, 1.0, '<')
+    assert exact == [1.5, 1.5] and at_most == [0.0, 3.0] and at_least == [9.0, None]
+    assert [ratios.text(r) for r in (exact, at_most, at_least)] == ['1.50', '< 3.00', '> 9.00']
+    assert ratios.median([exact, at_most, at_least]) == [1.5, 3.0]
+    assert ratios.text([1.5, 3.0]) == '1.50 to 3.00'
+    assert ratios.median([exact, at_least, at_least]) == [9.0, None]
+    assert ratios.median([at_most, at_least]) == [4.5, None]
+    assert ratios.within([exact, at_most, at_least], 2.0) == [1, 2]
+    assert ratios.within([exact, at_most, at_least], 3.0) == [2, 2]
+
+
+def test_codecs_are_summarized_over_clips():
+    def entry(psnr, ratio):
+        point = {'bytes_per_frame': 100.0, 'psnr': psnr, 'latent_mse': 0.1}
+        equal = {'bytes_per_frame': 50.0, 'bound': '', 'tokens_over_codec': ratio}
+        codec = {'curve': {'21': point}, 'equal_psnr': equal, 'equal_latent_error': equal}
+        return dict.fromkeys(CODECS, codec)
+
+    clips = [entry(30.0, [1.0, 1.0]), entry(33.0, [0.0, 4.0]), entry(36.0, [2.5, 2.5])]
+    summary = summarize_codecs(clips)['h264']
+    assert summary['curve'] == {
+        '21': {'bytes_per_frame': 100.0, 'psnr': 33.0, 'latent_mse': pytest.approx(0.1)}
+    }
+    for equal in ('equal_psnr', 'equal_latent_error'):
+        assert summary[equal] == {'median': [1.0, 2.5], 'within_3': [2, 3], 'within_2': [1, 2]}
+    for clip in clips:
+        clip['jpeg'] = {'curve': {}, 'equal_latent_error': clip['jpeg']['equal_latent_error']}
+    assert 'equal_psnr' not in summarize_codecs(clips)['jpeg']  # without a decoder
+
+
+def test_payloads_differ_in_bytes_and_rounding(clip, evaluated):
+    settings = Settings(DEFAULT_TOKENIZER, taus=(0.1, 0.4))
+    encoder = SharedEncoder(DEFAULT_TOKENIZER, threads=1)
+    payloads = compare_payloads(encoder, clip, settings)
+    assert list(payloads) == ['float16', 'int8']
+    for tau in ('0.1', '0.4'):
+        coded, half, byte = (
+            rows[tau] for rows in (evaluated.figures['tau'], payloads['float16'], payloads['int8'])
+        )
+        assert coded['bytes_per_frame'] < byte['bytes_per_frame'] < half['bytes_per_frame']
+        assert half['latent_mse_everywhere_hold'] < coded['latent_mse_everywhere_hold']
+        assert half['psnr'] == pytest.approx(coded['hold']['psnr'], abs=1.0)
 
 
 def test_allocation_compares_at_equal_tokens(clip):
@@ -579,6 +676,16 @@ def test_summary_is_the_mean_over_clips():
     assert mean([]) is None and geometric_mean([None, 0.0]) is None
 
 
+def test_kinds_with_the_same_first_word_are_a_group():
+    clips = [
+        {'kind': kind, 'tau': {'0.1': {'kept': kept}}}
+        for kind, kept in (('c screen', 0.1), ('c traffic', 0.3), ('a people', 0.9))
+    ]
+    (group,) = by_group(clips).items()
+    assert group[0] == 'c' and group[1]['clips'] == 2
+    assert group[1]['tau']['0.1']['kept'] == pytest.approx(0.2)
+
+
 # --- the command
 
 
@@ -616,7 +723,7 @@ def test_command_writes_everything(tmp_path):
         '--static-frames',
         3,
         '--compare',
-        'previous,codecs,allocation',
+        'previous,codecs,payloads,allocation',
     )
     assert done.returncode == 0, done.stderr
     assert 'skipped b/bad.mp4' in done.stdout + done.stderr
@@ -637,14 +744,17 @@ def test_command_writes_everything(tmp_path):
         assert set(clip['tau']) == {'0.1', '0.3'}
         codecs = clip['codecs']
         assert codecs['bytes_per_frame'] == clip['tau']['0.1']['bytes_per_frame']
+        assert codecs['psnr'] == clip['tau']['0.1']['hold']['psnr']
+        assert list(clip['payloads']) == ['float16', 'coded']
         assert clip['allocation']['frames'] == BLOCK_FRAMES
     expected = np.mean([clip['tau']['0.1']['hold']['psnr'] for clip in record['clips']])
     assert record['overall']['tau']['0.1']['hold']['psnr'] == pytest.approx(expected)
     page = (output / 'results.md').read_text()
-    for heading in ('Overall', 'Noise', 'Codecs at equal bytes', 'Every clip', 'Skipped'):
+    codecs = [f'Codecs at equal {what}' for what in ('bytes', 'PSNR', 'latent error')]
+    for heading in ('Overall', 'Noise', 'Payloads', *codecs, 'Every clip', 'Skipped'):
         assert f'## {heading}' in page
     assert str(tmp_path) not in page and str(tmp_path) not in json.dumps(record)
-    for name in ('rate_distortion.png', 'drift.png'):
+    for name in ('rate_distortion.png', 'kinds.png', 'drift.png', 'lit_over_hold.png'):
         assert f'({name})' in page
         assert cv2.imread(str(output / name)) is not None
     assert sorted(path.name for path in (output / 'kept').iterdir()) == [

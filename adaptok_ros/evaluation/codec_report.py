@@ -6,36 +6,38 @@ from collections.abc import Iterator
 from typing import Any
 
 from adaptok_ros.evaluation.codecs import CODECS, EQUAL_LATENT_ERROR, EQUAL_PSNR, TARGETS
-from adaptok_ros.evaluation.markdown import MISSING, number, table
+from adaptok_ros.evaluation.markdown import number, table
 from adaptok_ros.evaluation.ratios import text
 
 NAMES = {'jpeg': 'JPEG', 'h264': 'H.264', 'h264_444': 'H.264 4:4:4'}
 
 _EQUAL_BYTES = (
-    'At tau {tau:g}, keyframe included. The table shows how well a codec serves human viewers; a '
-    'policy that receives its images still has to encode them itself. JPEG: OpenCV, every frame '
-    'by itself. H.264: libx264, preset medium, tune zerolatency, one key frame. Both: 4:2:0, and '
-    "only the codec's own data is counted, without any message around it, whereas tokens are "
-    'counted as whole messages.'
+    'At tau {tau:g}, keyframe included. A policy that receives the images of a codec still has to '
+    'encode them itself: the latent MSE is that of their latents, encoded by the same frozen '
+    "tokenizer, against those of the camera's picture. JPEG: OpenCV, every frame by itself, "
+    '4:2:0. H.264: libx264, preset medium, tune zerolatency, one key frame; 4:2:0 as cameras and '
+    'robots have it, and 4:4:4, which keeps all of the colour and which few devices decode. Only '
+    "a codec's own data is counted, without any message around it, whereas tokens are counted as "
+    'whole messages.'
 )
 _EQUAL_PSNR = (
-    'Tokens at tau {tau:g}, restored by hold. The codec has the PSNR of the tokens: its bytes lie '
-    'between two neighbouring settings, and their logarithm is taken to be linear in dB there. '
-    "`<` and `>` are bounds, where a codec's worst setting is still better than the tokens, or "
-    'its best still worse. The tokenizer limits the PSNR of tokens even where all are sent (the '
-    'column "all sent"), so at that PSNR a codec is asked for little, and needs few bytes.'
+    'Tokens at tau {tau:g}, restored by hold. Each codec has the PSNR of the tokens: its bytes '
+    'lie between those of two neighbouring settings, and their logarithm is taken to be linear in '
+    "dB there. `<` and `>` are bounds, where a codec's worst setting is still better than the "
+    'tokens, or its best still worse. The tokenizer limits the PSNR of tokens even where all are '
+    'sent (the column PSNR all sent), so a codec is asked for little here, and needs few bytes.'
 )
 _EQUAL_LATENTS = (
-    'The same, but the codec gives the latents of the tokens: its decoded picture is encoded by '
-    'the same frozen tokenizer, and the mean squared error of these latents, over all positions '
-    'and frames, equals that of what the receiver of the tokens holds at tau {tau:g}. The truth '
-    "is the latents of the camera's RGB picture, so a codec's loss of colour in 4:2:0 counts "
-    'against it. Where its best setting is still worse, the ratio is a bound (`<`).'
+    'As above, but each codec gives the latents as well as the tokens do: its decoded picture is '
+    'encoded by the same frozen tokenizer, and the mean squared error of these latents, over all '
+    'positions and frames, equals that of what the receiver of the tokens holds at tau {tau:g}. '
+    "The truth is the latents of the camera's RGB picture, so the colour that 4:2:0 loses counts "
+    'against a codec; 4:4:4 has all of it.'
 )
 _KINDS = (
-    'How many times the bytes of a codec the tokens need: median of the clips of a kind, and how '
-    'many clips are within {limits} times H.264. A span (1 to 2) says what is known where some '
-    'clips give only bounds.'
+    'How many times the bytes of a codec the tokens need: median of the clips of a kind; and how '
+    'many of these clips are within {limits} times H.264. A span (1 to 2) says what is known '
+    'where some clips give only bounds.'
 )
 
 
@@ -72,18 +74,23 @@ def payload_table(record: dict[str, Any]) -> str:
 
 
 def codec_sections(record: dict[str, Any]) -> Iterator[str]:
-    """Headings and sections: at equal bytes, PSNR and latent error, and by kind of content."""
+    """Headings and sections: at equal bytes, at equal PSNR and at equal latent error."""
     tau = record['clips'][0]['codecs']['tau']
     yield '## Codecs at equal bytes'
-    yield _EQUAL_BYTES.format(tau=tau) + '\n\n' + _at_equal_bytes(record)
+    yield _EQUAL_BYTES.format(tau=tau)
+    yield _at_equal_bytes(record)
+    kinds = _KINDS.format(limits=' and '.join(map(str, TARGETS)))
     if record['overall'].get('dense'):
         yield '## Codecs at equal PSNR'
-        yield _EQUAL_PSNR.format(tau=tau) + '\n\n' + _at_equal(record, EQUAL_PSNR)
+        yield _EQUAL_PSNR.format(tau=tau)
+        yield _at_equal(record, EQUAL_PSNR)
+        yield kinds
+        yield _by_kind(record, EQUAL_PSNR)
     yield '## Codecs at equal latent error'
-    yield _EQUAL_LATENTS.format(tau=tau) + '\n\n' + _at_equal(record, EQUAL_LATENT_ERROR)
-    yield '## Codecs by kind of content'
-    limits = ' and '.join(map(str, TARGETS))
-    yield _KINDS.format(limits=limits) + '\n\n' + _by_kind(record)
+    yield _EQUAL_LATENTS.format(tau=tau)
+    yield _at_equal(record, EQUAL_LATENT_ERROR)
+    yield kinds
+    yield _by_kind(record, EQUAL_LATENT_ERROR)
 
 
 def _at_equal_bytes(record: dict[str, Any]) -> str:
@@ -130,22 +137,17 @@ def _at_equal(record: dict[str, Any], equal: str) -> str:
     return table([*header, *(f'tokens / {NAMES[name]}' for name in CODECS)], rows)
 
 
-def _by_kind(record: dict[str, Any]) -> str:
+def _by_kind(record: dict[str, Any], equal: str) -> str:
     groups = {f'all of {word}': entry for word, entry in record['groups'].items()}
     entries = {**record['kinds'], **groups, 'all clips': record['overall']}
-    equals = {EQUAL_PSNR: 'equal PSNR', EQUAL_LATENT_ERROR: 'equal latent error'}
-    header = ['kind', 'clips']
-    for what in equals.values():
-        header += [f'{NAMES[name]}, {what}' for name in CODECS]
-        header += [f'within {limit}, {what}' for limit in TARGETS]
+    videos = [name for name in CODECS if name != 'jpeg']
+    header = ['kind', 'clips', *(f'tokens / {NAMES[name]}' for name in CODECS)]
+    header += [f'within {limit} x {NAMES[name]}' for name in videos for limit in TARGETS]
     rows = []
     for title, entry in entries.items():
-        cells = [title, str(entry['clips'])]
-        for equal in equals:
-            medians = [entry['codecs'][name].get(equal) for name in CODECS]
-            cells += [text(ratios['median']) if ratios else MISSING for ratios in medians]
-            ratios = entry['codecs']['h264'].get(equal)
-            cells += [_count(ratios[f'within_{n}']) if ratios else MISSING for n in TARGETS]
+        ratios = {name: entry['codecs'][name][equal] for name in CODECS}
+        cells = [title, str(entry['clips']), *(text(r['median']) for r in ratios.values())]
+        cells += [_count(ratios[name][f'within_{n}']) for name in videos for n in TARGETS]
         rows.append(cells)
     return table(header, rows)
 

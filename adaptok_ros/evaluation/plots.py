@@ -12,6 +12,9 @@ LABELS = {'hold': 'hold', 'lit': 'LIT'}
 PAYLOAD_COLOURS = {'float16': 'tab:cyan', 'int8': 'tab:purple', 'coded': 'tab:olive'}
 CODEC_COLOURS = {'jpeg': 'tab:red', 'h264': 'tab:green', 'h264_444': 'tab:gray'}
 CODEC_LABELS = {'jpeg': 'JPEG', 'h264': 'H.264', 'h264_444': 'H.264 4:4:4'}
+SETTINGS = (
+    'At the points: tau of tokens, quality of JPEG, rate factor of H.264 (medium, zerolatency)'
+)
 COLUMNS = 4
 """Of the plots by kind."""
 
@@ -52,7 +55,7 @@ def draw_rate_distortion(record: dict[str, Any], path: Path) -> None:
     for axes in (left, right):
         axes.set_xlabel('kB a frame, mean of clips; keyframe, mask and message included')
     left.legend(fontsize=8)
-    figure.suptitle('tau stands at the points of tokens', fontsize=10)
+    figure.suptitle(SETTINGS, fontsize=10)
     _save(pyplot, figure, path)
 
 
@@ -60,10 +63,10 @@ def draw_kinds(record: dict[str, Any], path: Path) -> None:
     """PSNR over bytes, one plot for every kind of content."""
     pyplot = _pyplot()
     kinds = record['kinds']
-    rows = -(-len(kinds) // COLUMNS)
-    figure, grid = pyplot.subplots(
-        rows, COLUMNS, figsize=(4.2 * COLUMNS, 3.4 * rows), squeeze=False
-    )
+    columns = min(COLUMNS, max(2, len(kinds)))
+    rows = -(-len(kinds) // columns)
+    size = (4.2 * columns, 3.4 * rows + 0.4)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
     for axes in grid.flat[len(kinds) :]:
         axes.set_visible(False)
     for axes, (kind, entry) in zip(grid.flat, kinds.items()):
@@ -74,10 +77,10 @@ def draw_kinds(record: dict[str, Any], path: Path) -> None:
         axes.tick_params(labelsize=7)
     for axes in grid[:, 0]:
         axes.set_ylabel('PSNR (dB)', fontsize=8)
-    figure.supxlabel('kB a frame, mean of clips', fontsize=9)
+    figure.supxlabel(f'kB a frame, mean of clips. {SETTINGS}', fontsize=9)
     handles = grid.flat[0].get_legend_handles_labels()
-    figure.legend(*handles, loc='upper center', ncols=len(handles[0]), fontsize=8)
-    _save(pyplot, figure, path, top=1.0 - 0.3 / (3.4 * rows))
+    figure.legend(*handles, loc='upper center', ncols=4, fontsize=8)
+    _save(pyplot, figure, path, top=1.0 - 0.4 / size[1])
 
 
 def _curves(entry: dict[str, Any], payload: str) -> list[_Curve]:
@@ -109,6 +112,8 @@ def _kilobytes(rows: dict[str, Any]) -> list[float]:
 
 def _draw_curves(axes: Any, curves: list[_Curve], figure: str, size: float) -> None:
     """Draw ``psnr`` or ``latent_mse`` over bytes; ``size`` is that of the settings' names."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for curve in curves:
         values = getattr(curve, figure)
         axes.plot(
@@ -120,17 +125,21 @@ def _draw_curves(axes: Any, curves: list[_Curve], figure: str, size: float) -> N
             linewidth=1.2,
             label=curve.label,
         )
+        # Hold and LIT lie close to each other: the settings of one above, of the other below.
+        above = 3.0 if curve.label.startswith(LABELS['lit']) else -1.2 * size
         for setting, x, y in zip(curve.settings, curve.kilobytes, values):
             axes.annotate(
                 setting,
                 (x, y),
-                xytext=(3, -size),
+                xytext=(2, above),
                 textcoords='offset points',
                 fontsize=size,
                 color=curve.colour,
             )
     axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
+    axes.xaxis.set_minor_locator(NullLocator())
     if figure == 'latent_mse':
         axes.set_yscale('log')
     axes.grid(alpha=0.3)

@@ -34,6 +34,7 @@ def text(value: Ratio) -> str:
     least, most = value
     if most is None:
         return f'> {least:.2f}' if least else 'unknown'
-    if least == most:
-        return f'{least:.2f}'
-    return f'{least:.2f} to {most:.2f}' if least else f'< {most:.2f}'
+    low, high = f'{least:.2f}', f'{most:.2f}'
+    if low == high:
+        return high
+    return f'{low} to {high}' if least else f'< {high}'
