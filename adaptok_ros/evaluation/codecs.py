@@ -111,7 +111,9 @@ class CodecSearch:
     def _measure(self, settings: Sequence[int], with_latents: bool) -> None:
         """Measure some settings in one pass over the clip."""
         coders = [self._codec.open(self._clip, setting) for setting in settings]
-        sizes, errors, latent_errors = ([[] for _ in settings] for _ in range(3))
+        sizes: list[list[int]] = [[] for _ in settings]
+        errors: list[list[float]] = [[] for _ in settings]
+        latent_errors: list[list[float]] = [[] for _ in settings]
         for image in self._clip.frames():
             truth = self._tokenizer.encode(image).copy() if with_latents else None
             for index, coder in enumerate(coders):
