@@ -16,7 +16,7 @@ _EQUAL_BYTES = (
     'encode them itself: the latent MSE is that of their latents, encoded by the same frozen '
     "tokenizer, against those of the camera's picture. JPEG: OpenCV, every frame by itself, "
     '4:2:0. H.264: libx264, preset medium, tune zerolatency, one key frame; 4:2:0 as cameras and '
-    'robots have it, and 4:4:4, which keeps all of the colour and which few devices decode. Only '
+    'robots have it, and 4:4:4, without subsampled colour, which few devices decode. Only '
     "a codec's own data is counted, without any message around it, whereas tokens are counted as "
     'whole messages.'
 )
@@ -32,7 +32,7 @@ _EQUAL_LATENTS = (
     'encoded by the same frozen tokenizer, and the mean squared error of these latents, over all '
     'positions and frames, equals that of what the receiver of the tokens holds at tau {tau:g}. '
     "The truth is the latents of the camera's RGB picture, so the colour that 4:2:0 loses counts "
-    'against a codec; 4:4:4 has all of it.'
+    'against a codec; 4:4:4 loses only what 8 bits of YUV cannot hold.'
 )
 _KINDS = (
     'How many times the bytes of a codec the tokens need: median of the clips of a kind; and how '
