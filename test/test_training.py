@@ -264,12 +264,33 @@ def test_coded_samples_hold_multiples_of_a_step(seed):
     assert error.max(initial=0) <= step / 2 * (1 + 1e-3)
 
 
-def test_a_compressed_still_changes_though_nothing_moves():
-    photo = Scene(width=64, height=48).frame(0)
-    plain, compressed = (lit.rest(photo, kind, np.random.default_rng(1)) for kind in (False, True))
-    assert len(plain) == len(compressed) == lit.VIEW_FRAMES
-    assert {frame.shape for frame in compressed} == {photo.shape}
-    assert all((a != b).any() for a, b in zip(plain, compressed))
+@pytest.mark.parametrize('seed', range(3))
+def test_something_passes_by_and_leaves_the_rest_as_it_was(seed):
+    photo = Scene(width=63, height=47).frame(0)
+    other = np.full((40, 90, 3), 200, np.uint8)
+    frames = lit.pass_by(photo, other, np.random.default_rng(seed))
+    assert len(frames) == lit.VIEW_FRAMES
+    assert {(frame.shape, frame.dtype) for frame in frames} == {(photo.shape, photo.dtype)}
+    covered = np.array([(frame != photo).any(axis=2) for frame in frames])
+    middle = covered[lit.VIEW_FRAMES // 2]
+    assert 0 < middle.sum() < middle.size
+    assert (covered[0] != middle).any()
+
+
+def test_watched_footage_is_noisy_passed_by_and_compressed_by_its_kind():
+    photo = Scene(width=63, height=47).frame(0)
+    other = np.full((40, 90, 3), 200, np.uint8)
+    repeated, farthest = [], []
+    for kind in range(4):
+        frames = lit.watch(photo, other, kind, np.random.default_rng(4))
+        assert len(frames) == lit.VIEW_FRAMES
+        assert {frame.shape for frame in frames} == {photo.shape}
+        video = np.array(frames).astype(float)
+        repeated.append((video[1:] == video[:-1]).all(axis=3).mean())
+        farthest.append(abs(np.median(video, axis=0) - photo).mean(axis=2).max())
+    # Fresh noise changes nearly every pixel; a codec repeats what hardly changes.
+    assert max(repeated[:2]) < 0.1 and min(repeated[2:]) > 0.5
+    assert farthest[1] > 3 * farthest[0] and farthest[3] > 3 * farthest[2]
 
 
 def test_samples_are_not_mirrored_latents():
