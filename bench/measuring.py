@@ -49,6 +49,8 @@ class Effort:
     :ivar windows: lengths of LIT's window
     :ivar fault_images: of each mix of faults
     :ivar healing_frames: images of a clip over a link that loses packets
+    :ivar training_steps: of every variant of LIT
+    :ivar training_views: moving and still views over photos to train on, of each so many
     """
 
     frames: int = 60
@@ -74,6 +76,8 @@ class Effort:
     windows: tuple[int, ...] = (2, 4, 8, 16)
     fault_images: int = 8000
     healing_frames: int = 295
+    training_steps: int = 600
+    training_views: int = 60
 
 
 FULL = Effort()
@@ -91,6 +95,8 @@ QUICK = Effort(
     growth_cameras=2,
     windows=(2, 4, 8),
     fault_images=500,
+    training_steps=100,
+    training_views=20,
 )
 
 

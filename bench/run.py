@@ -46,6 +46,7 @@ PARTS = {
 ON_REQUEST = {
     'what_to_send': 'What else might be sent: settling, global motion, other priorities',
     'tau': 'Tau that follows a rate or the noise',
+    'ablation': "What LIT's parts give",
 }
 """Likewise, of what ran for a decision or a page: only where they are named."""
 TITLES = {**PARTS, **ON_REQUEST}
@@ -116,7 +117,8 @@ def arguments(args: list[str] | None = None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> int:
     """Measure, print and write."""
     options = arguments(args)
-    modules = {name: part(name) for name in options.parts or PARTS}
+    chosen = options.parts or list(PARTS)
+    modules = {name: part(name) for name in chosen}
     options.output.mkdir(parents=True, exist_ok=True)
     settings = Settings(QUICK if options.quick else FULL, ceilings(), options.data, options.output)
     machine = describe()

@@ -8,6 +8,8 @@ import math
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from adaptok_ros.footage.scene.scene import Scene
@@ -58,6 +60,8 @@ TINY = measuring.Effort(
     windows=(2, 3),
     fault_images=200,
     healing_frames=55,
+    training_steps=2,
+    training_views=2,
 )
 
 LONGER = dataclasses.replace(TINY, frames=2 * bench_half.STEP)
@@ -270,6 +274,31 @@ def test_growth(settings):
         pytest.skip(f"LIT's window: {result['window']['skipped']}")
     short, long = result['window']['rows']
     assert (short['frames'], long['frames']) == (2, 3) and short['flops'] < long['flops']
+
+
+def test_ablation(settings, tmp_path, monkeypatch):
+    pytest.importorskip('torch', reason='torch is missing: the ablation trains')
+    import bench_ablation
+
+    chosen = ('filter', 'both')
+    variants = {name: bench_ablation.VARIANTS[name] for name in chosen}
+    monkeypatch.setattr(bench_ablation, 'VARIANTS', variants)
+    data = tmp_path / 'data'
+    data.mkdir()
+    images = scene_images(160, 120, 8)
+    video = cv2.VideoWriter(
+        str(data / 'scene.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10, (160, 120)
+    )
+    for image in images:
+        video.write(np.ascontiguousarray(image[..., ::-1]))
+    video.release()
+    result = bench_ablation.measure(dataclasses.replace(settings, data=data))
+    assert all(map(math.isfinite, numbers(result)))
+    alone, both, shipped = result['variants'].values()
+    assert alone['parameters'] < both['parameters'] == shipped['parameters']
+    assert alone['ms']['median'] < both['ms']['median']
+    assert alone['errors'] != both['errors'] != shipped['errors']
+    check_table(bench_ablation.tables(result), bench_ablation.SHIPPED)
 
 
 @needs_ros
