@@ -34,12 +34,13 @@ from adaptok_ros.networks.lit import (
     load_lit,
 )
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
-from adaptok_ros.training.data import load_clips
+from adaptok_ros.training.data import read_clips
 from adaptok_ros.training.lit import (
     Latents,
     LITTraining,
     RelativeError,
     Streams,
+    choose_clips,
     draw_batch,
     encode_all,
     enlarge,
@@ -115,16 +116,15 @@ def load(settings: Settings, config: LITTraining) -> tuple[Streams, dict[str, La
     if settings.data is None:
         raise SystemExit('ablation trains on footage: --data FOLDER is needed')
     tokenizer = Tokenizer(DEFAULT_TOKENIZER, threads=1, on_cpu=True)
-    stride = tokenizer.description.stride
+    stream, side = tokenizer.stream(), config.crop * tokenizer.description.stride
     progress('ablation: encoding what is trained on')
-    streams = prepare(
-        find_footage(settings.data, Use.TRAIN).entries, tokenizer.encode, stride, config
-    )
+    footage = choose_clips(find_footage(settings.data, Use.TRAIN).entries, config.clips)
+    streams = prepare(footage, tokenizer, config)
     progress('ablation: encoding what is measured on')
     found = find_footage(settings.data, Use.EVALUATE).entries[: settings.effort.clips]
-    clips = load_clips(found, LONGEST, config.frames_per_clip)
+    clips = read_clips(found, LONGEST, config.frames_per_clip)
     latents = {
-        clip.name: encode_all([enlarge(f, config.crop * stride) for f in frames], tokenizer.encode)
+        clip.name: encode_all([enlarge(frame, side) for frame in frames], stream)
         for clip, frames in zip(found, clips)
     }
     tokenizer.close()
@@ -217,7 +217,9 @@ def measure(settings: Settings) -> dict[str, Any]:
         steps=effort.training_steps,
         warmup=max(1, effort.training_steps // 8),
         workers=0,
-        frames_per_clip=max(4, effort.frames // 2),
+        fitted=min(25, effort.training_steps),
+        clips=effort.training_clips,
+        frames_per_clip=max(4, effort.frames // 3),
         longest_side=LONGEST,
         pans=effort.training_views,
         stills=effort.training_views,

@@ -50,6 +50,7 @@ class Effort:
     :ivar fault_images: of each mix of faults
     :ivar healing_frames: images of a clip over a link that loses packets
     :ivar training_steps: of every variant of LIT
+    :ivar training_clips: to train on, at most
     :ivar training_views: moving and still views over photos to train on, of each so many
     """
 
@@ -76,8 +77,9 @@ class Effort:
     windows: tuple[int, ...] = (2, 4, 8, 16)
     fault_images: int = 8000
     healing_frames: int = 295
-    training_steps: int = 600
-    training_views: int = 60
+    training_steps: int = 400
+    training_clips: int = 30
+    training_views: int = 40
 
 
 FULL = Effort()
@@ -95,8 +97,9 @@ QUICK = Effort(
     growth_cameras=2,
     windows=(2, 4, 8),
     fault_images=500,
-    training_steps=100,
-    training_views=20,
+    training_steps=50,
+    training_clips=4,
+    training_views=8,
 )
 
 

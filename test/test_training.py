@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ torch = pytest.importorskip('torch', reason='torch is missing: the training code
 from adaptok_ros.cli import main
 from adaptok_ros.cli.train import read_config
 from adaptok_ros.errors import SettingError
-from adaptok_ros.footage.catalog import Use, find_footage
+from adaptok_ros.footage.catalog import Footage, Use, find_footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
@@ -293,14 +294,30 @@ def test_watched_footage_is_noisy_passed_by_and_compressed_by_its_kind():
     assert farthest[1] > 3 * farthest[0] and farthest[3] > 3 * farthest[2]
 
 
+class Pixels:
+    """A stream of one camera whose latents are every eighth pixel."""
+
+    def reset(self):
+        pass
+
+    def encode(self, image):
+        return image[::8, ::8].astype(np.float32)
+
+
 def test_samples_are_not_mirrored_latents():
     """A latent says on which side of its patch an edge lies: only images may be mirrored."""
     frames = [np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)] * 2
-    plain, mirrored = lit.encode_clips(
-        [frames], lambda image: image[::8, ::8].astype(np.float32), 4, 8
-    )
+    plain, mirrored = lit.encode_clip(frames, Pixels(), 4, 8)
     assert plain.shape == (2, 6, 8, 3)
     np.testing.assert_array_equal(mirrored[0], frames[0][4:, :60][:, ::-1][::8, ::8])
+
+
+def test_clips_are_spread_over_the_data_and_photos_stay():
+    data = Path('data')
+    footage = [Footage(str(i), 'any', data / str(i), photos=i == 3) for i in range(8)]
+    assert [f.name for f in lit.choose_clips(footage, 2)] == ['0', '3', '4']
+    assert lit.choose_clips(footage, 0) == lit.choose_clips(footage, 20) == footage
+    assert lit.choose_clips(footage[3:4], 2) == footage[3:4]
 
 
 def test_small_clips_are_scaled_up_to_a_crop():
@@ -349,6 +366,7 @@ def test_the_fitted_filter_restores_what_is_linear():
         ('precision: int4', 'precision'),
         ('learning_rate: 3.0', 'learning_rate'),
         ('crop: 0', 'crop is 0; allowed: 1 or more'),
+        ('clips: -1', 'clips is -1; allowed: 0 or more'),
         ('[1, 2]', 'unknown'),
         ('a: [', 'not a YAML file'),
     ],

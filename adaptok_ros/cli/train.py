@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MissingPackageError(
             "training needs torch: pip install 'adaptok_ros[train]'"
         ) from error
-    from adaptok_ros.footage.catalog import Use, find_footage
+    from adaptok_ros.footage.catalog import Footage, Use, find_footage
     from adaptok_ros.networks import model_folder
     from adaptok_ros.tokenizers.tokenizer import Tokenizer
     from adaptok_ros.training import card, lit, tokenizer
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.model
     kind = tokenizer.TokenizerTraining if arguments.what == 'tokenizer' else lit.LITTraining
     config = read_config(arguments.config, kind)
-    footage = find_footage(arguments.data, Use.TRAIN).entries
+    footage: Sequence[Footage] = find_footage(arguments.data, Use.TRAIN).entries
     frozen = Tokenizer(str(folder)) if arguments.what == 'lit' else None
     processes = Processes(arguments.device)
     checkpoint = folder / f'{arguments.what}.checkpoint'
@@ -99,16 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
                 footage, config, processes, checkpoint, arguments.resume
             )
         else:
-            description = frozen.description
+            footage = lit.choose_clips(footage, config.clips)
             transformer, progress = lit.train(
-                footage,
-                frozen.encode,
-                description.channels,
-                description.stride,
-                config,
-                processes,
-                checkpoint,
-                arguments.resume,
+                footage, frozen, config, processes, checkpoint, arguments.resume
             )
         if not processes.first:
             return 0

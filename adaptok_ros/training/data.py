@@ -1,8 +1,9 @@
-"""Footage to train on, held in memory."""
+"""Footage to train on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from tqdm import tqdm
 
@@ -11,20 +12,16 @@ from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.video import read_frames, shrink
 
 
-def load_clips(footage: Sequence[Footage], longest: int, max_frames: int) -> list[list[Image]]:
+def read_clips(footage: Sequence[Footage], longest: int, max_frames: int) -> Iterator[list[Image]]:
     """Consecutive frames from the start of every clip, ``[h, w, 3]`` uint8 RGB of one size.
+
+    One clip is in memory at a time.
 
     :raises FootageError: one cannot be decoded
     """
-    clips = []
-    for item in tqdm([f for f in footage if not f.photos], unit='clip', mininterval=5.0):
-        frames = []
-        for image in read_frames(item.path):
-            frames.append(shrink(image, longest))
-            if len(frames) == max_frames:
-                break
-        clips.append(frames)
-    return clips
+    clips = [f for f in footage if not f.photos]
+    for item in tqdm(clips, desc='clips', unit='clip', mininterval=5.0):
+        yield [shrink(image, longest) for image in islice(read_frames(item.path), max_frames)]
 
 
 def load_photos(footage: Sequence[Footage]) -> list[Image]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -22,17 +22,23 @@ from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.h264 import decode_h264, encode_h264, require_h264
 from adaptok_ros.footage.sensor_noise import add_noise
+from adaptok_ros.footage.video import shrink
+from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.lit import AGE_LIMIT, FILTER_SHARE, LatentInpaintingTransformer
 from adaptok_ros.packet import TAU_LIMIT, Payload
 from adaptok_ros.sending.selection import SMALLEST_CODED_TAU, SelectionConfig, Selector
-from adaptok_ros.training.data import load_clips, load_photos
+from adaptok_ros.tokenizers.stream import TokenizerStream
+from adaptok_ros.tokenizers.tokenizer import Tokenizer
+from adaptok_ros.training.data import load_photos, read_clips
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
 Latents = NDArray[np.float16]
-Encode = Callable[[Image], NDArray[np.float32]]
 
 VIEW_FRAMES = 24
 """Length of the clips made from photos."""
+
+CHANNEL_LIMIT = 128
+"""The filter is fitted by a matrix that grows with the square of the channels: then 2 GB."""
 
 RIDGE = 1e-3
 """Of the fitted filter, relative to the mean square of what it sees."""
@@ -44,6 +50,8 @@ class LITTraining(LoopConfig):
 
     :ivar crop: side in positions of what a sample sees of a clip
     :ivar fitted: batches over which the linear filter is fitted before the training
+    :ivar clips: to train on at most, see :func:`choose_clips`
+    :ivar longest_side: to which clips and photos are scaled down, in pixels
     :ivar longest_history: frames of the stream before a sample, at most
     :ivar coded_share: share of the samples with the payload coded, the others with float16
     :ivar pans: number of moving views over photos
@@ -59,6 +67,7 @@ class LITTraining(LoopConfig):
     coded_share: float = 0.5
     fitted: int = 50
     longest_history: int = 32
+    clips: int = 0
     frames_per_clip: int = 60
     longest_side: int = 640
     pans: int = 120
@@ -69,9 +78,14 @@ class LITTraining(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ('crop', 'fitted'):
-            if getattr(self, name) < 1:
-                raise SettingError(f'{name} is {getattr(self, name)}; allowed: 1 or more')
+        for names, lowest in (
+            (('batch', 'crop', 'fitted', 'frames_per_clip', 'longest_side'), 1),
+            (('clips', 'pans', 'stills'), 0),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value < lowest:
+                    raise SettingError(f'{name} is {value}; allowed: {lowest} or more')
         if not SMALLEST_CODED_TAU <= self.tau_low <= self.tau_high <= TAU_LIMIT:
             raise SettingError(
                 f'tau_low, tau_high are {self.tau_low}, {self.tau_high}; allowed: in this order, '
@@ -90,9 +104,11 @@ class Streams:
     still: list[Latents]
 
 
-def encode_all(frames: list[Image], encode: Encode) -> Latents:
-    """Normalised latents ``[frames, H, W, C]``."""
-    return np.stack([encode(np.ascontiguousarray(f)).astype(np.float16) for f in frames])
+def encode_all(frames: list[Image], stream: TokenizerStream) -> Latents:
+    """Normalised latents ``[grids, H, W, C]`` of a clip."""
+    stream.reset()
+    found = (stream.encode(np.ascontiguousarray(frame)) for frame in frames)
+    return np.stack([latents.astype(np.float16) for latents in found if latents is not None])
 
 
 def enlarge(image: Image, shortest: int) -> Image:
@@ -104,22 +120,18 @@ def enlarge(image: Image, shortest: int) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def encode_clips(
-    clips: list[list[Image]], encode: Encode, crop: int, stride: int
-) -> list[Latents]:
-    """Every clip as it is, and mirrored with the grid elsewhere on the image.
+def encode_clip(
+    clip: list[Image], stream: TokenizerStream, crop: int, stride: int
+) -> tuple[Latents, Latents]:
+    """A clip as it is, and mirrored with the grid elsewhere on the image.
 
     Latents cannot be mirrored after encoding: what a latent says about its patch would stay.
-    Clips smaller than a crop are scaled up.
+    A clip smaller than a crop is scaled up.
     """
-    result = []
     shift = stride // 2
-    for clip in tqdm(clips, unit='clip', mininterval=5.0):
-        frames = [enlarge(frame, crop * stride + shift) for frame in clip]
-        result.append(encode_all(frames, encode))
-        mirrored = [frame[shift:, : frame.shape[1] - shift][:, ::-1] for frame in frames]
-        result.append(encode_all(mirrored, encode))
-    return result
+    frames = [enlarge(frame, crop * stride + shift) for frame in clip]
+    mirrored = [frame[shift:, : frame.shape[1] - shift][:, ::-1] for frame in frames]
+    return encode_all(frames, stream), encode_all(mirrored, stream)
 
 
 def wander(photo: Image, side: int, rng: np.random.Generator) -> list[Image]:
@@ -184,9 +196,22 @@ def watch(photo: Image, other: Image, kind: int, rng: np.random.Generator) -> li
     return [frame[:height, :width] for frame in decode_h264(units)]
 
 
-def prepare(
-    footage: Sequence[Footage], encode: Encode, stride: int, config: LITTraining
-) -> Streams:
+def choose_clips(footage: Sequence[Footage], clips: int) -> list[Footage]:
+    """All photos, and of the clips at most so many, evenly over them all; 0 = all.
+
+    Encoding the clips takes most of the time where the tokenizer is slow.
+    """
+    every = [f for f in footage if not f.photos]
+    count = min(clips or len(every), len(every))
+    kept = [every[index * len(every) // count] for index in range(count)]
+    return [f for f in footage if f.photos or f in kept]
+
+
+def _bar(count: int, unit: str) -> tqdm[int]:
+    return tqdm(range(count), desc=f'{unit}s', unit=unit, mininterval=5.0)
+
+
+def prepare(footage: Sequence[Footage], tokenizer: Tokenizer, config: LITTraining) -> Streams:
     """Encode the clips, and views over and stills of the photos (frames without photos).
 
     :raises FootageError: there is no clip
@@ -194,18 +219,26 @@ def prepare(
     """
     require_h264()
     rng = np.random.default_rng(config.seed)
-    clips = load_clips(footage, config.longest_side, config.frames_per_clip)
-    if not clips:
+    photos = load_photos(footage)
+    stream, stride = tokenizer.stream(), tokenizer.description.stride
+    moving: list[Latents] = []
+    firsts = []
+    for clip in read_clips(footage, config.longest_side, config.frames_per_clip):
+        moving += encode_clip(clip, stream, config.crop, stride)
+        firsts.append(clip[0])
+    if not moving:
         raise FootageError('data: no video; allowed: LIT is trained on videos')
-    moving = encode_clips(clips, encode, config.crop, stride)
-    photos = load_photos(footage) or [clip[0] for clip in clips]
+    photos = photos or firsts
     side = config.crop * stride
     pans, still = [], []
-    for _ in tqdm(range(config.pans), unit='pan', mininterval=5.0):
-        pans.append(encode_all(wander(photos[rng.integers(len(photos))], side, rng), encode))
-    for kind in tqdm(range(config.stills), unit='still', mininterval=5.0):
-        photo, other = (enlarge(photos[rng.integers(len(photos))], side) for _ in range(2))
-        still.append(encode_all(watch(photo, other, kind, rng), encode))
+    for _ in _bar(config.pans, 'pan'):
+        pans.append(encode_all(wander(photos[rng.integers(len(photos))], side, rng), stream))
+    for kind in _bar(config.stills, 'still'):
+        photo, other = (
+            enlarge(shrink(photos[rng.integers(len(photos))], config.longest_side), side)
+            for _ in range(2)
+        )
+        still.append(encode_all(watch(photo, other, kind, rng), stream))
     return Streams(moving, pans or moving, still or moving)
 
 
@@ -329,7 +362,7 @@ def fit_filter(model: LatentInpaintingTransformer, streams: Streams, config: LIT
     size = model.filter.in_channels * side**2 + 1
     gram = torch.zeros(size, size)
     moment = torch.zeros(size, model.channels)
-    for _ in tqdm(range(config.fitted), unit='batch', mininterval=5.0):
+    for _ in _bar(config.fitted, 'fitted batch'):
         batch = draw_batch(streams, model.frames, config, rng)
         truth, tau = batch.pop('truth'), batch['tau'].reshape(-1, 1, 1, 1)
         features, _, evidence = model.look(**batch)
@@ -346,7 +379,8 @@ def fit_filter(model: LatentInpaintingTransformer, streams: Streams, config: LIT
             gram += scaled.T @ rows
             moment += scaled.T @ wanted[index].flatten(0, 1)[where]
     ridge = RIDGE * gram.diagonal().mean() + 1e-12
-    solved = torch.linalg.solve(gram.double() + ridge * torch.eye(size), moment.double())
+    gram.diagonal().add_(ridge)
+    solved = torch.linalg.solve(gram.double(), moment.double())
     weights = (solved / FILTER_SHARE).float().T
     with torch.no_grad():
         model.filter.weight.copy_(weights[:, :-1].reshape(model.filter.weight.shape))
@@ -355,9 +389,7 @@ def fit_filter(model: LatentInpaintingTransformer, streams: Streams, config: LIT
 
 def train(
     footage: Sequence[Footage],
-    encode: Encode,
-    channels: int,
-    stride: int,
+    tokenizer: Tokenizer,
     config: LITTraining,
     processes: Processes,
     checkpoint: Path,
@@ -366,10 +398,16 @@ def train(
     """Train over clips and photos, from scratch or from the checkpoint.
 
     :raises FootageError: nothing to train on
-    :raises ModelError: the checkpoint cannot be used
+    :raises ModelError: the latents have too many channels, or the checkpoint cannot be used
     """
+    channels = tokenizer.description.channels
+    if channels > CHANNEL_LIMIT:
+        raise ModelError(
+            f'{tokenizer.description.id}: {channels} channels; allowed by LIT: at most '
+            f'{CHANNEL_LIMIT}'
+        )
     torch.manual_seed(config.seed)
-    streams = prepare(footage, encode, stride, config)
+    streams = prepare(footage, tokenizer, config)
     model = LatentInpaintingTransformer(channels)
     if not resume:
         fit_filter(model, streams, config)

@@ -209,6 +209,7 @@ def fit(
     bar = tqdm(
         initial=progress.step,
         total=config.steps,
+        desc='training',
         unit='step',
         mininterval=5.0,
         disable=not processes.first,

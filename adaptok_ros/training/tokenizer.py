@@ -18,7 +18,7 @@ from adaptok_ros.models.folders import ModelError
 from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.networks.sensitivity import Sensitivity
 from adaptok_ros.networks.tiny import TinyAutoencoder
-from adaptok_ros.training.data import load_clips, load_photos
+from adaptok_ros.training.data import load_photos, read_clips
 from adaptok_ros.training.loop import LoopConfig, Processes, Progress, fit
 
 FRAMES_APART = 8
@@ -77,7 +77,7 @@ def load_images(footage: Sequence[Footage], config: TokenizerTraining) -> list[I
     """
     images = load_photos(footage)
     frames = FRAMES_APART * config.frames_per_clip
-    for clip in load_clips(footage, config.longest_side, frames):
+    for clip in read_clips(footage, config.longest_side, frames):
         images += clip[::FRAMES_APART]
     large = [image for image in images if min(image.shape[:2]) >= config.crop]
     if not large:
