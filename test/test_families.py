@@ -46,6 +46,7 @@ from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
+from adaptok_ros.training.lit import encode_all
 
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
 TAEF2 = SHARED / 'weights'
@@ -392,6 +393,16 @@ def test_sender_over_a_causal_tokenizer(library, name):
     sender.send(images[0], 11, 'left')
     other = sender.send(images[0][:40], 12, 'left')
     assert other is not None and other.epoch != after.epoch and other.grid_height == 5
+    tokenizer.close()
+
+
+def test_lit_is_trained_on_the_grids_of_a_causal_tokenizer(library):
+    tokenizer = Tokenizer(str(library.calibrated('wan')), threads=1)
+    frames = list(moving_pictures(9))
+    stream = tokenizer.stream()
+    grids, again = (encode_all(frames, stream) for _ in range(2))
+    assert grids.shape == (3, 8, 12, 4)
+    np.testing.assert_array_equal(grids, again)
     tokenizer.close()
 
 

@@ -403,6 +403,14 @@ def test_folders_that_cannot_be_trained_on(tmp_path, data, capsys):
     assert 'tokenizer.json' in capsys.readouterr().err
 
 
+def test_latents_of_too_many_channels(trained, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lit, 'CHANNEL_LIMIT', 3)
+    before = (trained / 'lit.json').read_bytes()
+    assert train('lit', data, trained, tmp_path, LIT) == 1
+    assert '4 channels; allowed by LIT: at most 3' in capsys.readouterr().err
+    assert (trained / 'lit.json').read_bytes() == before
+
+
 def test_a_checkpoint_of_something_else(trained, data, tmp_path, capsys):
     model = tmp_path / 'model'
     shutil.copytree(trained, model)

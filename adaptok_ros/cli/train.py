@@ -106,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         if not processes.first:
             return 0
+        print('exporting and comparing the graphs with torch')
         training = card.record(config, footage, processes, progress)
         if frozen is None:
             model_folder.export_tokenizer(

@@ -24,9 +24,9 @@ def read_clips(footage: Sequence[Footage], longest: int, max_frames: int) -> Ite
         yield [shrink(image, longest) for image in islice(read_frames(item.path), max_frames)]
 
 
-def load_photos(footage: Sequence[Footage]) -> list[Image]:
-    """Every photo, as ``[h, w, 3]`` uint8 RGB.
+def load_photos(footage: Sequence[Footage], step: int = 1) -> list[Image]:
+    """Every ``step``-th photo of each set, as ``[h, w, 3]`` uint8 RGB.
 
     :raises FootageError: one cannot be decoded
     """
-    return [image for f in footage if f.photos for image in read_frames(f.path)]
+    return [image for f in footage if f.photos for image in read_frames(f.path, step)]

@@ -22,7 +22,7 @@ from adaptok_ros.footage.catalog import Footage
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.h264 import decode_h264, encode_h264, require_h264
 from adaptok_ros.footage.sensor_noise import add_noise
-from adaptok_ros.footage.video import shrink
+from adaptok_ros.footage.video import frame_count, shrink
 from adaptok_ros.models.folders import ModelError
 from adaptok_ros.networks.lit import AGE_LIMIT, FILTER_SHARE, LatentInpaintingTransformer
 from adaptok_ros.packet import TAU_LIMIT, Payload
@@ -214,12 +214,16 @@ def _bar(count: int, unit: str) -> tqdm[int]:
 def prepare(footage: Sequence[Footage], tokenizer: Tokenizer, config: LITTraining) -> Streams:
     """Encode the clips, and views over and stills of the photos (frames without photos).
 
+    No more photos are in memory than are looked at.
+
     :raises FootageError: there is no clip
     :raises MissingPackageError: PyAV was built without libx264
     """
     require_h264()
     rng = np.random.default_rng(config.seed)
-    photos = load_photos(footage)
+    count = sum(frame_count(f.path) for f in footage if f.photos)
+    step = max(1, count // (config.pans + 2 * config.stills + 1))
+    photos = [shrink(photo, config.longest_side) for photo in load_photos(footage, step)]
     stream, stride = tokenizer.stream(), tokenizer.description.stride
     moving: list[Latents] = []
     firsts = []
@@ -234,10 +238,7 @@ def prepare(footage: Sequence[Footage], tokenizer: Tokenizer, config: LITTrainin
     for _ in _bar(config.pans, 'pan'):
         pans.append(encode_all(wander(photos[rng.integers(len(photos))], side, rng), stream))
     for kind in _bar(config.stills, 'still'):
-        photo, other = (
-            enlarge(shrink(photos[rng.integers(len(photos))], config.longest_side), side)
-            for _ in range(2)
-        )
+        photo, other = (enlarge(photos[rng.integers(len(photos))], side) for _ in range(2))
         still.append(encode_all(watch(photo, other, kind, rng), stream))
     return Streams(moving, pans or moving, still or moving)
 
