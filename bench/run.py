@@ -46,7 +46,7 @@ PARTS = {
 ON_REQUEST = {
     'what_to_send': 'What else might be sent: settling, global motion, other priorities',
     'tau': 'Tau that follows a rate or the noise',
-    'ablation': "What LIT's parts give",
+    'ablation': 'What the parts of LIT give',
 }
 """Likewise, of what ran for a decision or a page: only where they are named."""
 TITLES = {**PARTS, **ON_REQUEST}
