@@ -207,8 +207,8 @@ def choose_clips(footage: Sequence[Footage], clips: int) -> list[Footage]:
     return [f for f in footage if f.photos or f in kept]
 
 
-def _bar(count: int, unit: str) -> tqdm[int]:
-    return tqdm(range(count), desc=f'{unit}s', unit=unit, mininterval=5.0)
+def _bar(count: int, what: str) -> tqdm[int]:
+    return tqdm(range(count), desc=what, mininterval=5.0)
 
 
 def prepare(footage: Sequence[Footage], tokenizer: Tokenizer, config: LITTraining) -> Streams:
@@ -235,9 +235,9 @@ def prepare(footage: Sequence[Footage], tokenizer: Tokenizer, config: LITTrainin
     photos = photos or firsts
     side = config.crop * stride
     pans, still = [], []
-    for _ in _bar(config.pans, 'pan'):
+    for _ in _bar(config.pans, 'pans'):
         pans.append(encode_all(wander(photos[rng.integers(len(photos))], side, rng), stream))
-    for kind in _bar(config.stills, 'still'):
+    for kind in _bar(config.stills, 'stills'):
         photo, other = (enlarge(photos[rng.integers(len(photos))], side) for _ in range(2))
         still.append(encode_all(watch(photo, other, kind, rng), stream))
     return Streams(moving, pans or moving, still or moving)
@@ -363,7 +363,7 @@ def fit_filter(model: LatentInpaintingTransformer, streams: Streams, config: LIT
     size = model.filter.in_channels * side**2 + 1
     gram = torch.zeros(size, size)
     moment = torch.zeros(size, model.channels)
-    for _ in _bar(config.fitted, 'fitted batch'):
+    for _ in _bar(config.fitted, 'fitting the filter'):
         batch = draw_batch(streams, model.frames, config, rng)
         truth, tau = batch.pop('truth'), batch['tau'].reshape(-1, 1, 1, 1)
         features, _, evidence = model.look(**batch)
