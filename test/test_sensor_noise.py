@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaptok_ros.calibration.sensor_noise import measure_sensor_noise
-from adaptok_ros.cli import main
+from adaptok_ros.calibration.sensor_noise import measure_sensor_noise, moving_share
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.sensor_noise import add_noise
 
@@ -59,15 +58,11 @@ def test_images_that_cannot_be_compared(shapes, message):
         measure_sensor_noise([grey(*shape) for shape in shapes])
 
 
-def test_command_prints_the_parameter(tmp_path, capsys):
+@pytest.mark.parametrize('sigma', [0.0, 2.0, 8.0])
+def test_noise_is_no_movement_but_a_passer_by_is(sigma):
     random = np.random.default_rng(5)
-    for index in range(6):
-        image = add_noise(grey(64, 64), 3.0, random)
-        cv2.imwrite(str(tmp_path / f'{index}.png'), image)
-    assert main(['noise', str(tmp_path)]) == 0
-    name, value = capsys.readouterr().out.split()
-    assert name == 'gating_noise:' and float(value) == pytest.approx(3.0, rel=0.1)
-    assert main(['noise', str(tmp_path), '--frames', '1']) == 1
-    assert '--frames is 1; allowed: 2 or more' in capsys.readouterr().err
-    assert main(['noise', str(tmp_path / '0.png')]) == 1
-    assert '0.png: 1 image(s); allowed: 2 or more' in capsys.readouterr().err
+    images = [add_noise(grey(128, 160), sigma, random) for _ in range(12)]
+    assert moving_share(images) == 0.0
+    for index in range(4, 8):
+        images[index][32:64, 20 * index : 20 * index + 16] = 0
+    assert moving_share(images) > 0.005

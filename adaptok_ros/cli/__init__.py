@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from adaptok_ros import __version__
-from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, noise, train, watch
+from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, train, tune, watch
 from adaptok_ros.errors import AdaptokError
 
 COMMANDS = {
@@ -17,8 +17,8 @@ COMMANDS = {
     'engine': engine,
     'evaluate': evaluate,
     'export': export,
-    'noise': noise,
     'train': train,
+    'tune': tune,
     'watch': watch,
 }
 EXPECTED = (AdaptokError, FileNotFoundError)

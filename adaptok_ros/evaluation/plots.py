@@ -19,7 +19,8 @@ COLUMNS = 4
 """Of the plots by kind."""
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """Matplotlib's interface, for files only."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -43,7 +44,7 @@ class _Curve(NamedTuple):
 
 def draw_rate_distortion(record: dict[str, Any], path: Path) -> None:
     """PSNR and latent error over bytes, mean of clips, with the setting at every point."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 6))
     overall = record['overall']
     curves = _curves(overall, record['protocol']['payload'])
@@ -56,12 +57,12 @@ def draw_rate_distortion(record: dict[str, Any], path: Path) -> None:
         axes.set_xlabel('kB a frame, mean of clips; keyframe, mask and message included')
     left.legend(fontsize=8)
     figure.suptitle(SETTINGS, fontsize=10)
-    _save(pyplot, figure, path)
+    save(pyplot, figure, path)
 
 
 def draw_kinds(record: dict[str, Any], path: Path) -> None:
     """PSNR over bytes, one plot for every kind of content."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     kinds = record['kinds']
     columns = min(COLUMNS, max(2, len(kinds)))
     rows = -(-len(kinds) // columns)
@@ -80,7 +81,7 @@ def draw_kinds(record: dict[str, Any], path: Path) -> None:
     figure.supxlabel(f'kB a frame, mean of clips. {SETTINGS}', fontsize=9)
     handles = grid.flat[0].get_legend_handles_labels()
     figure.legend(*handles, loc='upper center', ncols=4, fontsize=8)
-    _save(pyplot, figure, path, top=1.0 - 0.4 / size[1])
+    save(pyplot, figure, path, top=1.0 - 0.4 / size[1])
 
 
 def _curves(entry: dict[str, Any], payload: str) -> list[_Curve]:
@@ -147,7 +148,7 @@ def _draw_curves(axes: Any, curves: list[_Curve], figure: str, size: float) -> N
 
 def draw_lit_over_hold(record: dict[str, Any], path: Path) -> None:
     """Latent error of LIT over that of hold, every clip thin and the mean thick."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for clip in (*record['clips'], record['overall']):
         points = [
@@ -168,12 +169,12 @@ def draw_lit_over_hold(record: dict[str, Any], path: Path) -> None:
     axes.set_xlabel('tau')
     axes.set_ylabel('latent error of LIT over hold')
     axes.grid(alpha=0.3)
-    _save(pyplot, figure, path)
+    save(pyplot, figure, path)
 
 
 def draw_drift(record: dict[str, Any], path: Path) -> None:
     """PSNR per frame with the closed loop and with the previous frame as reference."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4))
     clips = [clip['previous'] for clip in record['clips'] if clip.get('previous')]
     shortest = min(len(clip['held']['hold']['psnr_per_frame']) for clip in clips)
@@ -196,10 +197,14 @@ def draw_drift(record: dict[str, Any], path: Path) -> None:
     axes.set_title(f'tau {clips[0]["tau"]:g}', fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(pyplot, figure, path)
+    save(pyplot, figure, path)
 
 
-def _save(pyplot: Any, figure: Any, path: Path, top: float = 1.0) -> None:
+def save(pyplot: Any, figure: Any, path: Path, top: float = 1.0) -> None:
+    """Write a figure to a file, the same bytes every time, and close it.
+
+    :param top: of the height for the axes
+    """
     figure.tight_layout(rect=(0.0, 0.0, 1.0, top))
     figure.savefig(path, dpi=110, metadata={'Date': None} if path.suffix == '.svg' else None)
     pyplot.close(figure)

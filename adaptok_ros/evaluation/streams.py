@@ -129,6 +129,20 @@ class Stream:
         """``[H, W, C]``: what the receiver holds."""
         return self._receiving.receiver.held
 
+    @property
+    def deferred(self) -> int:
+        """Positions over tau that the last packet held back."""
+        return self.packet.deferred if self.packet is not None else 0
+
+    @property
+    def config(self) -> SelectionConfig:
+        """The selection in force; may be replaced between frames."""
+        return self._sender.config
+
+    @config.setter
+    def config(self, config: SelectionConfig) -> None:
+        self._sender.config = config
+
     def send(self, image: Image) -> dict[str, Latents]:
         """Send one frame and return the latents that a policy gets in each mode."""
         self._truth = truth = self._encoder.encode(image)

@@ -135,7 +135,7 @@ TOKENIZER_NODE = (
         'gating_noise',
         DEFAULT_NOISE,
         "standard deviation of the camera's noise in steps of 8 "
-        'bits, for gating noise; `adaptok noise` measures it',
+        'bits, for gating noise; `adaptok tune` measures it',
         0.0,
         NOISE_LIMIT,
     ),

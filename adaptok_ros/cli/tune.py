@@ -1,0 +1,221 @@
+"""Find tau and what goes with it from footage of a camera, and write a parameter file."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adaptok_ros.cli.calibrate import image_size
+from adaptok_ros.errors import SettingError
+from adaptok_ros.evaluation.tuning.footage import DEFAULT_RATE, Footage, read_footage
+from adaptok_ros.evaluation.tuning.parameter_file import parameter_file
+from adaptok_ros.evaluation.tuning.plot import draw_tuning
+from adaptok_ros.evaluation.tuning.search import (
+    DEFAULT_FALSE_KEEP,
+    DEFAULT_PSNR_LOSS,
+    Point,
+    Tuning,
+    Wish,
+    check_wish,
+    default_wish,
+    tune,
+)
+from adaptok_ros.footage.video import TimedFrame, read_timed_frames
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+
+HEADER = '   tau    kept %  kB/frame    kB/s  busiest s  dB lost  noise %'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``adaptok tune``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        'Give at most one of --bandwidth, --psnr-loss and --false-keep. By default it is\n'
+        f'--false-keep {DEFAULT_FALSE_KEEP:g} where the scene is still, and else '
+        f'--psnr-loss {DEFAULT_PSNR_LOSS:g}.\n'
+        'A recording of a still scene by a camera at rest also gives gating_noise.'
+    )
+    parser.add_argument(
+        'source', help='video, folder of images, V4L2 device, or image topic of ROS (/…)'
+    )
+    wish = parser.add_mutually_exclusive_group()
+    wish.add_argument(
+        '--bandwidth', type=float, metavar='kB/s', help='the most that any second may take'
+    )
+    wish.add_argument(
+        '--psnr-loss',
+        type=float,
+        metavar='dB',
+        help='the most that pictures may lose against sending everything, without LIT',
+    )
+    wish.add_argument(
+        '--false-keep',
+        type=float,
+        metavar='%',
+        help='the most positions that noise alone may send; needs a still scene',
+    )
+    parser.add_argument(
+        '--tokenizer',
+        default=DEFAULT_TOKENIZER,
+        metavar='NAME',
+        help='shipped name or model folder (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--image-size',
+        type=image_size,
+        metavar='HxW',
+        help='resize images first, as input_height and input_width of the node do',
+    )
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=10.0,
+        help='take so much of the footage (default: %(default)g)',
+    )
+    parser.add_argument(
+        '--rate',
+        type=float,
+        metavar='Hz',
+        help=f'images per second (default: as the footage says; folders: {DEFAULT_RATE:g})',
+    )
+    parser.add_argument(
+        '--output', type=Path, metavar='FILE', help='write the parameters as YAML; a new file'
+    )
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the curves, as PNG')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and write."""
+    wish = _wish(arguments)
+    _check(arguments)
+    frames = take(_open(arguments.source), arguments.seconds, arguments.rate or DEFAULT_RATE)
+    footage = read_footage(
+        arguments.source,
+        tqdm(frames, desc='encode', unit='frame', disable=None),
+        arguments.tokenizer,
+        arguments.image_size,
+        arguments.rate,
+    )
+    wish = wish or default_wish(footage)
+    check_wish(wish, footage)
+    _print_footage(footage)
+    with tqdm(desc='stream', unit='tau', disable=None) as bar:
+        tuning = tune(footage, wish, bar.update)
+    _print_tuning(tuning, footage)
+    if arguments.output is not None:
+        resized = arguments.image_size is not None
+        text = parameter_file(_command(arguments), [('', footage, tuning)], resized)
+        arguments.output.write_text(text)
+        print(f'parameters  {arguments.output}')
+    if arguments.plot is not None:
+        draw_tuning(footage, tuning, arguments.plot)
+        print(f'plot        {arguments.plot}')
+    return 0
+
+
+def take(frames: Iterable[TimedFrame], seconds: float, rate: float) -> Iterator[TimedFrame]:
+    """The first seconds of footage; what is taken just now is kept first, and then given.
+
+    :param rate: frames per second where frames have no times
+    """
+    kept = []
+    begin: float | None = None
+    for index, frame in enumerate(frames):
+        if frame.live and frame.seconds is None:
+            frame = frame._replace(seconds=time.monotonic())
+        now = index / rate if frame.seconds is None else frame.seconds
+        begin = now if begin is None else begin
+        if now - begin >= seconds:
+            break
+        if frame.live:  # encoding would keep the next ones waiting
+            kept.append(frame)
+        else:
+            yield frame
+    yield from kept
+
+
+def _open(source: str) -> Iterator[TimedFrame]:
+    return read_timed_frames(source)
+
+
+def _wish(arguments: argparse.Namespace) -> Wish | None:
+    for name in ('bandwidth', 'psnr_loss', 'false_keep'):
+        value = getattr(arguments, name)
+        if value is not None:
+            return Wish(f'--{name.replace("_", "-")}', value)
+    return None
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what would fail after minutes."""
+    for name, value in (('--seconds', arguments.seconds), ('--rate', arguments.rate)):
+        if value is not None and not 0 < value <= 1000:
+            raise SettingError(f'{name} is {value:g}; allowed: more than 0, up to 1000')
+    for name, path in (('--output', arguments.output), ('--plot', arguments.plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise SettingError(f'{name} is {path}; allowed: in a folder that exists')
+    if arguments.output is not None and arguments.output.exists():
+        raise SettingError(f'--output is {arguments.output}, which exists; allowed: a new file')
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """How to repeat this."""
+    words = ['adaptok', 'tune', arguments.source]
+    for name in ('bandwidth', 'psnr_loss', 'false_keep', 'rate'):
+        if getattr(arguments, name) is not None:
+            words += [f'--{name.replace("_", "-")}', f'{getattr(arguments, name):g}']
+    if arguments.tokenizer != DEFAULT_TOKENIZER:
+        words += ['--tokenizer', arguments.tokenizer]
+    if arguments.image_size is not None:
+        words += ['--image-size', '{}x{}'.format(*arguments.image_size)]
+    return shlex.join([*words, '--seconds', f'{arguments.seconds:g}'])
+
+
+def _print_footage(footage: Footage) -> None:
+    height, width = footage.blank.shape[:2]
+    deltas = footage.deltas()
+    quantiles = ', '.join(
+        f'{share:g} % {deltas[min(int(share / 100 * deltas.size), deltas.size - 1)]:.4f}'
+        for share in (50.0, 90.0, 99.0, 99.9)
+    )
+    print(
+        f'footage     {footage.frames} frames of {width}x{height} at {footage.rate:.4g} Hz, '
+        f'{footage.positions} positions'
+    )
+    kind = 'from frame to frame' if footage.moving else 'noise alone'
+    print(f'deltas      {kind}: {quantiles}')
+    if footage.noise is None:
+        print(f'noise       not measured: {footage.not_still}')
+    else:
+        print(f'noise       {footage.noise:.2f} steps of 8 bits')
+        if footage.moving:
+            print(f'noise %     not measured: {footage.moving}')
+
+
+def _print_tuning(tuning: Tuning, footage: Footage) -> None:
+    print(HEADER)
+    for point in tuning.points:
+        print(_row(point, footage))
+    point = tuning.chosen
+    print(f'chosen      for {tuning.wish}:')
+    print(_row(point, footage))
+    print(
+        f'            max_tokens {point.config.max_tokens} of {footage.positions}, '
+        f'refresh_seconds {tuning.refresh_seconds:g}'
+    )
+    if point.config.max_tokens:
+        print(f'            something waited for the ceiling in {point.late:.1f} % of the frames')
+
+
+def _row(point: Point, footage: Footage) -> str:
+    loss = '-' if point.loss is None else f'{point.loss:.2f}'
+    noise = '-' if point.false_keep is None else f'{point.false_keep:.3f}'
+    return (
+        f'{point.config.tau:6g}  {point.kept:8.2f}  {point.frame:8.2f}  '
+        f'{point.frame * footage.rate:6.1f}  {point.peak:9.1f}  {loss:>7}  {noise:>7}'
+    )

@@ -1,0 +1,1 @@
+"""What a camera's parameters should be, from footage of it."""
