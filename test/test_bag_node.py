@@ -23,7 +23,7 @@ PARAMETERS = """
 /**/tokenizer:
   ros__parameters:
     tau: 0.03
-    refresh_period: 5
+    refresh_seconds: 0.5
     max_tokens: 90
 """
 

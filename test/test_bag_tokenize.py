@@ -276,7 +276,7 @@ PARAMETER_FILE = """
 /**:
   ros__parameters: {tau: 0.1, gating: off}
 /**/tokenizer:
-  ros__parameters: {refresh_period: 7, qos_overrides: {}}
+  ros__parameters: {refresh_seconds: 7, qos_overrides: {}}
 front:
   tokenizer:
     ros__parameters: {tau: 1}
@@ -292,11 +292,11 @@ def test_a_parameter_file_holds_for_its_nodes(tmp_path):
 
     def found(node, **overrides):
         values = values_for(node, sections, overrides)
-        return values['tau'], values['refresh_period'], values['gating']
+        return values['tau'], values['refresh_seconds'], values['gating']
 
     assert found('/front/tokenizer') == (1.0, 7, 'off')
     assert found('/a/b/tokenizer') == (0.1, 7, 'off')
-    assert found('/a/b/other', tau=0.3) == (0.3, 150, 'off')
+    assert found('/a/b/other', tau=0.3) == (0.3, 5.0, 'off')
     file.write_text('/**:\n  ros__parameters: {tau: much}')
     with pytest.raises(SettingError, match='tau is'):
         values_for('/tokenizer', read_parameter_file(file), {})

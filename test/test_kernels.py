@@ -108,6 +108,7 @@ def test_every_byte_is_the_same(seed, backend, small_chunks):
         max_tokens=int(generator.choice([0, 1, 5, positions // 2, positions])),
         keyframe_interval=int(generator.choice([0, 3])),
         refresh_period=int(generator.choice([0, 1, 4, 150])),
+        refresh_parts=int(generator.choice([0, 1, 1, 3, 200])),
         payload=payload,
         reference=reference,
     )
@@ -128,6 +129,7 @@ def test_every_byte_is_the_same(seed, backend, small_chunks):
                 tau=generator.choice([0.0, 0.1, 0.5]),
                 max_tokens=int(generator.choice([0, 3])),
                 refresh_period=int(generator.choice([0, 2, 3])),
+                refresh_parts=int(generator.choice([1, 2])),
                 payload=list(Payload)[generator.integers(4)],
                 reference=list(Reference)[generator.integers(2)],
             )

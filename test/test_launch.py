@@ -127,7 +127,7 @@ def params_file(tmp_path):
 /**/tokenizer:
   ros__parameters:
     tau: 0.25
-    refresh_period: 77
+    refresh_seconds: 7.5
 /**/wrist/tokenizer:
   ros__parameters:
     max_tokens: 55
@@ -198,7 +198,7 @@ def check_two_cameras(launched, tmp_path, processes, namespace, payload):
             # The argument holds against both entries of the file.
             assert robot.get('tau').double_value == 0.5
             assert robot.get('max_tokens').integer_value == {'front': 0, 'wrist': 55}[name]
-            assert robot.get('refresh_period').integer_value == 77
+            assert robot.get('refresh_seconds').double_value == 7.5
             assert robot.get('mode', 'lit').string_value == 'hold'
     assert len(launched.environments) == processes
     for environment in launched.environments.values():

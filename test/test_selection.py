@@ -509,6 +509,8 @@ def test_step_leaves_the_latents_alone():
         ('keyframe_interval', PERIOD_LIMIT + 1),
         ('refresh_period', -1),
         ('refresh_period', PERIOD_LIMIT + 1),
+        ('refresh_parts', -1),
+        ('refresh_parts', PERIOD_LIMIT + 1),
     ],
 )
 def test_config_out_of_range_is_refused_by_name(name, value):

@@ -11,7 +11,9 @@ from adaptok_ros.packet import TAU_LIMIT, Payload
 from adaptok_ros.receiving.latents import MODES
 from adaptok_ros.receiving.restoration import RestorationScope
 from adaptok_ros.sending.selection import (
+    DEFAULT_REFRESH,
     DEFAULT_TAU,
+    LONGEST_REFRESH,
     PERIOD_LIMIT,
     SMALLEST_CODED_TAU,
     TARGET_RATES,
@@ -99,11 +101,11 @@ TOKENIZER_NODE = (
         LONGEST_INTERVAL,
     ),
     NodeParameter(
-        'refresh_period',
-        150,
-        'frames within which every position is renewed; 0 = never',
-        0,
-        PERIOD_LIMIT,
+        'refresh_seconds',
+        DEFAULT_REFRESH,
+        'seconds, by the stamps of the images, within which every position is renewed; 0 = never',
+        0.0,
+        LONGEST_REFRESH,
         runtime=True,
     ),
     NodeParameter(

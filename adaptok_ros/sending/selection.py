@@ -58,6 +58,10 @@ LATENT_LIMIT = float(np.finfo(np.float16).max)
 """Latents are clipped to +- this: any payload of fixed size can express them."""
 
 PERIOD_LIMIT = 1_000_000
+LONGEST_REFRESH = 3600.0
+"""Seconds."""
+DEFAULT_REFRESH = 5.0
+"""Seconds: what the default of ``refresh_period`` takes at 30 frames a second."""
 TOKEN_LIMIT = 16_777_216
 DEFAULT_TAU = 0.05
 
@@ -99,7 +103,11 @@ class SelectionConfig:
     :ivar tau_max: largest, likewise
     :ivar max_tokens: ceiling on tokens a frame, 0 = none
     :ivar keyframe_interval: frames from one keyframe to the next, 0 = only the first
-    :ivar refresh_period: frames within which every position is renewed, 0 = never
+    :ivar refresh_period: parts that the grid is renewed in, one with every frame: frames within
+        which every position is renewed; 0 = never
+    :ivar refresh_parts: of these, how many a frame renews
+    :ivar refresh_seconds: None, or seconds of the images' stamps within which every position is
+        renewed, 0 = never; then :class:`~adaptok_ros.sending.sender.Sender` sets the other two
     :raises SettingError: a value out of range
     """
 
@@ -113,6 +121,8 @@ class SelectionConfig:
     target_rate: float = 100.0
     tau_min: float = 0.02
     tau_max: float = 0.5
+    refresh_parts: int = 1
+    refresh_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and 0 <= self.tau <= TAU_LIMIT):
@@ -121,10 +131,16 @@ class SelectionConfig:
             ('max_tokens', TOKEN_LIMIT),
             ('keyframe_interval', PERIOD_LIMIT),
             ('refresh_period', PERIOD_LIMIT),
+            ('refresh_parts', PERIOD_LIMIT),
         ):
             value = getattr(self, name)
             if not 0 <= value <= limit:
                 raise SettingError(f'{name} is {value}; allowed: 0 to {limit}')
+        seconds = self.refresh_seconds
+        if seconds is not None and not 0 <= seconds <= LONGEST_REFRESH:
+            raise SettingError(
+                f'refresh_seconds is {seconds}; allowed: None, or 0 to {LONGEST_REFRESH}'
+            )
         if self.payload == Payload.CODED and 0 < self.tau < SMALLEST_CODED_TAU:
             raise SettingError(
                 f'tau is {self.tau}; allowed with payload coded: 0, or {SMALLEST_CODED_TAU} to '
@@ -198,10 +214,12 @@ class Schedule:
     """When everything is due: keyframes on request and at the interval, and rolling refresh.
 
     :ivar frame: frames so far
+    :ivar part: parts of the rolling refresh so far
     """
 
     def __init__(self, reference: Reference) -> None:
         self.frame = 0
+        self.part = 0
         self._last_keyframe = 0
         self._keyframe_requested = True
         self._last_reference = reference
@@ -214,8 +232,9 @@ class Schedule:
         """Begin a frame: is every position due, and must the receiver's grid be forgotten.
 
         It must when the closed loop takes over from ``reference: previous``, which does not
-        know what the receiver holds. Position ``frame % refresh_period`` and every
-        ``refresh_period``-th after it are due as well; ``frame`` counts on afterwards.
+        know what the receiver holds. Position ``part % refresh_period`` and every
+        ``refresh_period``-th after it are due as well, and those of the next parts, up to
+        ``refresh_parts`` in all; ``frame`` and ``part`` count on afterwards.
         """
         forget = self._last_reference is Reference.PREVIOUS and config.reference is Reference.HELD
         self._last_reference = config.reference
@@ -227,6 +246,7 @@ class Schedule:
             self._last_keyframe = self.frame
             self._keyframe_requested = False
         self.frame += 1
+        self.part += config.refresh_parts
         return all_due, forget
 
 
@@ -274,7 +294,7 @@ class Selector:
         rounded token would itself miss tau, the packet goes out as float16.
         """
         config = self.config
-        phase = self._schedule.frame
+        first = self._schedule.part
         all_due, forget = self._schedule.advance(config)
         if forget:
             self._known.fill(False)
@@ -286,8 +306,9 @@ class Selector:
         np.greater_equal(self.delta, np.float32(config.tau), out=self._over)
         if all_due:
             self._due.fill(True)
-        if config.refresh_period:
-            self._due[phase % config.refresh_period :: config.refresh_period] = True
+        period = config.refresh_period
+        for part in range(first, first + min(config.refresh_parts, period)):
+            self._due[part % period :: period] = True
         np.logical_or(self._over, self._due, out=self._keep)
         deferred = self._apply_ceiling(config.max_tokens)
         index = np.flatnonzero(self._keep)

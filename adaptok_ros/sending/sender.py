@@ -16,6 +16,7 @@ from adaptok_ros.packet import Packet, seal
 from adaptok_ros.sending.host_path import HostPath
 from adaptok_ros.sending.images import ImageError
 from adaptok_ros.sending.path import FramePath, Timings
+from adaptok_ros.sending.refresh import RefreshClock
 from adaptok_ros.sending.selection import Reference, Selection, SelectionConfig
 from adaptok_ros.sending.tau_control import TauControl
 from adaptok_ros.tokenizers.gating.changes import DEFAULT_NOISE, NOISE_LIMIT, Gating
@@ -94,6 +95,7 @@ class Sender:
         self._open_path = open_path or self._open
         self._path: FramePath | None = None
         self._tau = TauControl()
+        self._refresh = RefreshClock()
         self._last_stamp: int | None = None
         self._epoch = 0
         self._sequence = 0
@@ -131,6 +133,7 @@ class Sender:
         """Begin a new epoch with the next image: forget what the receiver holds."""
         self._last_stamp = None
         self._tau.reset()
+        self._refresh.reset()
         if self._path is not None:  # what it has compiled and captured stays
             self._path.reset()
             self._begin_epoch()
@@ -157,10 +160,11 @@ class Sender:
                 self.counters.time_jumps += 1
                 self.reset()
             self._last_stamp = stamp
-            config = self._tau.begin(asked, stamp)
+            config = self._tau.begin(self._refresh.begin(asked, stamp), stamp)
             selection = self._take(image, config)
             if selection is None:
                 return None
+            self._refresh.served()
             packet = self._pack(selection, config, stamp, frame_id)
             self._tau.observe(config, selection, packet.nbytes, self._deltas)
             return packet

@@ -14,7 +14,7 @@ from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 SELECTION = (
     *('tau', 'tau_mode', 'target_rate', 'tau_min', 'tau_max'),
-    *('max_tokens', 'keyframe_interval', 'refresh_period', 'payload', 'reference'),
+    *('max_tokens', 'keyframe_interval', 'refresh_seconds', 'payload', 'reference'),
 )
 """Parameters that make the selection."""
 KINDS: dict[str, Callable[[str], object]] = {

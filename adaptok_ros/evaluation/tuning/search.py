@@ -13,15 +13,13 @@ from adaptok_ros.evaluation.errors import EvaluationError
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.evaluation.streams import Stream
 from adaptok_ros.evaluation.tuning.footage import Footage
-from adaptok_ros.sending.selection import SelectionConfig
+from adaptok_ros.sending.selection import DEFAULT_REFRESH, LONGEST_REFRESH, SelectionConfig
 
 TAUS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 REFINEMENTS = 3
 """Streams between two of these; each rules out at least a quarter of what is left."""
-REFRESH_SECONDS = 5.0
 REFRESH_SHARE = 0.25
 """Of a wanted bandwidth: the rolling refresh takes at most this."""
-LONGEST_REFRESH = 3600.0
 DEFAULT_FALSE_KEEP = 0.1
 DEFAULT_PSNR_LOSS = 0.5
 KILO = 1e3
@@ -207,9 +205,9 @@ def _round_up(value: float) -> float:
 def refresh_seconds(footage: Footage, wish: Wish, config: SelectionConfig) -> float:
     """Five seconds, or as long as the refresh needs to take no more than its share."""
     if wish.option != '--bandwidth':
-        return REFRESH_SECONDS
+        return DEFAULT_REFRESH
     seconds = math.ceil(_keyframe_size(footage, config) / (REFRESH_SHARE * wish.value))
-    return float(min(max(REFRESH_SECONDS, seconds), LONGEST_REFRESH))
+    return float(min(max(DEFAULT_REFRESH, seconds), LONGEST_REFRESH))
 
 
 def _config(footage: Footage, wish: Wish, tau: float) -> SelectionConfig:

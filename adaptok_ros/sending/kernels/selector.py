@@ -143,7 +143,7 @@ class DeviceSelector:
     def prepare(self) -> None:
         """Begin a frame: write down for the device what the host decides."""
         config = self.config
-        phase = self._schedule.frame
+        part = self._schedule.part
         all_due, forget = self._schedule.advance(config)
         written = self._written
         for index, number in _floats(config).items():
@@ -151,9 +151,10 @@ class DeviceSelector:
         written[Control.MAX_TOKENS] = config.max_tokens
         written[Control.ALL_DUE] = all_due
         written[Control.FORGET] = forget
-        written[Control.REFRESH_PERIOD] = config.refresh_period
         period = config.refresh_period
-        written[Control.REFRESH_PHASE] = phase % period if period else -1
+        written[Control.REFRESH_PERIOD] = period
+        written[Control.REFRESH_PHASE] = part % period if period else 0
+        written[Control.REFRESH_PARTS] = min(config.refresh_parts, period)
 
     def enqueue(self, latents: torch.Tensor) -> None:
         """Launch a frame on the current stream; waits for nothing, and can be captured.

@@ -33,11 +33,13 @@ class Control(enum.IntEnum):
     """1: what the receiver holds is unknown again."""
     REFRESH_PERIOD = 4
     REFRESH_PHASE = 5
-    """The first of the positions a period apart that are due; -1 where none is."""
+    """The first part of the positions, each of which are a period apart, that is due."""
     STEP = 6
     """The bits of the step of coded values as float32."""
     LIMIT = 7
     """The bits of what latents are clipped to as float32."""
+    REFRESH_PARTS = 8
+    """How many parts are due."""
 
 
 class Header(enum.IntEnum):

@@ -61,8 +61,9 @@ def _wanted(
     delta = _mean(value, state.reference, state.share)
     state.delta.copy_(torch.where(state.known.bool(), delta, torch.inf))
     position = torch.arange(state.positions, dtype=torch.int32, device=value.device)
-    period = control[Control.REFRESH_PERIOD]
-    refreshed = position.remainder(period.clamp(min=1)) == control[Control.REFRESH_PHASE]
+    period = control[Control.REFRESH_PERIOD].clamp(min=1)
+    part = (position - control[Control.REFRESH_PHASE]).remainder(period)
+    refreshed = part < control[Control.REFRESH_PARTS]
     state.due.logical_or_(refreshed | (control[Control.ALL_DUE] != 0))
     over = state.delta >= tau
     return over, over | state.due.bool()

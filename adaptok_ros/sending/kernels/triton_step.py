@@ -31,6 +31,7 @@ ALL_DUE = tl.constexpr(int(Control.ALL_DUE))
 FORGET = tl.constexpr(int(Control.FORGET))
 REFRESH_PERIOD = tl.constexpr(int(Control.REFRESH_PERIOD))
 REFRESH_PHASE = tl.constexpr(int(Control.REFRESH_PHASE))
+REFRESH_PARTS = tl.constexpr(int(Control.REFRESH_PARTS))
 STEP = tl.constexpr(int(Control.STEP))
 LIMIT = tl.constexpr(int(Control.LIMIT))
 KEPT = tl.constexpr(int(Header.KEPT))
@@ -125,6 +126,7 @@ def fused_step(
     forget = tl.load(control + FORGET)
     period = tl.maximum(tl.load(control + REFRESH_PERIOD), 1)
     phase = tl.load(control + REFRESH_PHASE)
+    parts = tl.load(control + REFRESH_PARTS)
     local = tl.arange(0, CHUNK)
     channel = tl.arange(0, WIDTH)
 
@@ -146,7 +148,8 @@ def fused_step(
         has = tl.load(known + row, mask=inside, other=0).to(tl.int32) > forget
         distance = tl.where(has, distance, float('inf'))
         must = tl.load(due + row, mask=inside, other=0).to(tl.int32) + all_due > 0
-        must = must | (row % period == phase)
+        # A remainder has the sign of what is divided.
+        must = must | ((row + period - phase) % period < parts)
         over = inside & (distance >= tau)
         want = over | (inside & must)
         tl.store(delta + row, distance, mask=inside)
