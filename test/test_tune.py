@@ -1,6 +1,7 @@
 """``adaptok tune``: what a still scene's noise, a bandwidth and a loss of PSNR make of tau."""
 
 import cv2
+import image_bags as bags
 import numpy as np
 import pytest
 import yaml
@@ -66,6 +67,13 @@ def test_noise_is_measured_though_something_moves_but_not_what_it_sends():
     assert footage.noise == pytest.approx(SIGMA, rel=0.1)
     assert footage.moving.startswith('something moves in ')
     assert default_wish(footage).option == '--psnr-loss'
+
+
+def test_unrelated_images_are_no_noise():
+    random = np.random.default_rng(3)
+    footage = footage_of([random.integers(0, 256, (64, 96, 3), np.uint8) for _ in range(6)])
+    assert footage.noise is None
+    assert footage.moving.startswith('images differ by ')
 
 
 def test_rate_and_samples_follow_the_footage(still_footage):
@@ -185,6 +193,34 @@ def test_command_writes_parameters_and_a_plot(tmp_path, capsys):
     assert 'which exists; allowed: a new file' in capsys.readouterr().err
     assert main(['tune', str(clip / '0.png')]) == 1
     assert '0.png: 1 frame(s); allowed: 2 and more' in capsys.readouterr().err
+
+
+def test_every_camera_of_a_bag_gets_its_section(tmp_path, capsys):
+    stamps = [bags.START + index * 100_000_000 for index in range(6)]
+    views = {'/front/image_raw': still(6), '/wrist/image_raw': moving(6)}
+    topics = {
+        topic: [bags.image(pixels, stamp) for pixels, stamp in zip(images, stamps)]
+        for topic, images in views.items()
+    }
+    bag, output, plot = tmp_path / 'bag', tmp_path / 'cameras.yaml', tmp_path / 'plot.png'
+    bags.write_bag(bag, topics)
+    words = ['tune', str(bag), '--bandwidth', '30', '--output']
+    assert main([*words, str(output), '--plot', str(plot)]) == 0
+    text = output.read_text()
+    assert f'# From {bag}: /wrist/image_raw: 6 frames of 96x64 at 10 Hz' in text
+    assert list(yaml.safe_load(text)) == ['/**/front/tokenizer', '/**/wrist/tokenizer']
+    assert sorted(path.name for path in tmp_path.glob('*.png')) == [
+        'plot_front_image_raw.png',
+        'plot_wrist_image_raw.png',
+    ]
+    alone = tmp_path / 'front.yaml'
+    assert main([*words, str(alone), '--topic', '/front/image_raw']) == 0
+    assert list(yaml.safe_load(alone.read_text())) == ['/**/tokenizer']
+    capsys.readouterr()
+    assert main(['tune', str(bag), '--topic', '/back']) == 1
+    assert 'topic is /back; topics with images here: /front/image_raw' in capsys.readouterr().err
+    assert main(['tune', str(tmp_path / 'plot.mp4'), '--topic', '/back']) == 1
+    assert 'allowed: only with a bag' in capsys.readouterr().err
 
 
 def test_without_a_still_scene_gating_is_left_out(tmp_path):

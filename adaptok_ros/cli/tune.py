@@ -7,13 +7,15 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
+from adaptok_ros.bags.footage import cameras_of_bag, is_bag, read_images
 from adaptok_ros.cli.calibrate import image_size
-from adaptok_ros.errors import SettingError
+from adaptok_ros.errors import MissingPackageError, SettingError
 from adaptok_ros.evaluation.tuning.footage import DEFAULT_RATE, Footage, read_footage
-from adaptok_ros.evaluation.tuning.parameter_file import parameter_file
+from adaptok_ros.evaluation.tuning.parameter_file import heading, section
 from adaptok_ros.evaluation.tuning.plot import draw_tuning
 from adaptok_ros.evaluation.tuning.search import (
     DEFAULT_FALSE_KEEP,
@@ -41,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'A recording of a still scene by a camera at rest also gives gating_noise.'
     )
     parser.add_argument(
-        'source', help='video, folder of images, V4L2 device, or image topic of ROS (/…)'
+        'source', help='video, folder of images, V4L2 device, bag, or image topic of ROS (/…)'
+    )
+    parser.add_argument(
+        '--topic', default='', help='of a bag with several cameras (default: all of them)'
     )
     wish = parser.add_mutually_exclusive_group()
     wish.add_argument(
@@ -89,13 +94,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the curves, as PNG')
 
 
+class Camera(NamedTuple):
+    """Footage of one camera.
+
+    :ivar name: that tells it from others of the same source; empty for the only one
+    :ivar source: where it is from, for people
+    :ivar node: name of its tokenizer node in a parameter file
+    """
+
+    name: str
+    source: str
+    node: str
+    frames: Iterable[TimedFrame]
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, and write."""
+    """Measure, print, and write, camera by camera."""
     wish = _wish(arguments)
     _check(arguments)
-    frames = take(_open(arguments.source), arguments.seconds, arguments.rate or DEFAULT_RATE)
+    sections = []
+    for camera in find_cameras(arguments.source, arguments.topic, arguments.seconds):
+        footage, tuning = _tune(camera, wish, arguments)
+        resized = arguments.image_size is not None
+        sections.append(section(camera.node, footage, tuning, resized))
+        if arguments.plot is not None:
+            plot = arguments.plot
+            if camera.name:
+                plot = plot.with_stem('_'.join((plot.stem, *camera.name.strip('/').split('/'))))
+            draw_tuning(footage, tuning, plot)
+            print(f'plot        {plot}')
+    if arguments.output is not None:
+        arguments.output.write_text(heading(_command(arguments)) + ''.join(sections))
+        print(f'parameters  {arguments.output}')
+    return 0
+
+
+def find_cameras(source: str, topic: str, seconds: float) -> list[Camera]:
+    """Footage, by what the source is.
+
+    :param topic: of a bag; empty = every camera in it
+    :raises BagError: a bag that cannot be read, without images or without the topic
+    :raises MissingPackageError: a topic, and no ROS
+    """
+    everywhere = '/**/tokenizer'
+    path = Path(source)
+    if is_bag(path):
+        cameras = cameras_of_bag(path, {topic: ''} if topic else {})
+        alone = len(cameras) == 1
+        return [
+            Camera(
+                '' if alone else camera.connection.topic,
+                f'{source}: {camera.connection.topic}',
+                everywhere if alone else f'/**{camera.node}',
+                read_images(path, camera.connection.topic),
+            )
+            for camera in cameras
+        ]
+    if topic:
+        raise SettingError(f'--topic is {topic}; allowed: only with a bag, which {source} is not')
+    if source.startswith('/') and not path.exists():
+        try:
+            from adaptok_ros.nodes.image_recorder import record_images
+        except ImportError as error:
+            raise MissingPackageError(
+                f'{source}: no such file; for a topic of that name it takes ROS 2 (rclpy)'
+            ) from error
+        return [Camera('', source, everywhere, record_images(source, seconds))]
+    return [Camera('', source, everywhere, read_timed_frames(source))]
+
+
+def _tune(
+    camera: Camera, wish: Wish | None, arguments: argparse.Namespace
+) -> tuple[Footage, Tuning]:
+    frames = take(camera.frames, arguments.seconds, arguments.rate or DEFAULT_RATE)
     footage = read_footage(
-        arguments.source,
+        camera.source,
         tqdm(frames, desc='encode', unit='frame', disable=None),
         arguments.tokenizer,
         arguments.image_size,
@@ -107,15 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
     with tqdm(desc='stream', unit='tau', disable=None) as bar:
         tuning = tune(footage, wish, bar.update)
     _print_tuning(tuning, footage)
-    if arguments.output is not None:
-        resized = arguments.image_size is not None
-        text = parameter_file(_command(arguments), [('', footage, tuning)], resized)
-        arguments.output.write_text(text)
-        print(f'parameters  {arguments.output}')
-    if arguments.plot is not None:
-        draw_tuning(footage, tuning, arguments.plot)
-        print(f'plot        {arguments.plot}')
-    return 0
+    return footage, tuning
 
 
 def take(frames: Iterable[TimedFrame], seconds: float, rate: float) -> Iterator[TimedFrame]:
@@ -137,10 +202,6 @@ def take(frames: Iterable[TimedFrame], seconds: float, rate: float) -> Iterator[
         else:
             yield frame
     yield from kept
-
-
-def _open(source: str) -> Iterator[TimedFrame]:
-    return read_timed_frames(source)
 
 
 def _wish(arguments: argparse.Namespace) -> Wish | None:
@@ -166,6 +227,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _command(arguments: argparse.Namespace) -> str:
     """How to repeat this."""
     words = ['adaptok', 'tune', arguments.source]
+    if arguments.topic:
+        words += ['--topic', arguments.topic]
     for name in ('bandwidth', 'psnr_loss', 'false_keep', 'rate'):
         if getattr(arguments, name) is not None:
             words += [f'--{name.replace("_", "-")}', f'{getattr(arguments, name):g}']
@@ -178,6 +241,7 @@ def _command(arguments: argparse.Namespace) -> str:
 
 def _print_footage(footage: Footage) -> None:
     height, width = footage.blank.shape[:2]
+    print(f'source      {footage.source}')
     deltas = footage.deltas()
     quantiles = ', '.join(
         f'{share:g} % {deltas[min(int(share / 100 * deltas.size), deltas.size - 1)]:.4f}'

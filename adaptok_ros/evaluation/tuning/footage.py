@@ -20,6 +20,7 @@ from adaptok_ros.footage.video import TimedFrame
 from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import SHIPPED, find_model
 from adaptok_ros.sending.path import Resizer
+from adaptok_ros.tokenizers.gating.changes import NOISE_LIMIT
 
 DEFAULT_RATE = 30.0
 MOST_SAMPLES = 12
@@ -227,6 +228,11 @@ class _Stillness:
             noise = float(np.median([measure_sensor_noise(window) for window in windows]))
         except FootageError as error:
             return None, str(error), str(error)
+        if noise > NOISE_LIMIT:  # each image is of something else
+            reason = (
+                f'images differ by {noise:.1f} in each pair; allowed: noise of {NOISE_LIMIT:g}'
+            )
+            return None, reason, reason
         moving = moving_share(images)
         if moving <= MOST_MOVING:
             return noise, '', ''

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from adaptok_ros import __version__
 from adaptok_ros.evaluation.tuning.footage import Footage
 from adaptok_ros.evaluation.tuning.search import Tuning
 
 
-def parameter_file(
-    command: str, cameras: Iterable[tuple[str, Footage, Tuning]], resized: bool
-) -> str:
-    """YAML for ``--params-file`` and ``params_file:=``, with a section for each camera.
+def heading(command: str) -> str:
+    """The first line of a file.
 
     :param command: how to repeat it
-    :param cameras: namespace of the node (empty = any), what was streamed and what came of it
-    :param resized: the node has to resize as the frames were
     """
-    lines = [f'# Made by: {command} (adaptok_ros {__version__})']
-    for namespace, footage, tuning in cameras:
-        lines += ['', *(f'# {line}' for line in _origin(footage, tuning))]
-        lines.append('/**/tokenizer:' if not namespace else f'/**/{namespace}/tokenizer:')
-        lines.append('  ros__parameters:')
-        lines += [f'    {line}' for line in _parameters(footage, tuning, resized)]
+    return f'# Made by: {_one_line(command)} (adaptok_ros {__version__})\n'
+
+
+def section(node: str, footage: Footage, tuning: Tuning, resized: bool) -> str:
+    """What the tokenizer node of one camera takes, as YAML.
+
+    :param node: its name, where ``**`` stands for any namespace
+    :param resized: the node has to resize images as these were
+    """
+    lines = ['', *(f'# {line}' for line in _origin(footage, tuning)), f'{node}:']
+    lines.append('  ros__parameters:')
+    lines += [f'    {line}' for line in _parameters(footage, tuning, resized)]
     return '\n'.join(lines) + '\n'
 
 
