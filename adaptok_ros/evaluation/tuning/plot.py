@@ -12,6 +12,8 @@ from adaptok_ros.evaluation.tuning.search import Tuning
 
 SHOWN = 2000
 """Points of the curve of deltas."""
+SMALLEST_DELTA = 1e-3
+"""That is shown."""
 
 
 def draw_tuning(footage: Footage, tuning: Tuning, path: Path) -> None:
@@ -27,6 +29,7 @@ def draw_tuning(footage: Footage, tuning: Tuning, path: Path) -> None:
     share = 100.0 * (deltas.size - index) / deltas.size
     left.plot(deltas[index], share, color='tab:blue')
     left.set_xscale('log')
+    left.set_xlim(left=SMALLEST_DELTA)
     left.set_yscale('log')
     left.set_xlabel('delta between consecutive frames')
     left.set_ylabel('positions at or over it (%)')

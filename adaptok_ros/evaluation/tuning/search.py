@@ -255,7 +255,8 @@ def measure(footage: Footage, config: SelectionConfig) -> Point:
             continue
         keep = stream.keep.reshape(-1)
         due = (grid - index) % config.refresh_period == 0
-        false_keeps.append(np.count_nonzero(keep & ~due) / max(1, np.count_nonzero(~due)))
+        if not due.all():
+            false_keeps.append(float(np.mean(keep[~due])))
         late += stream.deferred > 0
         if index in footage.samples and footage.dense is not None:
             image = footage.samples[index]
@@ -272,7 +273,7 @@ def measure(footage: Footage, config: SelectionConfig) -> Point:
         frame=float(sizes.mean()),
         peak=float(seconds.max()),
         loss=loss,
-        false_keep=None if footage.moving else 100 * float(np.mean(false_keeps)),
+        false_keep=None if footage.moving else 100 * float(np.mean(false_keeps or [0.0])),
         late=100 * late / (footage.frames - 1),
         keyframe=stream.bytes[0] / KILO,
         busiest=(round(stream.kept[most] * footage.positions), stream.bytes[most] / KILO),
