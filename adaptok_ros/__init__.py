@@ -7,6 +7,7 @@ imported when they are first used: ``import adaptok_ros`` alone loads neither nu
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ _HOMES = {
     'packet_from_message': 'messages',
     'read_packets': 'bags.bag',
 }
+
+# From 1.29 on, ONNX Runtime tells its maker of every process that runs a model, unless this is
+# set before it is loaded.
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 
 __version__ = '0.1.0'
 

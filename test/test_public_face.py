@@ -1,5 +1,6 @@
 """What ``import adaptok_ros`` offers, and that users are shown nothing else."""
 
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,17 @@ def test_nothing_is_loaded_before_it_is_used():
     code = 'import adaptok_ros, sys; print(sorted({"numpy", "cv2", "rclpy"} & set(sys.modules)))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '[]'
+
+
+def test_onnx_runtime_sends_no_telemetry():
+    code = 'import adaptok_ros, os; print(os.environ["ORT_DISABLE_TELEMETRY"])'
+    environment = {k: v for k, v in os.environ.items() if k != 'ORT_DISABLE_TELEMETRY'}
+    command = [sys.executable, '-c', code]
+    for set_before, expected in (({}, '1'), ({'ORT_DISABLE_TELEMETRY': '0'}, '0')):
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**environment, **set_before}
+        )
+        assert done.stdout.strip() == expected
 
 
 @pytest.mark.parametrize('path', SHOWN, ids=lambda path: str(path.relative_to(ROOT)))
