@@ -123,6 +123,14 @@ class TokenBagWriter:
         self._writer.close()
 
 
+def parse_packet(data: bytes) -> Packet | None:
+    """The packet, not checked, of ``SparseTokens`` in CDR; None where the bytes are none."""
+    try:
+        return packet_from_message(typestore().deserialize_cdr(data, SPARSE_TOKENS))
+    except UNDECODABLE:
+        return None
+
+
 class PacketReader(Iterator[Packet]):
     """Packets of one token topic in the order of recording, not checked.
 
@@ -145,10 +153,8 @@ class PacketReader(Iterator[Packet]):
             topic = choose_topic(recording, path, topic)
             count = 0
             for _, _, data in recording.messages((topic,)):
-                try:
-                    message = typestore().deserialize_cdr(data, SPARSE_TOKENS)
-                    packet = packet_from_message(message)
-                except UNDECODABLE:
+                packet = parse_packet(data)
+                if packet is None:
                     self.skipped.messages += 1
                     continue
                 count += 1
@@ -179,15 +185,28 @@ def choose_topic(recording: Recording, path: Path, topic: str) -> str:
 
     :raises BagError: see :func:`read_packets`
     """
+    definitions = token_topics(recording, path, topic)
+    if len(definitions) > 1:
+        topics = ', '.join(definitions)
+        raise BagError(f'{path}: several token topics, name one of: {topics}')
+    ((topic, definition),) = definitions.items()
+    check_fields(definition, f'{path}: {topic}')
+    return topic
+
+
+def token_topics(recording: Recording, path: Path, topic: str) -> dict[str, Definition]:
+    """All token topics in the order of their names, or the one asked for.
+
+    :raises BagError: not a bag, no token topic, or not the one asked for
+    """
     if not recording.files:
         raise BagError(f'{path}: not a bag: no mcap or sqlite3 file')
     definitions = {
-        topic: definition
-        for topic, definition in recording.topics().items()
+        name: definition
+        for name, definition in sorted(recording.topics().items())
         if definition.kind == SPARSE_TOKENS
     }
-    topics = sorted(definitions)
-    if not topics:
+    if not definitions:
         # What is wrong with the files shows when they are read.
         for _ in recording.messages(()):
             pass
@@ -196,13 +215,11 @@ def choose_topic(recording: Recording, path: Path, topic: str) -> str:
             if recording.skipped
             else f'{path}: no topic of type {SPARSE_TOKENS}'
         )
-    if not topic and len(topics) > 1:
-        raise BagError(f'{path}: several token topics, name one of: {", ".join(topics)}')
-    topic = topic or topics[0]
-    if topic not in topics:
-        raise BagError(f'{path}: topic is {topic}; allowed: {", ".join(topics)}')
-    check_fields(definitions[topic], f'{path}: {topic}')
-    return topic
+    if not topic:
+        return definitions
+    if topic not in definitions:
+        raise BagError(f'{path}: topic is {topic}; allowed: {", ".join(definitions)}')
+    return {topic: definitions[topic]}
 
 
 def parse_definition(definition: Definition) -> Typesdict:

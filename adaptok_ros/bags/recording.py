@@ -19,6 +19,7 @@ from adaptok_ros.bags.message import Definition, Message
 from adaptok_ros.bags.sqlite_file import SqliteFile
 
 METADATA = 'metadata.yaml'
+STORAGE_BY_SUFFIX = {'.mcap': 'mcap', '.db3': 'sqlite3'}
 READERS: dict[str, type[McapFile] | type[SqliteFile]] = {'.mcap': McapFile, '.db3': SqliteFile}
 COMPRESSED = '.zstd'
 
@@ -33,11 +34,13 @@ class Metadata:
     :ivar files: names in the order of recording
     :ivar counts: messages by topic
     :ivar packed: every message is compressed by itself
+    :ivar start: time of the first message in nanoseconds; None where it is not told
     """
 
     files: tuple[str, ...] = ()
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     packed: bool = False
+    start: int | None = None
 
 
 class Recording:
@@ -71,6 +74,11 @@ class Recording:
             (file for file in folder.iterdir() if file.is_file() and _storage(file) in READERS),
             key=_natural,
         )
+
+    @property
+    def storages(self) -> set[str]:
+        """``mcap``, ``sqlite3`` or both, as ROS names them."""
+        return {STORAGE_BY_SUFFIX[_storage(file)] for file in self.files}
 
     def topics(self) -> dict[str, Definition]:
         """Topics, and how their messages are defined, where that is said."""
@@ -131,6 +139,7 @@ def _read_metadata(path: Path) -> Metadata:
             tuple(PurePath(str(name)).name for name in information['relative_file_paths']),
             dict(map(_count, topics)),
             str(information.get('compression_mode')).lower() == 'message',
+            _start(information.get('starting_time')),
         )
     except (
         OSError,
@@ -146,3 +155,8 @@ def _read_metadata(path: Path) -> Metadata:
 
 def _count(topic: Any) -> tuple[str, int]:
     return str(topic['topic_metadata']['name']), int(topic['message_count'])
+
+
+def _start(time: Any) -> int | None:
+    start = time.get('nanoseconds_since_epoch') if isinstance(time, dict) else None
+    return start if isinstance(start, int) else None

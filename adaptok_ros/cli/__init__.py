@@ -7,7 +7,18 @@ import sys
 from collections.abc import Sequence
 
 from adaptok_ros import __version__
-from adaptok_ros.cli import bag, calibrate, demo, engine, evaluate, export, train, tune, watch
+from adaptok_ros.cli import (
+    bag,
+    calibrate,
+    demo,
+    engine,
+    evaluate,
+    export,
+    report,
+    train,
+    tune,
+    watch,
+)
 from adaptok_ros.errors import AdaptokError
 
 COMMANDS = {
@@ -17,6 +28,7 @@ COMMANDS = {
     'engine': engine,
     'evaluate': evaluate,
     'export': export,
+    'report': report,
     'train': train,
     'tune': tune,
     'watch': watch,

@@ -317,6 +317,4 @@ def _summarize(record: Record, output: Path) -> None:
         print(f'pictures    {output / "sheet.png"}, {output / "demo.webp"}')
     write_plot(record, output / 'plot.png')
     print(f'plot        {output / "plot.png"}')
-    print(
-        f'bag (mcap)  {output / "tokens"}   look inside: adaptok bag inspect {output / "tokens"}'
-    )
+    print(f'bag (mcap)  {output / "tokens"}   look inside: adaptok report {output / "tokens"}')

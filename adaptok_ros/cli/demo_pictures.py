@@ -15,7 +15,7 @@ from adaptok_ros.cli.demo_record import Record
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import Packet, unpack_mask
 from adaptok_ros.receiving.latents import LatentStream
-from adaptok_ros.sending.overlay import draw_kept
+from adaptok_ros.sending.overlay import draw_kept, draw_label
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 SHEET_COLUMNS = 5
@@ -23,7 +23,6 @@ ANIMATION_SECONDS = 10.0
 ANIMATION_WIDTH = 320
 """Pixels of each of the three pictures, at most."""
 WEBP_QUALITY = 60
-WHITE = (255, 255, 255)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +56,12 @@ def draw_panels(packets: Sequence[Packet], images: Mapping[int, Image]) -> list[
         )
         share = f'sent: {100 * packet.kept / packet.positions:.1f} %'
         for picture, text in zip(pictures, ('camera', share, 'received')):
-            _label(picture, text)
+            draw_label(picture, text)
         seconds = (packet.stamp - packets[0].stamp) * 1e-9
         panels.append(Panel(seconds, pictures))
     stream.close()
     tokenizer.close()
     return panels
-
-
-def _label(picture: Image, text: str) -> None:
-    for colour, thickness in (((0, 0, 0), 4), (WHITE, 1)):
-        cv2.putText(
-            picture, text, (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, thickness, cv2.LINE_AA
-        )
 
 
 def write_sheet(panels: Sequence[Panel], path: Path) -> None:
@@ -78,7 +70,7 @@ def write_sheet(panels: Sequence[Panel], path: Path) -> None:
     picks = np.linspace(0, len(panels) - 1, min(SHEET_COLUMNS, len(panels))).astype(int)
     for panel in (panels[index] for index in picks):
         column = np.vstack(panel.pictures)
-        _label(column[column.shape[0] - 30 :], f'{panel.seconds:.1f} s')
+        draw_label(column[column.shape[0] - 30 :], f'{panel.seconds:.1f} s')
         columns.append(column)
     cv2.imwrite(str(path), cv2.cvtColor(np.hstack(columns), cv2.COLOR_RGB2BGR))
 

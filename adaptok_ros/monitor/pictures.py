@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image
 from adaptok_ros.footage.video import shrink
-from adaptok_ros.sending.overlay import KEPT_COLOUR
+from adaptok_ros.sending.overlay import draw_ages
 
 LONGEST_SIDE = 960
 JPEG_QUALITY = 80
-OLDEST = (38, 42, 54)
-"""Colour of the oldest positions; those sent in this frame have that of the overlay."""
 
 
 def jpeg(image: Image) -> bytes:
@@ -23,14 +21,8 @@ def jpeg(image: Image) -> bytes:
 
 
 def ages_png(ages: NDArray[np.uint8]) -> bytes:
-    """PNG of ages, a pixel a position: the newer, the brighter; each doubling is one step.
-
-    :param ages: ``[H, W]``, frames since each position was sent; 255 = so many, or never
-    """
-    share = np.log2(1.0 + np.arange(256)) / 8.0
-    colours = [np.interp(share, (0.0, 1.0), ends) for ends in zip(KEPT_COLOUR, OLDEST)]
-    rgb = np.rint(np.stack(colours, axis=-1)).astype(np.uint8)[ages]
-    return _encode('.png', rgb)
+    """PNG of ages, a pixel a position; see :func:`draw_ages`."""
+    return _encode('.png', draw_ages(ages))
 
 
 def legend_png() -> bytes:
