@@ -191,11 +191,11 @@ def test_a_clock_that_is_set_does_not_upset_the_times(tmp_path):
     with Writer(path, version=BAG_VERSION, storage_plugin=StoragePlugin.SQLITE3) as bag:
         connection = bag.add_connection(TOPIC, SPARSE_TOKENS, typestore=typestore())
         for number, packet in enumerate(packets):
-            time = START + number * STEP - (3600 * 10**9 if number >= 20 else 0)
+            time = START + number * STEP + (48 * 3600 * 10**9 if 20 <= number < 30 else 0)
             bag.write(connection, time, serialize(packet))
     inspection = inspect_bag(path)
-    assert inspection.clock_steps == 1
-    assert inspection.seconds == seconds(38)
+    assert inspection.clock_steps == 2
+    assert inspection.seconds == seconds(37)
 
 
 @pytest.mark.parametrize('lost', [(), (22,), (17, 18, 30)])

@@ -26,7 +26,8 @@ class Inspection:
 
     :ivar bag: path as it was named
     :ivar files: names and bytes, in the order of recording
-    :ivar start: time of the first message, in nanoseconds; None if there is none
+    :ivar start: time of the first message of any topic as metadata have it, or else of the first
+        token message, in nanoseconds; None if there is neither
     :ivar seconds: from there to the last token message
     :ivar clock_steps: times that the clock of the recorder was set, backwards or by more than a
         day; ``seconds`` go on as if it had not been
