@@ -93,7 +93,7 @@ class Painter:
         except AdaptokError as error:
             self.why_not.setdefault(packet.tokenizer, str(error))
             return None
-        return image.copy()
+        return np.array(image)
 
     def _decoder(self, packet: Packet) -> Tokenizer:
         """What decodes a packet.

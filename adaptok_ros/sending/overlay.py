@@ -42,7 +42,8 @@ def draw_ages(ages: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     share = np.log2(1.0 + np.arange(256)) / 8.0
     colours = [np.interp(share, (0.0, 1.0), ends) for ends in zip(KEPT_COLOUR, OLDEST_COLOUR)]
-    return np.rint(np.stack(colours, axis=-1)).astype(np.uint8)[ages]
+    table = np.rint(np.stack(colours, axis=-1)).astype(np.uint8)
+    return np.asarray(table[ages], np.uint8)
 
 
 def draw_label(picture: NDArray[np.uint8], text: str) -> None:
