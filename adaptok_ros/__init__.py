@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptok_ros.bags.bag import read_packets as read_packets
+    from adaptok_ros.bags.dataset import TokenDataset as TokenDataset
     from adaptok_ros.errors import AdaptokError as AdaptokError
     from adaptok_ros.messages import latents_from_message as latents_from_message
     from adaptok_ros.messages import packet_from_message as packet_from_message
@@ -31,6 +32,7 @@ _HOMES = {
     'SelectionConfig': 'sending.selection',
     'Sender': 'sending.sender',
     'Status': 'receiving.receiver',
+    'TokenDataset': 'bags.dataset',
     'Tokenizer': 'tokenizers.tokenizer',
     'latents_from_message': 'messages',
     'packet_from_message': 'messages',
@@ -51,6 +53,7 @@ __all__ = [
     'SelectionConfig',
     'Sender',
     'Status',
+    'TokenDataset',
     'Tokenizer',
     '__version__',
     'latents_from_message',
