@@ -106,12 +106,13 @@ class TokenDataset:
             name: ValueSeries.open(bag, identity, topic, field, place)
             for name, (topic, field) in (values or {}).items()
         }
-        tracks = {**self._cameras, **self._values}
+        tracks = {name: track.stamps for name, track in self._cameras.items()}
+        tracks |= {name: track.stamps for name, track in self._values.items()}
         deltas = dict(delta_timestamps or {})
         _check_names([*self._cameras, *self._values], deltas)
         self._windows = {
-            name: Window(track.stamps, deltas.get(name), tolerance_s)
-            for name, track in tracks.items()
+            name: Window(stamps, deltas.get(name), tolerance_s)
+            for name, stamps in tracks.items()
         }
         self._first = next(iter(self._cameras))
         if cache:

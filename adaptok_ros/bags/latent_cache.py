@@ -21,7 +21,7 @@ from adaptok_ros.models.description import LITDescription
 from adaptok_ros.models.folders import find_model
 
 LATENTS, AGES, SUMS = 'latents.bin', 'ages.bin', 'sums.bin'
-TYPES: Final = {'float16': np.dtype('<f2'), 'float32': np.dtype('<f4')}
+TYPES: Final[dict[str, np.dtype[Any]]] = {'float16': np.dtype('<f2'), 'float32': np.dtype('<f4')}
 
 
 @dataclasses.dataclass(frozen=True)

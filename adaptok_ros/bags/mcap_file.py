@@ -80,7 +80,7 @@ class McapFile:
         """Serialized messages of some topics in the order of recording."""
         for channel, time, data in self._messages(self._skipped):
             topic = self._channels[channel][0] if channel in self._channels else None
-            if topic in topics:
+            if topic is not None and topic in topics:
                 yield Message(topic, time, data)
 
     def _messages(self, skipped: Skipped) -> Iterator[tuple[int, int, bytes]]:

@@ -68,7 +68,7 @@ class SqliteFile:
             names = {number: _string(name) for number, name in self._connection.execute(query)}
         for number, time, data in self._rows():
             topic = names.get(number)
-            if topic in topics:
+            if topic is not None and topic in topics:
                 if isinstance(data, bytes) and isinstance(time, int):
                     yield Message(topic, time, data)
                 else:

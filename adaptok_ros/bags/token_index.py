@@ -227,7 +227,7 @@ class TokenIndex:
         segment = int(self.segment_of[first])
         end = int(np.searchsorted(self.segment_of, segment, side='right'))
         row = self.segments[segment]
-        shared = {name: int(row[name]) for name in SHARED}
+        shared: dict[str, Any] = {name: int(row[name]) for name in SHARED}
         for entry in self.entries[first:end]:
             content, mask_size = self._content(entry, shared)
             yield Packet(
