@@ -111,8 +111,7 @@ class TokenDataset:
         deltas = dict(delta_timestamps or {})
         _check_names([*self._cameras, *self._values], deltas)
         self._windows = {
-            name: Window(stamps, deltas.get(name), tolerance_s)
-            for name, stamps in tracks.items()
+            name: Window(stamps, deltas.get(name), tolerance_s) for name, stamps in tracks.items()
         }
         self._first = next(iter(self._cameras))
         if cache:

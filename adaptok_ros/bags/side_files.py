@@ -24,6 +24,7 @@ from adaptok_ros.bags.bag import BagError
 from adaptok_ros.bags.damage import Skipped
 from adaptok_ros.bags.recording import METADATA, Recording
 from adaptok_ros.errors import AdaptokError
+from adaptok_ros.models.writing import sync
 
 FORMAT = 1
 """Of all sets; raised when what is in them changes."""
@@ -189,11 +190,11 @@ def _creating(target: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         for path in (*folder.iterdir(), folder):
-            _sync(path)
+            sync(path)
         if target.exists():
             target.rename(Path(temporary, 'replaced'))
         folder.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -203,14 +204,6 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)
 

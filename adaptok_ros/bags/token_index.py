@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +189,20 @@ class TokenIndex:
         stamps: NDArray[np.int64] = self.entries['stamp']
         return stamps
 
-    def grid(self) -> tuple[int, int, int]:
-        """Rows, columns and channels of every packet.
+    def image_size(self, number: int) -> tuple[int, int]:
+        """Height and width of the image of a packet, as encoded."""
+        row = self.segments[self.segment_of[number]]
+        return int(row['image_height']), int(row['image_width'])
+
+    def grid(self, numbers: Sequence[int] | None = None) -> tuple[int, int, int]:
+        """Rows, columns and channels of some packets, or of all.
 
         :raises DatasetError: they are not all the same
         """
-        grids = {tuple(row.tolist()) for row in self.segments[list(GRID)]}
+        segments = self.segments
+        if numbers is not None:
+            segments = segments[np.unique(self.segment_of[numbers])]
+        grids = {tuple(row.tolist()) for row in segments[list(GRID)]}
         if len(grids) > 1:
             sizes = ', '.join('x'.join(map(str, grid)) for grid in sorted(grids))
             raise DatasetError(f'{self.folder}: grids of several sizes: {sizes}; allowed: one')

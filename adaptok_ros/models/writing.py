@@ -1,4 +1,4 @@
-"""Folders of results that are written whole or not at all."""
+"""Files and folders of results that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,34 @@ def new_folder(output: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         _open_to_readers(folder)
+        for path in (*folder.rglob('*'), folder):
+            sync(path)
         folder.replace(output)
+    sync(output.absolute().parent)
+
+
+@contextlib.contextmanager
+def new_file(output: Path) -> Iterator[Path]:
+    """Yield a path to write to, whose file becomes ``output`` if all goes well.
+
+    :raises OSError: it cannot be made
+    """
+    folder = output.absolute().parent
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f'.{output.name}-') as temporary:
+        path = Path(temporary, output.name)
+        yield path
+        sync(path)
+        path.replace(output)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from adaptok_ros.cli.bag import inspect, tokenize
+from adaptok_ros.cli.bag import inspect, restore, tokenize
 
-COMMANDS = {'inspect': inspect, 'tokenize': tokenize}
+COMMANDS = {'inspect': inspect, 'restore': restore, 'tokenize': tokenize}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,80 @@
+"""Turn recorded tokens back into latents, a video or pictures."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from adaptok_ros.bags.restoring import WRITERS, Restoration
+from adaptok_ros.bags.side_files import fingerprint, side_folder
+from adaptok_ros.bags.token_index import TokenIndex
+from adaptok_ros.engines.interface import BACKENDS
+from adaptok_ros.errors import AdaptokError, SettingError
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.receiving.latents import MODES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``adaptok bag restore``."""
+    parser.add_argument('bag', type=Path, help='folder of a rosbag2 bag, mcap or sqlite3')
+    parser.add_argument('-o', '--output', type=Path, required=True, help='what to write')
+    parser.add_argument(
+        '--as',
+        dest='form',
+        choices=WRITERS,
+        help='latents (npz), a video (mp4) or a folder of PNG (frames); default: by the suffix '
+        'of the output',
+    )
+    parser.add_argument('--topic', default='', help='token topic, where there are several')
+    parser.add_argument('--start', type=float, help='seconds after the first frame')
+    parser.add_argument('--end', type=float, help='likewise; the last frame that is written')
+    parser.add_argument(
+        '--tokenizer', default=DEFAULT_TOKENIZER, help='shipped name or folder (%(default)s)'
+    )
+    parser.add_argument(
+        '--mode', choices=MODES, default='lit', help='restore what was not sent, or hold it'
+    )
+    parser.add_argument('--backend', choices=BACKENDS, default='auto')
+    parser.add_argument(
+        '--index', type=Path, metavar='FOLDER', help='where to keep the index; default: beside IN'
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the output, and print what it is."""
+    form = arguments.form or arguments.output.suffix.lstrip('.')
+    if form not in WRITERS:
+        raise SettingError(
+            f'output is {arguments.output}; allowed: .npz or .mp4, or say what it is by --as '
+            f'({", ".join(WRITERS)})'
+        )
+    if arguments.output.exists():
+        raise SettingError(f'{arguments.output}: exists already')
+    folder = side_folder(arguments.bag, arguments.index)
+    index = TokenIndex.open(arguments.bag, fingerprint(arguments.bag), arguments.topic, folder)
+    restoration = Restoration(
+        index,
+        arguments.tokenizer,
+        arguments.mode,
+        arguments.backend,
+        arguments.start,
+        arguments.end,
+    )
+    started = time.perf_counter()
+    try:
+        WRITERS[form](restoration, arguments.output)
+    except OSError as error:
+        raise AdaptokError(f'{arguments.output}: cannot be written: {error}') from error
+    finally:
+        restoration.close()
+    took = time.perf_counter() - started
+    counts = ', '.join(
+        f'{count} {status.name}' for status, count in sorted(restoration.statuses.items())
+    )
+    print(f'frames      {len(restoration)} over {restoration.seconds:.1f} s: {counts}')
+    if index.faults():
+        print(f'left out    {index.faults()}')
+    print(f'speed       {took:.1f} s, {restoration.seconds / took:.1f} times real time')
+    print(f'written     {arguments.output}')
+    return 0
