@@ -7,11 +7,13 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ from adaptok_ros.packet import VERSION, seal
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.sending.selection import SelectionConfig
 
+ROOT = Path(__file__).parent.parent
 TOPIC = '/front/tokenizer/tokens'
 SHAPE = (4, 6, 16)
 PERIOD = 33_000_000
@@ -199,7 +202,10 @@ JOINTS = 'sensor_msgs/msg/JointState'
 TWIST = 'geometry_msgs/msg/Twist'
 
 
-def write_robot(path, info=None, joints=(2, 2), tokenizer=TOKENIZER):
+ROBOT = ('/front', '/wrist', '/joints', '/command')
+
+
+def write_robot(path, info=None, joints=(2, 2), tokenizer=TOKENIZER, topics=ROBOT):
     """Two cameras, joints with stamps, and commands that have only a time of recording."""
     store, types = typestore(), get_typestore(Stores.ROS2_HUMBLE).types
 
@@ -210,17 +216,20 @@ def write_robot(path, info=None, joints=(2, 2), tokenizer=TOKENIZER):
     front = packets_of(0, tokenizer=tokenizer)
     wrist = packets_of(1, 30, keyframe_interval=5)
     with Writer(path, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP) as writer:
-        topics = {'/front': SPARSE_TOKENS, '/wrist': SPARSE_TOKENS, '/joints': JOINTS}
-        topics |= {'/command': TWIST, **({'/info': TOKENIZER_INFO} if info else {})}
-        connections = {
-            topic: writer.add_connection(topic, kind, typestore=store)
-            for topic, kind in topics.items()
-        }
+        cameras, joined, commands = (
+            [writer.add_connection(topic, kind, typestore=store) for topic in named]
+            for named, kind in (
+                (topics[:2], SPARSE_TOKENS),
+                (topics[2:3], JOINTS),
+                (topics[3:], TWIST),
+            )
+        )
         if info:
+            connection = writer.add_connection('/info', TOKENIZER_INFO, typestore=store)
             data = store.serialize_cdr(store.types[TOKENIZER_INFO](**info), TOKENIZER_INFO)
-            writer.write(connections['/info'], 0, data)
+            writer.write(connection, 0, data)
         for at, packet in enumerate(front):
-            writer.write(connections['/front'], packet.stamp, serialize(packet))
+            writer.write(cameras[0], packet.stamp, serialize(packet))
             position = np.arange(joints[at > 20]) + at
             message = types[JOINTS](
                 header=header(packet.stamp + 1_000_000),
@@ -229,15 +238,13 @@ def write_robot(path, info=None, joints=(2, 2), tokenizer=TOKENIZER):
                 velocity=np.zeros(0),
                 effort=np.zeros(0),
             )
-            writer.write(connections['/joints'], 7, store.serialize_cdr(message, JOINTS))
+            writer.write(joined[0], 7, store.serialize_cdr(message, JOINTS))
             vector = types['geometry_msgs/msg/Vector3']
             message = types[TWIST](linear=vector(at, 1, 2), angular=vector(3, 4, 5))
-            writer.write(
-                connections['/command'], packet.stamp, store.serialize_cdr(message, TWIST)
-            )
+            writer.write(commands[0], packet.stamp, store.serialize_cdr(message, TWIST))
         for packet in wrist:
             moved = dataclasses.replace(packet, stamp=packet.stamp + 3_000_000)
-            writer.write(connections['/wrist'], moved.stamp, serialize(moved))
+            writer.write(cameras[1], moved.stamp, serialize(moved))
     return path
 
 
@@ -352,6 +359,21 @@ def test_a_pickled_dataset_is_the_same(bag):
     dataset = TokenDataset(bag, **HOLD, cache='float16')
     other = pickle.loads(pickle.dumps(dataset))
     assert other[7]['latents'].tobytes() == dataset[7]['latents'].tobytes()
+
+
+def test_the_training_loop_in_the_docs_runs(tmp_path):
+    pytest.importorskip('torch', reason='torch is not installed')
+    text = (ROOT / 'docs' / 'learning.md').read_text()
+    (code,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    (tmp_path / 'train.py').write_text(code)
+    topics = ('/front/tokenizer/tokens', '/wrist', '/arm/command', '/base')
+    write_robot(tmp_path / 'my_bag', tokenizer=ID, topics=topics)
+    done = subprocess.run(
+        [sys.executable, 'train.py'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r'^epoch \d: loss (\S+)$', done.stdout, re.M)]
+    assert len(losses) == 3 and losses[-1] < losses[0]
 
 
 # The cache
