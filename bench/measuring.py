@@ -52,6 +52,7 @@ class Effort:
     :ivar training_steps: of every variant of LIT
     :ivar training_clips: to train on, at most
     :ivar training_views: moving and still views over photos to train on, of each so many
+    :ivar dataset_frames: images of the recording that is learned from
     """
 
     frames: int = 60
@@ -80,6 +81,7 @@ class Effort:
     training_steps: int = 400
     training_clips: int = 30
     training_views: int = 40
+    dataset_frames: int = 600
 
 
 FULL = Effort()
@@ -100,6 +102,7 @@ QUICK = Effort(
     training_steps=50,
     training_clips=4,
     training_views=8,
+    dataset_frames=120,
 )
 
 

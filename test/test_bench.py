@@ -25,6 +25,7 @@ import bench_alternatives
 import bench_bags
 import bench_ceiling
 import bench_conversion
+import bench_dataset
 import bench_faults
 import bench_gating
 import bench_growth
@@ -62,6 +63,7 @@ TINY = measuring.Effort(
     healing_frames=55,
     training_steps=2,
     training_views=2,
+    dataset_frames=16,
 )
 
 LONGER = dataclasses.replace(TINY, frames=2 * bench_half.STEP)
@@ -211,6 +213,16 @@ def test_lit(settings):
     assert set(result['clips']['still']['ways']) == {kind.value for kind in RestorationScope}
     assert result['clips']['still']['share'] < result['clips']['shaky, noise']['share'] == 1.0
     check_table(bench_lit.tables(result), 'shaky, noise')
+
+
+def test_dataset(settings):
+    pytest.importorskip('torch', reason='torch, which loads the batches, is not installed')
+    result = bench_dataset.measure(settings)
+    assert min(numbers(result)) >= 0
+    assert result['epochs'][bench_dataset.CACHED]['cpu_to_video']['median'] > 1
+    assert 1 <= result['access']['lit']['packets'] <= 16
+    assert result['bytes']['tokens'] < result['bytes']['beside the bag: latents float16']
+    check_table(bench_dataset.tables(result), 'random access', 'cached as float32', 'mp4, LIT')
 
 
 def test_faults(settings, monkeypatch):
