@@ -88,7 +88,7 @@ def loaders(bag: Path, video: Path) -> dict[str, Callable[[], Any]]:
     torch.set_num_threads(1)
     tokenizer = Tokenizer(DEFAULT_TOKENIZER, threads=1, on_cpu=True)
 
-    class Frames(VideoFrames, IterableDataset):  # type: ignore[misc, type-arg]
+    class Frames(VideoFrames, IterableDataset):  # type: ignore[type-arg]
         pass
 
     found: dict[str, tuple[Any, bool]] = {

@@ -12,13 +12,15 @@ import av
 import cv2
 import numpy as np
 import pytest
+from rosbags.highlevel import AnyReader
 from streams import Stream, latent_frames
 
-from adaptok_ros.bags.bag import TokenBagWriter
+from adaptok_ros.bags.bag import TokenBagWriter, typestore
 from adaptok_ros.bags.side_files import SUFFIX
 from adaptok_ros.cli import main
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.footage.video import read_timed_frames
+from adaptok_ros.messages import stamp_of
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.packet import seal
 from adaptok_ros.receiving.latents import LatentStream
@@ -133,6 +135,21 @@ def test_pictures_come_with_stamps_and_status(tmp_path, packets, tokenizer, caps
         assert np.array_equal(image, tokenizer.decode(latents.values, HEIGHT, WIDTH))
 
 
+def test_a_bag_of_images_is_that_of_the_camera_again(tmp_path, bag, packets, tokenizer):
+    assert restore(bag, tmp_path / 'out', '--as', 'bag') == 0
+    with AnyReader([tmp_path / 'out'], default_typestore=typestore()) as reader:
+        found = [
+            (connection.topic, at, reader.deserialize(data, connection.msgtype))
+            for connection, at, data in reader.messages()
+        ]
+    for (topic, at, image), packet, latents in zip(found, packets, live(packets), strict=True):
+        assert topic == '/lit/reconstruction' and at == packet.stamp == stamp_of(image.header)
+        assert image.header.frame_id == packet.frame_id and image.encoding == 'rgb8'
+        expected = tokenizer.decode(latents.values, HEIGHT, WIDTH)
+        pixels = image.data.reshape(HEIGHT, WIDTH, 3)
+        assert image.step == 3 * WIDTH and np.abs(pixels.astype(int) - expected).max() <= 1
+
+
 def test_damaged_packets_are_named(tmp_path, packets, capsys):
     bad = dataclasses.replace(packets[9], data=packets[9].data[:-1])
     bag = write(tmp_path / 'bag', [*packets[:9], bad, *packets[10:]])
@@ -150,7 +167,7 @@ def test_what_cannot_be_restored_is_said_in_one_error(tmp_path, bag, packets, ca
     for path, output, options, said in [
         (bag, 'there.npz', (), 'exists already'),
         (bag, 'out.avi', (), 'allowed: .npz or .mp4, or say what it is by --as'),
-        (bag, 'out', (), '--as (npz, mp4, frames)'),
+        (bag, 'out', (), '--as (npz, mp4, frames, bag)'),
         (bag, 'out.npz', ('--start', '9'), 'no frame in between; allowed: 0.000 to 1.131 seconds'),
         (bag, 'none/out.npz', (), 'cannot be written'),
         (bag, 'out.npz', ('--topic', '/a'), 'topic is /a; allowed: /tokens'),

@@ -27,6 +27,7 @@ from adaptok_ros import Status, TokenDataset
 from adaptok_ros.bags.bag import (
     BAG_VERSION,
     SPARSE_TOKENS,
+    TOKENIZER_INFO,
     BagError,
     TokenBagWriter,
     serialize,
@@ -34,7 +35,7 @@ from adaptok_ros.bags.bag import (
 )
 from adaptok_ros.bags.replay import Replay
 from adaptok_ros.bags.side_files import MANIFEST, SUFFIX, DatasetError, fingerprint, side_folder
-from adaptok_ros.bags.token_index import ENTRIES, PACKETS, TOKENIZER_INFO, TokenIndex
+from adaptok_ros.bags.token_index import ENTRIES, PACKETS, TokenIndex
 from adaptok_ros.errors import AdaptokError, SettingError
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.models.description import TokenizerDescription

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from adaptok_ros.bags.side_files import DatasetError
+from adaptok_ros.bags.side_files import SUFFIX, DatasetError
 from adaptok_ros.bags.token_index import TokenIndex
 from adaptok_ros.errors import quote
 from adaptok_ros.models.description import LITDescription, TokenizerDescription
@@ -97,7 +97,7 @@ def check_tokenizer(index: TokenIndex, tokenizer: str) -> None:
     :param tokenizer: shipped name or folder; empty = any, if it is one
     :raises DatasetError: they are of another, or the bag says that it normalised otherwise
     """
-    what = f'{index.origin.topic or "its topic"} of {index.folder.parent.name}'
+    what = f'{index.topic} of {index.folder.parent.name.removesuffix(SUFFIX)}'
     if not tokenizer:
         if len(set(index.tokenizers)) > 1:
             raise DatasetError(f'{what}: several tokenizers: {", ".join(set(index.tokenizers))}')

@@ -1,13 +1,13 @@
-"""A recording of tokens written out as what it stands for: latents, a video, or pictures."""
+"""A recording of tokens written out as what it stands for: latents, a video, pictures, a bag."""
 
 from __future__ import annotations
 
 import csv
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,9 +15,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from adaptok_ros.arrays import Image
+from adaptok_ros.bags.bag import typestore
 from adaptok_ros.bags.replay import Replay, check_tokenizer
 from adaptok_ros.bags.side_files import DatasetError
 from adaptok_ros.bags.token_index import TokenIndex
+from adaptok_ros.bags.writing import BagWriter, offered_qos
 from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.video_writing import VideoWriter
 from adaptok_ros.messages import NANOSECONDS
@@ -26,7 +28,7 @@ from adaptok_ros.receiving.latents import DenseLatents
 from adaptok_ros.receiving.receiver import Status
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
-Decode: TypeAlias = Callable[[DenseLatents], Image]
+IMAGE = 'sensor_msgs/msg/Image'
 
 
 class Restoration:
@@ -72,6 +74,12 @@ class Restoration:
             )
         self.statuses: Counter[Status] = Counter()
         self._replay = Replay(index, tokenizer, mode, backend)
+
+    @property
+    def image_topic(self) -> str:
+        """For pictures, named as if a LIT node had published them beside the tokens."""
+        name = self._index.topic.removesuffix('/tokens').removesuffix('/tokenizer')
+        return f'{name}/lit/reconstruction'
 
     @property
     def seconds(self) -> float:
@@ -187,5 +195,31 @@ def write_frames(restoration: Restoration, path: Path) -> None:
             table.writerow([name, latents.stamp, latents.status.name])
 
 
-WRITERS = {'npz': write_npz, 'mp4': write_video, 'frames': write_frames}
+def write_bag(restoration: Restoration, path: Path) -> None:
+    """The pictures as a topic ``reconstruction`` of a new bag, as a LIT node publishes them.
+
+    Each is recorded at its own stamp.
+
+    :raises BagError: the path exists already
+    :raises OSError: it cannot be written
+    """
+    types = typestore().types
+    with BagWriter(path) as bag:
+        topic = bag.add_topic(restoration.image_topic, IMAGE, [offered_qos(1)])
+        for latents, image in restoration.images():
+            seconds, nanoseconds = divmod(latents.stamp, NANOSECONDS)
+            stamp = types['builtin_interfaces/msg/Time'](sec=seconds, nanosec=nanoseconds)
+            message = types[IMAGE](
+                header=types['std_msgs/msg/Header'](stamp=stamp, frame_id=latents.frame_id),
+                height=image.shape[0],
+                width=image.shape[1],
+                encoding='rgb8',
+                is_bigendian=0,
+                step=3 * image.shape[1],
+                data=np.ascontiguousarray(image).reshape(-1),
+            )
+            bag.write(topic, latents.stamp, bytes(typestore().serialize_cdr(message, IMAGE)))
+
+
+WRITERS = {'npz': write_npz, 'mp4': write_video, 'frames': write_frames, 'bag': write_bag}
 """By what they write."""

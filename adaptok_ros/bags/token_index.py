@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptok_ros.bags.bag import SPARSE_TOKENS, UNDECODABLE, BagError, choose_topic, typestore
+from adaptok_ros.bags.bag import (
+    SPARSE_TOKENS,
+    TOKENIZER_INFO,
+    UNDECODABLE,
+    BagError,
+    choose_topic,
+    typestore,
+)
 from adaptok_ros.bags.compression import DamagedError, decompress
 from adaptok_ros.bags.damage import Skipped
 from adaptok_ros.bags.recording import Recording
@@ -41,7 +48,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-TOKENIZER_INFO = 'adaptok_ros/msg/TokenizerInfo'
 PACKETS, ENTRIES, SEGMENTS = 'packets.bin', 'entries.bin', 'segments.bin'
 LEVEL = 1
 """Of zstd."""
@@ -101,6 +107,7 @@ class TokenIndex:
 
     :ivar folder: where its files are
     :ivar origin: what it was made from
+    :ivar topic: whose packets they are
     :ivar entries: ``[N]`` of :data:`ENTRY`
     :ivar segments: ``[S]`` of :data:`SEGMENT`
     :ivar segment_of: ``[N]`` int64, the segment of every packet
@@ -119,6 +126,7 @@ class TokenIndex:
         self.folder, self.origin = folder, origin
         self.entries = np.frombuffer((folder / ENTRIES).read_bytes(), ENTRY)
         self.segments = np.frombuffer((folder / SEGMENTS).read_bytes(), SEGMENT)
+        self.topic = str(about['topic'])
         self.tokenizers = [str(name) for name in about['tokenizers']]
         self.frame_ids = [str(name) for name in about['frame_ids']]
         self.facts = [
@@ -310,6 +318,7 @@ class _IndexBuilder:
         (self._folder / ENTRIES).write_bytes(np.array(self._entries, ENTRY).tobytes())
         (self._folder / SEGMENTS).write_bytes(np.array(self._segments, SEGMENT).tobytes())
         return {
+            'topic': self._topic,
             'tokenizers': self._tokenizers,
             'frame_ids': self._frame_ids,
             'facts': [dataclasses.asdict(each) for each in self._facts],
@@ -321,7 +330,7 @@ class _IndexBuilder:
     def _read(self, bag: Path, topic: str, skipped: Skipped) -> Iterator[Packet]:
         """The packets of a topic; what the bag says of tokenizers is noted on the way."""
         recording = Recording(bag, skipped)
-        topic = choose_topic(recording, bag, topic)
+        self._topic = topic = choose_topic(recording, bag, topic)
         kinds = {topic: SPARSE_TOKENS}
         for name, definition in recording.topics().items():
             if definition.kind == TOKENIZER_INFO:

@@ -1,4 +1,4 @@
-"""Turn recorded tokens back into latents, a video or pictures."""
+"""Turn recorded tokens back into latents, a video, pictures or a bag of images."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--as',
         dest='form',
         choices=WRITERS,
-        help='latents (npz), a video (mp4) or a folder of PNG (frames); default: by the suffix '
-        'of the output',
+        help='latents (npz), a video (mp4), a folder of PNG (frames) or a bag of images (bag); '
+        'default: by the suffix of the output',
     )
     parser.add_argument('--topic', default='', help='token topic, where there are several')
     parser.add_argument('--start', type=float, help='seconds after the first frame')
