@@ -129,7 +129,8 @@ def damaged_recordings():
     bad = seal(dataclasses.replace(packets[20], kept=packets[20].kept + 1))
     other = packets_of(1, 20, keyframe_interval=13, refresh_period=8)
     other = [seal(dataclasses.replace(each, epoch=7, stamp=each.stamp + 10**10)) for each in other]
-    wrong = seal(dataclasses.replace(packets[22], grid_checksum=1))
+    slow = packets_of(kind='constant', refresh_period=10)
+    slow[22] = seal(dataclasses.replace(slow[22], grid_checksum=1))
     return {
         'one lost': packets[:20] + packets[21:],
         'several lost': packets[:20] + packets[25:],
@@ -138,7 +139,7 @@ def damaged_recordings():
         'twice': [*packets[:20], packets[19], *packets[20:]],
         'no beginning': packets[3:],
         'two epochs': packets + other,
-        'mismatch': [*packets[:22], wrong, *packets[23:]],
+        'mismatch': slow,
         'the last one waits': [*packets[:20], packets[21]],
         'jump': [
             *packets[:20],
@@ -151,11 +152,16 @@ def damaged_recordings():
 @pytest.mark.parametrize('fault', damaged_recordings())
 def test_faults_show_in_the_status_as_they_did_live(tmp_path, fault):
     packets = damaged_recordings()[fault]
-    dataset = TokenDataset(write(tmp_path / 'bag', packets), **HOLD)
+    bag = write(tmp_path / 'bag', packets)
+    dataset = TokenDataset(bag, **HOLD)
     expected = replay(packets, mode='hold')
     assert len(dataset) == len(expected)
     for index in np.random.default_rng(0).permutation(len(expected)):
         assert_item(dataset[index], expected[index])
+    index = TokenIndex.open(bag, fingerprint(bag), '', side_folder(bag))
+    for number, latents in enumerate(expected):
+        (entered,) = Replay(index, '', 'hold').latents([number])
+        assert (entered.status, entered.sequence) == (latents.status, latents.sequence)
     seen = Status.INCOMPLETE if fault == 'no beginning' else Status.STALE
     faultless = ('swapped', 'twice', 'two epochs', 'loops', 'the last one waits')
     assert (seen in dataset.status) == (fault not in faultless)

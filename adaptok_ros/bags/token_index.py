@@ -383,11 +383,11 @@ class _IndexBuilder:
             self._tokenizers.append(packet.tokenizer)
             self._frame_ids.append(packet.frame_id)
             self._last_sent = np.full(packet.positions, number, np.int64)
+        self._last_sent[again.kept.reshape(-1)] = number
         if again.counters.mismatches != self._mismatches:
-            # Whoever begins later would not notice.
+            # Nothing counts as renewed, and whoever begins later would not notice.
             self._mismatches = again.counters.mismatches
             self._last_sent.fill(self._last_sent.min())
-        self._last_sent[again.kept.reshape(-1)] = number
         content = zstd.compress(packet.mask.tobytes() + packet.data.tobytes(), LEVEL)
         self._file.write(content)
         values = {
