@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from adaptok_ros.bags.replay import Replay
 from adaptok_ros.bags.side_files import DatasetError, Origin, RandomFile, obtain
@@ -128,7 +129,8 @@ def settings_of(tokenizer: str, mode: str) -> dict[str, Any]:
 def _write(folder: Path, index: TokenIndex, kind: np.dtype[Any], replay: Replay) -> None:
     sums = []
     with (folder / LATENTS).open('wb') as latents, (folder / AGES).open('wb') as ages:
-        for found in replay.latents(range(len(index))):
+        frames = replay.latents(range(len(index)))
+        for found in tqdm(frames, 'dense latents', len(index), unit='frame', disable=None):
             row, age = found.values.astype(kind, copy=False), found.age
             latents.write(row.data)
             ages.write(age.data)

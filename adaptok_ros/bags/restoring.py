@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from adaptok_ros.arrays import Image
 from adaptok_ros.bags.bag import typestore
@@ -92,7 +93,8 @@ class Restoration:
 
     def latents(self) -> Iterator[DenseLatents]:
         """The frames in order."""
-        for latents in self._replay.latents(self.numbers):
+        frames = self._replay.latents(self.numbers)
+        for latents in tqdm(frames, total=len(self), unit='frame', disable=None):
             self.statuses[latents.status] += 1
             yield latents
 

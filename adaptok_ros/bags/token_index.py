@@ -284,7 +284,7 @@ class _IndexBuilder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._entries: list[tuple[Any, ...]] = []
+        self._count = 0
         self._segments: list[tuple[int, ...]] = []
         self._tokenizers: list[str] = []
         self._frame_ids: list[str] = []
@@ -305,17 +305,19 @@ class _IndexBuilder:
         """
         skipped = Skipped()
         count = rejected = 0
-        with (self._folder / PACKETS).open('wb') as self._file:
+        with (
+            (self._folder / PACKETS).open('wb') as self._packets,
+            (self._folder / ENTRIES).open('wb') as self._entries,
+        ):
             for packet in self._read(bag, topic, skipped):
                 count += 1
                 try:
                     self._live.apply(packet)
                 except PacketError as error:
                     rejected, last = rejected + 1, error
-        if not self._entries:
+        if not self._count:
             why = f': the last one: {last}' if rejected else ''
             raise BagError(f'{bag}: no packet that could be applied; skipped: {skipped}{why}')
-        (self._folder / ENTRIES).write_bytes(np.array(self._entries, ENTRY).tobytes())
         (self._folder / SEGMENTS).write_bytes(np.array(self._segments, SEGMENT).tobytes())
         return {
             'topic': self._topic,
@@ -323,7 +325,7 @@ class _IndexBuilder:
             'frame_ids': self._frame_ids,
             'facts': [dataclasses.asdict(each) for each in self._facts],
             'rejected': rejected,
-            'dropped': count - rejected - len(self._entries),
+            'dropped': count - rejected - self._count,
             'skipped': dataclasses.asdict(skipped),
         }
 
@@ -375,7 +377,7 @@ class _IndexBuilder:
 
     def _note(self, again: Receiver) -> None:
         """Write down the packet just applied."""
-        packet, number = again.last, len(self._entries)
+        packet, number = again.last, self._count
         assert packet is not None
         if again.generation != self._noted:
             self._noted = again.generation
@@ -389,7 +391,7 @@ class _IndexBuilder:
             self._mismatches = again.counters.mismatches
             self._last_sent.fill(self._last_sent.min())
         content = zstd.compress(packet.mask.tobytes() + packet.data.tobytes(), LEVEL)
-        self._file.write(content)
+        self._packets.write(content)
         values = {
             **{name: getattr(packet, name) for name in OWN},
             'offset': self._offset,
@@ -401,5 +403,7 @@ class _IndexBuilder:
             'status': int(again.status),
             'entry': int(self._last_sent.min()),
         }
-        self._entries.append(tuple(values[name] for name in ENTRY.names or ()))
+        row = tuple(values[name] for name in ENTRY.names or ())
+        self._entries.write(np.array(row, ENTRY).tobytes())
+        self._count += 1
         self._offset += len(content)
