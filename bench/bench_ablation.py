@@ -151,7 +151,7 @@ def train(
         with tempfile.TemporaryDirectory() as folder:
             fit(
                 RelativeError(model, config.caution),
-                lambda random, drawn=drawn: next(drawn),
+                lambda _, drawn=drawn: next(drawn),  # type: ignore[misc]  # mypy infers no default
                 config,
                 Processes('cpu'),
                 Path(folder) / 'checkpoint',

@@ -169,7 +169,9 @@ def best_shift(loop: Loop, latents: Latents, guess: Shift, finest: float) -> Shi
         return counted[shift]
 
     whole = range(-REACH, REACH + 1)
-    best = min(itertools.product(whole, whole), key=lambda shift: (count(shift), shift != (0, 0)))
+    best: Shift = min(
+        itertools.product(whole, whole), key=lambda shift: (count(shift), shift != (0, 0))
+    )
     size = 0.5
     candidates = [best]
     if finest < 1:

@@ -94,7 +94,7 @@ def test_what_is_there_is_replaced_only_on_request(tmp_path):
 
 @both_storages
 def test_a_killed_process_leaves_no_bag_and_the_next_one_cleans_up(tmp_path, storage):
-    path = tmp_path / 'ba[g]'
+    path = tmp_path / 'a[b]'
     command = [sys.executable, '-c', KILLED, str(path), storage]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b'writes\n'
