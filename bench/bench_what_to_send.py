@@ -169,14 +169,11 @@ def best_shift(loop: Loop, latents: Latents, guess: Shift, finest: float) -> Shi
         return counted[shift]
 
     whole = range(-REACH, REACH + 1)
-    best: Shift = min(
-        itertools.product(whole, whole), key=lambda shift: (count(shift), shift != (0, 0))
-    )
-    size = 0.5
-    candidates = [best]
+    candidates: list[Shift] = list(itertools.product(whole, whole))
     if finest < 1:
-        candidates.append(tuple(round(by / finest) * finest for by in guess))  # type: ignore[arg-type]
-        best = min(candidates, key=count)
+        candidates.append((round(guess[0] / finest) * finest, round(guess[1] / finest) * finest))
+    best = min(candidates, key=lambda shift: (count(shift), shift != (0, 0)))
+    size = 0.5
     while size >= finest:
         around = itertools.product((-size, 0.0, size), repeat=2)
         best = min(((best[0] + a, best[1] + b) for a, b in around), key=count)
