@@ -235,7 +235,7 @@ def test_tau_follows_a_rate_while_running(system):
     taus = [system.exchange(picture(seed)).tau for seed in range(12)]
     assert taus == sorted(taus) and taus[-1] > taus[0] == np.float32(0.2)
     report = system.diagnostics(condition=lambda v: v.tau > 0.2)
-    assert report.tau == pytest.approx(taus[-1], rel=1e-3) and report.data_rate > 0
+    assert report.tau == pytest.approx(taus[-1], rel=1e-3) and report.data_out > 0
     assert 'tau_min is 0.7 and tau_max is 0.5' in system.set(tau_min=0.7)
     assert system.set(tau_mode='fixed') == ''
     assert system.exchange(picture(0)).tau == np.float32(0.2)
