@@ -248,17 +248,20 @@ def _allocation(entry: dict[str, Any]) -> str:
     )
     return (
         f'At tau {entry["tau"]:g}, in blocks of {entry["block_frames"]:g} frames after the '
-        'keyframe, processor time of one thread until it is known which tokens to send, same '
-        'tokenizer, same run, same number of tokens in every block.\n\n'
-        f'{text}\n\n'
-        "Reimplemented is each mechanism on this frozen tokenizer, not the papers' models. "
-        'ElasticTok (arXiv 2410.08368): bisection on the tokens a block gets until the decoded '
-        'pixels meet a target error (that of our stream), every probe a full encoder and decoder '
-        'pass. InfoTok (arXiv 2512.16975): one decoder pass at full rate; its squared error '
-        'stands for the likelihood, and frames get tokens in proportion. Both papers train the '
-        'tokenizer so that the first tokens matter most, or that a frame packs into fewer; here '
-        "a frame's tokens are the positions that moved farthest, and the rest is held. The PSNR "
-        'therefore compares ways to divide tokens among frames, the time what deciding costs.'
+        'keyframe. The table gives the processor time of one thread until it is known which '
+        'tokens to send, with the same tokenizer, in the same run, and with the same number of '
+        f'tokens in every block.\n\n{text}\n\n'
+        "Each mechanism is reimplemented on this frozen tokenizer; these are not the papers' "
+        'models.\n\n'
+        '- ElasticTok (arXiv 2410.08368) bisects on the number of tokens that a block gets, until '
+        'the decoded pixels meet a target error (that of our stream). Every probe is a full '
+        'encoder and decoder pass.\n'
+        '- InfoTok (arXiv 2512.16975) does one decoder pass at full rate. Its squared error '
+        'stands for the likelihood, and frames get tokens in proportion.\n\n'
+        'Both papers train the tokenizer so that the first tokens matter most, or that a frame '
+        "packs into fewer. Here a frame's tokens are the positions that moved farthest, and the "
+        'rest is held. The PSNR therefore compares how tokens are divided among frames; the time '
+        'is the cost of the decision.'
     )
 
 
