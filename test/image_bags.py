@@ -1,5 +1,8 @@
 """Bags of images for the tests, as recorders write them; without ROS."""
 
+import contextlib
+import sqlite3
+
 import numpy as np
 import yaml
 from rosbags.interfaces import (
@@ -100,6 +103,32 @@ def write_bag(path, topics, storage='mcap', compression='none', begin=START):
                 queue.append((time, len(queue), connection, STORE.serialize_cdr(message, kind)))
         for time, _, connection, data in sorted(queue, key=lambda entry: entry[:2]):
             writer.write(connection, time, data)
+
+
+def age_bag(path):
+    """Make a bag of sqlite3 one of Humble, which has neither definitions nor hashes.
+
+    The type of ``/word`` becomes one that nobody knows.
+    """
+    (file,) = path.glob('*.db3')
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.executescript("""
+            DROP TABLE message_definitions;
+            DROP TABLE metadata;
+            ALTER TABLE topics DROP COLUMN type_description_hash;
+            UPDATE schema SET schema_version = 3, ros_distro = 'humble';
+            UPDATE topics SET type = 'my_msgs/msg/Word' WHERE name = '/word';
+        """)
+    metadata = yaml.safe_load((path / 'metadata.yaml').read_text())
+    information = metadata['rosbag2_bagfile_information']
+    information['version'] = 5
+    for name in ('custom_data', 'ros_distro'):
+        del information[name]
+    for topic in information['topics_with_message_count']:
+        del topic['topic_metadata']['type_description_hash']
+        if topic['topic_metadata']['name'] == '/word':
+            topic['topic_metadata']['type'] = 'my_msgs/msg/Word'
+    (path / 'metadata.yaml').write_text(yaml.safe_dump(metadata))
 
 
 def split_bag(path, topics, storage='mcap'):

@@ -20,6 +20,7 @@ from image_bags import (
     DELAY,
     FRAME,
     START,
+    age_bag,
     compressed,
     image,
     images,
@@ -139,6 +140,20 @@ def test_every_image_becomes_its_packet(tmp_path, expected, kind):
     assert record['cameras'][0]['lit'].startswith('lit@')
     (camera,) = result.cameras
     assert (camera.counts.images, camera.counts.packets, camera.counts.lost) == (6, 6, 0)
+
+
+def test_a_bag_of_humble_and_types_that_nobody_knows(tmp_path, expected):
+    messages = images(3)
+    write_bag(tmp_path / 'bag', {TOPIC: messages, '/word': [word('a')]}, 'sqlite3')
+    age_bag(tmp_path / 'bag')
+    for storage in ('sqlite3', 'mcap'):
+        target = tmp_path / storage
+        tokenize_bag(job_for(tmp_path / 'bag', target, storage=storage))
+        assert packets_of(target) == expected(messages)
+        after, before = contents(target), contents(tmp_path / 'bag')
+        assert after.kinds['/word'] == before.kinds['/word'] == 'my_msgs/msg/Word'
+        words = [[m for m in bag.messages if m[0] == '/word'] for bag in (before, after)]
+        assert words[0] == words[1] and len(words[0]) == 1
 
 
 def test_info_is_that_of_the_tokenizer(tmp_path):
@@ -323,6 +338,11 @@ def test_a_bag_that_fails_is_told_and_the_others_are_made(recordings, tmp_path, 
     write_bag(folder / 'cut', {TOPIC: images(12)})
     file = folder / 'cut' / 'cut.mcap'
     file.write_bytes(file.read_bytes()[:-5000])
+    write_bag(folder / 'torn', {TOPIC: images(12)}, 'sqlite3')
+    file = folder / 'torn' / 'torn.db3'
+    file.write_bytes(file.read_bytes()[:100_000])
+    write_bag(folder / 'open', {TOPIC: images(2)}, 'sqlite3')
+    (folder / 'open' / 'open.db3-wal').write_bytes(b'more')
     write_bag(folder / 'killed', {TOPIC: images(2)})
     (folder / 'killed' / 'metadata.yaml').unlink()
     write_bag(
@@ -331,12 +351,15 @@ def test_a_bag_that_fails_is_told_and_the_others_are_made(recordings, tmp_path, 
     write_bag(folder / 'words', {'/word': [word('a')]})
     assert tokenize(folder, '-o', tmp_path / 'out', '--jobs', 2, '--json') == 1
     record = json.loads(capsys.readouterr().out)
-    assert (record['done'], record['kept'], record['failed']) == (2, 0, 4)
+    assert (record['done'], record['kept'], record['failed']) == (2, 0, 6)
     errors = {os.path.basename(bag['source']): bag['error'] for bag in record['bags']}
     assert 'mcap recover' in errors['cut']
+    assert 'ros2 bag reindex' in errors['torn']
+    assert 'open.db3 VACUUM' in errors['open']
     assert 'was not finished' in errors['killed'] and 'ros2 bag reindex' in errors['killed']
     assert 'none of its 1 images can be used' in errors['blind']
     assert 'no topic with images' in errors['words']
+    assert not any('bug' in error for error in errors.values())
     assert len(packets_of(tmp_path / 'out' / 'one')) == 12
     assert len(packets_of(tmp_path / 'out' / 'day' / 'two')) == 12
     left = {file.name for file in (tmp_path / 'out').rglob('*')}

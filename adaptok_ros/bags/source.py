@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import apsw
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader, ReaderError
 
@@ -34,7 +34,7 @@ UNREADABLE = (
     EOFError,
     TypeError,
     ReaderError,
-    sqlite3.Error,
+    apsw.Error,  # rosbags reads sqlite3 through apsw
     zstd.ZstdError,
 )
 """What comes of reading a bag that is damaged."""
@@ -117,6 +117,13 @@ def open_bag(path: Path) -> Iterator[Reader]:
         raise BagError(
             f'{path}: the recording was not finished, for it has no {METADATA}; repair it first: '
             f'{_cure(path)}'
+        )
+    beside = [path.with_name(f'{path.name}-wal')] if path.is_file() else path.glob('*.db3-wal')
+    journal = next((file for file in beside if file.is_file() and file.stat().st_size), None)
+    if journal is not None:
+        raise BagError(
+            f'{path}: the recording was not finished, for {journal.name} holds messages that '
+            f'belong into the bag; repair it first: sqlite3 {str(journal)[: -len("-wal")]} VACUUM'
         )
     try:
         reader = Reader(path)
