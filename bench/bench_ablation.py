@@ -48,7 +48,7 @@ from adaptok_ros.training.lit import (
     prepare,
     simulate,
 )
-from adaptok_ros.training.loop import Processes, fit
+from adaptok_ros.training.loop import Draw, Processes, fit
 
 TAUS = (0.05, 0.1, 0.3)
 SAMPLES = 4
@@ -131,6 +131,16 @@ def load(settings: Settings, config: LITTraining) -> tuple[Streams, dict[str, La
     return streams, latents
 
 
+def in_order(batches: list[dict[str, Tensor]]) -> Draw[dict[str, Tensor]]:
+    """What a training draws: these, whatever its random generator."""
+    drawn = iter(batches)
+
+    def draw(random: np.random.Generator) -> dict[str, Tensor]:
+        return next(drawn)
+
+    return draw
+
+
 def train(
     models: dict[str, LatentInpaintingTransformer], streams: Streams, config: LITTraining
 ) -> None:
@@ -147,11 +157,10 @@ def train(
     for name, model in models.items():
         progress(f'ablation: training {name}')
         model.filter.load_state_dict(fitted)
-        drawn = iter(batches)
         with tempfile.TemporaryDirectory() as folder:
             fit(
                 RelativeError(model, config.caution),
-                lambda _, drawn=drawn: next(drawn),  # type: ignore[misc]  # mypy infers no default
+                in_order(batches),
                 config,
                 Processes('cpu'),
                 Path(folder) / 'checkpoint',
