@@ -22,6 +22,7 @@ def ros():
     rclpy.shutdown()
 
 
+@pytest.mark.timeout(300)  # on a busy machine
 def test_a_topic_is_recorded_and_the_node_starts_with_the_parameters(tmp_path):
     output = tmp_path / 'camera.yaml'
     scene = np.random.default_rng(1).integers(0, 256, (96, 1000, 3), np.uint8)
@@ -31,12 +32,17 @@ def test_a_topic_is_recorded_and_the_node_starts_with_the_parameters(tmp_path):
         words += ['--image-size', '{}x{}'.format(*SIZE), '--output', str(output)]
         command = threading.Thread(target=lambda: codes.append(main(words)))
         command.start()
-        count = 0
+        count, seen = 0, False
         while command.is_alive():
+            there = robot.node.count_subscribers('/tuned/image') > 0
+            if seen and not there:  # recorded
+                break
+            seen = seen or there
             begin = 4 * (count % 200)
             robot.show(scene[:, begin : begin + 128])
             robot.spin(0.03)
             count += 1
+        command.join()
         assert codes == [0]
         text = output.read_text()
         assert '# From /tuned/image: ' in text and 'for --psnr-loss 1' in text
