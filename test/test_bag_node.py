@@ -98,7 +98,7 @@ def test_the_bag_holds_what_a_node_sends_that_gets_every_image(tmp_path, transpo
 
         # Later stamps than those of the recording, with which an epoch begins.
         robot.stamp = START + 1000 * FRAME
-        robot.until(lambda: robot.tokens, 'tokens', poke=lambda: robot.show(first(), topic=topic))
+        robot.until(lambda: robot.tokens, 'tokens', 90, lambda: robot.show(first(), topic=topic))
         # Whatever else of these is on its way arrives before this one.
         last = robot.show(first(), topic=topic)
         robot.until(lambda: find(robot.tokens, stamp=last), 'the last of the first tokens')

@@ -44,8 +44,8 @@ from adaptok_ros.bags.tokenize import RESULT, Job, Request, tokenize_bag
 from adaptok_ros.cli import main
 from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
+from adaptok_ros.sending.settings import selection_of
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
 
 TOPIC, TOKENS, INFO = '/front/image_raw', '/front/tokenizer/tokens', '/front/tokenizer/info'
@@ -70,12 +70,12 @@ def packets_of(path, topic=TOKENS):
 def expected():
     """Packets of the scene's images, from a sender that got all of them."""
     tokenizer = Tokenizer(DEFAULT_TOKENIZER)
-    yield lambda messages, **config: send_all(tokenizer, messages, **config)
+    yield lambda messages: send_all(tokenizer, messages)
     tokenizer.close()
 
 
-def send_all(tokenizer, messages, **config):
-    sender = Sender(tokenizer, SelectionConfig(**config))
+def send_all(tokenizer, messages):
+    sender = Sender(tokenizer, selection_of(values_for('/tokenizer', (), {})))
     packets = []
     for message in messages:
         pixels = message.data.reshape(message.height, message.width, 3)
