@@ -91,7 +91,7 @@ def _choose(arguments: argparse.Namespace) -> tuple[str, Callable[[str], bool]]:
 
 @contextlib.contextmanager
 def _page(board: Board, arguments: argparse.Namespace) -> Iterator[Callable[[], None]]:
-    """Serve the page; what is given says once where nothing is found."""
+    """Serve the page; what is given says what is awaited, where nothing is found."""
     from adaptok_ros.monitor.server import WatchServer
 
     server = WatchServer(board, arguments.host, arguments.port)
@@ -103,14 +103,14 @@ def _page(board: Board, arguments: argparse.Namespace) -> Iterator[Callable[[], 
                 file=sys.stderr,
             )
         print(f'open {server.url} (Ctrl+C ends)', flush=True)
-        due = time.monotonic() + DISCOVERY
+        due, told = math.inf, ''
 
         def tell() -> None:
-            nonlocal due
-            if time.monotonic() >= due:
-                due = math.inf
-                if not board.topics():
-                    print(f'adaptok: {board.awaited}', file=sys.stderr)
+            nonlocal due, told
+            due = min(due, time.monotonic() + DISCOVERY)
+            if time.monotonic() >= due and not board.topics() and board.awaited != told:
+                told = board.awaited
+                print(f'adaptok: {told}', file=sys.stderr, flush=True)
 
         yield tell
     finally:
