@@ -115,6 +115,10 @@ def test_a_stream_waits_runs_grows_old_and_goes():
     assert view(nodes=gone, tokenizer=(0.0, 0, 'running')).state is State.GONE
 
 
+def test_levels_of_others_are_taken_as_errors():
+    assert view(tokenizer=(0.0, 3, 'stale')).level == 2
+
+
 def test_a_node_that_took_the_place_of_one_that_went_is_the_one_that_counts():
     former = Node('/front/a', Role.TOKENIZER, present=False)
     shown = view(nodes=(former, *NODES), tokenizer=(0.0, 0, 'running'), a=(0.0, 0, 'running'))

@@ -165,7 +165,7 @@ def view_node(node: Node, heard: Heard | None, now: float) -> NodeView:
         name=node.name,
         role=node.role,
         state=state if node.present else State.GONE,
-        level=heard.status.level,
+        level=min(heard.status.level, 2),  # others may say STALE, which is 3
         message=heard.status.message,
         silence=silence,
         figures=figures,
