@@ -58,7 +58,7 @@ class LITTraining(LoopConfig):
     :ivar stills: number of cameras that stand still before photos, see :func:`watch`
     """
 
-    steps: int = 4000
+    steps: int = 7000
     learning_rate: float = 1.5e-3
     batch: int = 8
     crop: int = 32
