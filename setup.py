@@ -33,6 +33,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         'train': ['torch>=2.6', 'onnx>=1.16'],
+        'fleet': ['ray>=2.10'],
         'rerun': ['rerun-sdk>=0.24'],
         'watch': ['rich>=13'],  # adaptok watch --terminal
         'tokenizers': requirements('tokenizers'),

@@ -28,7 +28,7 @@ import cv2
 from threadpoolctl import threadpool_limits
 
 from adaptok_ros.bags.finished import OtherwiseError, is_finished
-from adaptok_ros.bags.tokenize import BagResult, Job, tokenize_bag
+from adaptok_ros.bags.tokenize import BagResult, Job, Progress, tokenize_bag
 from adaptok_ros.bags.writing import remove_leftovers
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.processes import die_with
@@ -75,11 +75,11 @@ def prepare(jobs: Sequence[Job], redo: bool) -> tuple[list[Job], list[Outcome]]:
                 continue
         except OtherwiseError as error:
             if not redo:
-                outcomes.append(_failed(job, str(error)))
+                outcomes.append(failed(job, str(error)))
                 continue
             job = dataclasses.replace(job, replace=True)
         except AdaptokError as error:
-            outcomes.append(_failed(job, str(error)))
+            outcomes.append(failed(job, str(error)))
             continue
         todo.append(job)
     return todo, outcomes
@@ -104,7 +104,7 @@ def run_jobs(
             yield from crew.work({number: jobs[number]}, 1)
             if number not in crew.ended:
                 crew.ended.add(number)
-                yield _failed(jobs[number], ENDED)
+                yield failed(jobs[number], ENDED)
         waiting = {n: job for n, job in waiting.items() if n not in crew.ended}
 
 
@@ -208,20 +208,32 @@ def _work(number: int, job: Job) -> Outcome:
             reports.put((number, done, total))
 
     try:
+        return do_job(job, progress)
+    except _StoppedError:
+        return failed(job, 'stopped')
+
+
+def do_job(job: Job, progress: Progress) -> Outcome:
+    """Do one job; whatever goes wrong with it is its outcome.
+
+    :param progress: as of :func:`tokenize_bag`; what it raises to stop passes through
+    """
+    try:
         result = tokenize_bag(job, progress)
     except AdaptokError as error:
-        return _failed(job, str(error))
+        return failed(job, str(error))
     except OSError as error:
-        return _failed(job, f'{job.target}: {error.strerror or error}')
+        return failed(job, f'{job.target}: {error.strerror or error}')
     except MemoryError:
-        return _failed(job, 'too little memory')
+        return failed(job, 'too little memory')
     except _StoppedError:
-        return _failed(job, 'stopped')
+        raise
     except Exception as error:
         traceback.print_exc()
-        return _failed(job, f'bug in adaptok_ros: {type(error).__name__}: {error}, please report')
+        return failed(job, f'bug in adaptok_ros: {type(error).__name__}: {error}, please report')
     return Outcome(job.source, job.target, 'done', result=result)
 
 
-def _failed(job: Job, error: str) -> Outcome:
+def failed(job: Job, error: str) -> Outcome:
+    """The outcome of a job that an error has ended."""
     return Outcome(job.source, job.target, 'failed', ' '.join(error.split()))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptok_ros.bags.bag import STORAGES
+from adaptok_ros.bags.fleet import run_jobs_on_ray
 from adaptok_ros.bags.parallel import Outcome, Report, prepare, run_jobs
 from adaptok_ros.bags.parameter_file import read_parameter_file, unknown_parameters, values_for
 from adaptok_ros.bags.source import find_bags, identity
@@ -73,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='processor cores to use (default: %(default)s)',
     )
     parser.add_argument(
+        '--ray',
+        metavar='ADDRESS',
+        help='spread the bags over a Ray cluster: auto, HOST:PORT, or local for one on this '
+        'machine; each bag takes one core, and --jobs does not count',
+    )
+    parser.add_argument(
         '--redo', action='store_true', help='make bags anew that are there with other settings'
     )
     parser.add_argument('--json', action='store_true', help='print the summary as JSON')
@@ -100,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     todo, outcomes = prepare(jobs, arguments.redo)
     started = time.monotonic()
     if todo:
-        outcomes += _tokenize(todo, arguments.jobs)
+        outcomes += _on_ray(todo, arguments.ray) if arguments.ray else _here(todo, arguments.jobs)
     order = {job.source: number for number, job in enumerate(jobs)}
     outcomes.sort(key=lambda outcome: order[outcome.source])
     seconds = time.monotonic() - started
@@ -130,8 +137,18 @@ def _request(arguments: argparse.Namespace) -> Request:
     return Request(topics, sections, overrides, arguments.others, arguments.storage)
 
 
-def _tokenize(todo: Sequence[Job], cores: int) -> list[Outcome]:
-    """Do the jobs, with a line of progress."""
+def _on_ray(todo: Sequence[Job], address: str) -> list[Outcome]:
+    """Do the jobs on a cluster, with a line of progress."""
+    progress = _Progress(todo)
+    outcomes = []
+    for outcome in run_jobs_on_ray(todo, address, progress.report):
+        outcomes.append(outcome)
+        progress.end(outcome)
+    return outcomes
+
+
+def _here(todo: Sequence[Job], cores: int) -> list[Outcome]:
+    """Do the jobs on this machine, with a line of progress."""
     workers = min(cores, len(todo))
     todo = [dataclasses.replace(job, threads=max(1, cores // workers)) for job in todo]
     request = todo[0].request
