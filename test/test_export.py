@@ -14,7 +14,7 @@ from adaptok_ros.models.description import TokenizerDescription
 from adaptok_ros.models.folders import SHIPPED, graph_files, read_description, sha256
 from adaptok_ros.models.normalisation import Normalisation
 from adaptok_ros.networks.errors import ExportError
-from adaptok_ros.networks.export import gather_tensors, run_graph
+from adaptok_ros.networks.export import Part, gather_tensors, run_graph
 from adaptok_ros.networks.half import check_types, largest_delta
 from adaptok_ros.networks.lit import LatentInpaintingTransformer
 from adaptok_ros.networks.model_folder import export_lit, export_tokenizer
@@ -138,6 +138,25 @@ def test_tensors_of_a_large_model_come_into_one_file(tmp_path):
     expected = run_graph(whole, {'image': image})
     for path in (graph, half):
         assert np.array_equal(run_graph(path, {'image': image}), expected)
+
+
+class Off(torch.nn.Module):
+    """Its graph adds 0.003, which is less than the next number in float32 is from 65504."""
+
+    def forward(self, x):
+        return x + 0.003 if torch.onnx.is_in_onnx_export() else x + 0.0
+
+
+@pytest.mark.parametrize('value', [1.0, 65504.0])
+def test_graphs_may_round_the_largest_values_otherwise(tmp_path, value):
+    values = torch.full((1, 4), value)
+    part = Part('lit', lambda half: Off(), {'x': values}, 'y', {}, 1e-3, 0.01)
+    if value > 1:
+        assert part.export(tmp_path) == ['lit.onnx']
+        assert (run_graph(tmp_path / 'lit.onnx', part.inputs) > value).all()
+        return
+    with pytest.raises(ExportError, match=r'from torch; allowed: 0\.001'):
+        part.export(tmp_path)
 
 
 def test_lit_that_overflows_has_no_half(tmp_path, capsys):
