@@ -226,7 +226,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         steps=effort.training_steps,
         warmup=max(1, effort.training_steps // 8),
         workers=0,
-        fitted=min(25, effort.training_steps),
+        fitted=min(115, effort.training_steps),
         clips=effort.training_clips,
         frames_per_clip=max(4, effort.frames // 3),
         longest_side=LONGEST,

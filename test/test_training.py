@@ -341,7 +341,7 @@ def test_the_fitted_filter_restores_what_is_linear():
     common = rng.normal(scale=0.4, size=(40, 1, 1, 4)).cumsum(0)
     latents = (common + rng.normal(scale=0.3, size=(40, SIDE, SIDE, 4))).astype(np.float16)
     config = lit.LITTraining(
-        crop=SIDE, batch=4, fitted=8, tau_low=0.5, tau_high=1.5, coded_share=0.0
+        crop=SIDE, batch=4, fitted=14, tau_low=0.5, tau_high=1.5, coded_share=0.0
     )
     streams = lit.Streams([latents], [latents], [latents])
     model = LatentInpaintingTransformer(4, width=16, inner=8, blocks=1)

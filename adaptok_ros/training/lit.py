@@ -49,7 +49,8 @@ class LITTraining(LoopConfig):
     """Hyperparameters, as read from ``config/train_lit.yaml``.
 
     :ivar crop: side in positions of what a sample sees of a clip
-    :ivar fitted: batches over which the linear filter is fitted before the training
+    :ivar fitted: positions for every weight of one output of the linear filter, over which it is
+        fitted before the training
     :ivar clips: to train on at most, see :func:`choose_clips`
     :ivar longest_side: to which clips and photos are scaled down, in pixels
     :ivar longest_history: frames of the stream before a sample, at most
@@ -65,7 +66,7 @@ class LITTraining(LoopConfig):
     tau_low: float = 0.02
     tau_high: float = 0.5
     coded_share: float = 0.5
-    fitted: int = 50
+    fitted: int = 230
     longest_history: int = 32
     clips: int = 0
     frames_per_clip: int = 60
@@ -363,7 +364,8 @@ def fit_filter(model: LatentInpaintingTransformer, streams: Streams, config: LIT
     size = model.filter.in_channels * side**2 + 1
     gram = torch.zeros(size, size)
     moment = torch.zeros(size, model.channels)
-    for _ in _bar(config.fitted, 'fitting the filter'):
+    batches = math.ceil(config.fitted * size / (config.batch * config.crop**2))
+    for _ in _bar(batches, 'fitting the filter'):
         batch = draw_batch(streams, model.frames, config, rng)
         truth, tau = batch.pop('truth'), batch['tau'].reshape(-1, 1, 1, 1)
         features, _, evidence = model.look(**batch)
