@@ -90,6 +90,19 @@ def test_a_new_period_holds_from_the_next_image():
     assert sent.tolist() == [1] * 300
 
 
+def test_a_pause_of_the_refresh_is_not_made_up_for():
+    clock = RefreshClock()
+    parts = []
+    for index in range(60):
+        seconds = 0.0 if 10 <= index < 50 else 5.0
+        asked = SelectionConfig(**NEVER, refresh_seconds=seconds)
+        begun = clock.begin(asked, index * SECOND)
+        clock.served()
+        parts.append(begun.refresh_parts if begun.refresh_period else 0)
+    assert parts[1:10] == parts[51:] == 9 * [PARTS // 5]
+    assert parts[10:51] == 41 * [0]
+
+
 def test_zero_seconds_never_renew():
     assert masks_at(range(0, 100 * SECOND, SECOND), 0.0, 50)[1:].sum() == 0
 

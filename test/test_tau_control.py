@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import latent_frames, sent_mask
 
+from adaptok_ros.engines.errors import EngineError
 from adaptok_ros.errors import SettingError
 from adaptok_ros.footage.catalog import Use, find_footage
 from adaptok_ros.footage.scene.scene import Scene
@@ -175,8 +176,8 @@ def test_rate_of_a_real_clip_is_reached(tokenizer, name):
     assert camera.rate(camera.packets[len(latents) :]) == pytest.approx(target, rel=0.15)
 
 
-def steady(tokenizer, count, change=lambda frame, latents, camera: latents):
-    """A camera on a scene of which always as much moves."""
+def steady(tokenizer, count, change=lambda frame, latents, camera: latents, periods=(PERIOD,)):
+    """A camera on a scene of which always as much moves, with these times between images."""
     camera = Camera(tokenizer, config('target_rate', target_rate=8.0, refresh_period=0))
     generator = np.random.default_rng(0)
     latents = np.zeros((12, 16, tokenizer.description.channels), np.float32)
@@ -184,7 +185,8 @@ def steady(tokenizer, count, change=lambda frame, latents, camera: latents):
         moved = generator.random((12, 16, 1)) < 0.2
         scale = generator.exponential(0.2, (12, 16, 1))
         latents = latents + moved * scale * generator.normal(size=latents.shape)
-        camera.send(change(frame, latents.astype(np.float32), camera))
+        changed = change(frame, latents.astype(np.float32), camera)
+        camera.send(changed, periods[frame % len(periods)])
     return camera
 
 
@@ -205,6 +207,20 @@ def test_rate_does_not_swing(tokenizer):
     # As much up as down within a second, so no trend; and no wave of a larger size either.
     seconds = np.log(taus).reshape(-1, RATE).mean(axis=1)
     assert np.abs(np.diff(seconds)).max() < 0.1
+
+
+def test_images_of_one_stamp_count_as_one(tokenizer):
+    camera = steady(tokenizer, 600, periods=(0, 2 * PERIOD))
+    assert camera.rate(camera.packets[300:]) == pytest.approx(8.0, rel=0.15)
+
+
+def test_a_blinking_light_is_no_change_of_scene(tokenizer):
+    def blink(frame, latents, camera):
+        return latents + 2.0 * (np.arange(12)[:, None, None] < 8) * (frame // 2 % 2)
+
+    camera = steady(tokenizer, 300, blink)
+    assert (np.array([packet.kept for packet in camera.packets[2::2]]) > 120).all()
+    assert camera.sender.tau == camera.sender.config.tau_max
 
 
 def test_keyframes_at_an_interval_count(tokenizer, scene):
@@ -249,6 +265,28 @@ def test_noise_is_measured_beside_what_moves(tokenizer, scene):
         camera.send(latents)
     floor = noise_floor(tokenizer)
     assert camera.sender.tau == pytest.approx(NOISE_MULTIPLE * floor, rel=0.3)
+
+
+def test_what_the_receiver_does_not_hold_yet_is_no_noise(tokenizer):
+    camera = Camera(tokenizer, config('noise', max_tokens=1))
+    for latents in latent_frames(0, 3 * NOISE_PERIOD, (6, 8, 16), 'noise', 0.01):
+        camera.send(latents)
+    assert np.isfinite(camera.taus()).all()
+
+
+def test_a_device_that_fails_at_the_deltas_costs_no_packet(tokenizer, scene):
+    class Failing(HostPath):
+        def deltas(self):
+            raise EngineError('the device has gone')
+
+    camera = Camera(tokenizer, config('noise'))
+    camera.open = lambda size, selection: Failing(
+        lambda image: camera.truth, lambda: None, selection, size, resize=False
+    )
+    camera.sender = Sender(tokenizer, camera.sender.config, open_path=camera.open)
+    packets = [camera.send(latents) for latents in scene[: NOISE_PERIOD + 1]]
+    assert packets[0].epoch == packets[-2].epoch != packets[-1].epoch
+    assert packets[-1].keyframe
 
 
 def test_tau_stays_where_nothing_stands_still(tokenizer, scene):

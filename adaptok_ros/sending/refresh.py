@@ -8,7 +8,7 @@ from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.sending.selection import SelectionConfig
 
 PARTS = SelectionConfig.refresh_period
-"""That the grid is renewed in, however long it takes."""
+"""Parts into which the grid is divided for the refresh, whatever the period."""
 
 
 class RefreshClock:
@@ -36,10 +36,11 @@ class RefreshClock:
         :param stamp: in nanoseconds, not less than the one before
         """
         seconds = config.refresh_seconds
-        if seconds is None:
-            return config
-        period = round(seconds * NANOSECONDS)
+        period = round((seconds or 0.0) * NANOSECONDS)
         if not period:
+            self.reset()
+            if seconds is None:
+                return config
             return dataclasses.replace(config, refresh_period=0)
         if period != self._period:
             self._period, self._start, self._due = period, stamp, 0

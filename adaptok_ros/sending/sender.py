@@ -166,7 +166,10 @@ class Sender:
                 return None
             self._refresh.served()
             packet = self._pack(selection, config, stamp, frame_id)
-            self._tau.observe(config, selection, packet.nbytes, self._deltas)
+            try:
+                self._tau.observe(config, selection, packet.nbytes, self._deltas)
+            except EngineError:  # the packet is whole; the next image meets the fault itself
+                self._path = None
             return packet
         except BaseException:
             # The reference may hold what no packet carries: the next image begins a new epoch.

@@ -19,29 +19,29 @@ from numpy.typing import NDArray
 from adaptok_ros.sending.selection import Selection, SelectionConfig, TauMode
 
 DOUBLING_SECONDS = 1.0
-"""In which tau may double, or halve."""
+"""Shortest time in which tau may double or halve."""
 
 LONGEST_GAP = 2.0
 """Seconds between images beyond which the time between them says nothing of the stream."""
 
 RATE_SECONDS = 0.5
-"""Over which the rate is averaged."""
+"""Time over which the rate is averaged."""
 
 FOLLOWING_SECONDS = 1.5
-"""In which tau would change by as much as the rate is off."""
+"""Time in which tau changes by as much as the rate is off."""
 
 LARGEST_STEP = 0.5
-"""Part of that by which one packet may change it, however long it took to come."""
+"""Largest part of that change that one packet may make, however long it took to come."""
 
 DEBT_SECONDS = 10.0
-"""In which what was sent too much is made up for; or too little, but that only in part."""
+"""Time in which excess and shortfall are made up for."""
 
 LARGEST_DEBT, LARGEST_CREDIT = 5.0, 2.0
-"""What is made up for, at most, in seconds of the rate."""
+"""Most excess and most shortfall that is made up for, in seconds of the rate."""
 
 CUT_SHARE = 0.5
 """A packet of more of the grid than this is a change of scene if the one before had less than
-half as much."""
+half as much, and if there was no other within :data:`DEBT_SECONDS`: a blinking light is none."""
 
 NOISE_PERIOD = 10
 """Packets from one look at the deltas to the next."""
@@ -50,21 +50,21 @@ STILL_PACKETS = 2
 """A position that has not been sent in so many packets may stand still."""
 
 STILL_SHARE = 0.05
-"""Least share of the grid that must, for its deltas to count."""
+"""Least share of the grid that must stand still for its deltas to count."""
 
 NOISE_QUANTILE = 0.1
-"""Of the deltas where nothing was sent: the noise floor. A change that came to rest below tau adds
-to most of them in the worst case, but hardly to the smallest.
+"""Quantile of the deltas where nothing was sent that is the noise floor. A change that came to
+rest below tau adds to most of them in the worst case, but hardly to the smallest.
 
 Times :data:`NOISE_MULTIPLE` it is less than 1. So deltas of a slow drift, which spread evenly
 from 0 to tau, make tau smaller: a tau that they made larger would let more of them through.
 """
 
 NOISE_MULTIPLE = 3.5
-"""Tau in noise floors."""
+"""What the noise floor is multiplied by to give tau."""
 
 NOISE_WEIGHT = 0.25
-"""Of the newest look in the average."""
+"""Weight of the newest look in the average."""
 
 
 class TauControl:
@@ -102,21 +102,22 @@ class TauControl:
         if self._observed:
             self._observed = False
             self.tau = self._next(config, self.tau, stamp)
+        self.tau = min(max(self.tau, config.tau_min), config.tau_max)
         return dataclasses.replace(config, tau=self.tau)
 
     def _next(self, config: SelectionConfig, tau: float, stamp: int) -> float:
         seconds = 0.0 if self._stamp is None else (stamp - self._stamp) * 1e-9
         self._stamp = stamp
-        if not 0 < seconds <= LONGEST_GAP:
+        if seconds > LONGEST_GAP:
             seconds = 0.0
+            self._rate.pause()
         tau = min(max(tau, config.tau_min), config.tau_max)
         if config.tau_mode is TauMode.TARGET_RATE:
             wanted = self._rate.change(config, seconds)
         else:
             wanted = self._noise.change(tau)
         limit = math.log(2) * seconds / DOUBLING_SECONDS
-        tau *= math.exp(min(max(wanted, -limit), limit))
-        return min(max(tau, config.tau_min), config.tau_max)
+        return tau * math.exp(min(max(wanted, -limit), limit))
 
     def observe(
         self,
@@ -153,21 +154,27 @@ class _Rate:
         self._keyframe_bytes = 0
         self._deferred = False
         self._debt = 0.0
+        self._since_cut = DEBT_SECONDS
+
+    def pause(self) -> None:
+        """Forget packets since which so much time has gone that it says nothing."""
+        self._pending = None
 
     def observe(self, selection: Selection, nbytes: int) -> None:
         """Take the bytes of a packet."""
         share, before = selection.kept / selection.keep.size, self._share
         self._share = share
         self._deferred = selection.deferred > 0
-        self._pending = nbytes
         if selection.keyframe:
             self._keyframe_bytes = nbytes
-            self._pending = None
-        elif share > CUT_SHARE and before < share / 2:
-            self._pending = None
+        elif share > CUT_SHARE and before < share / 2 and self._since_cut >= DEBT_SECONDS:
+            self._since_cut = 0.0
+        else:  # beside those of other packets with the same stamp
+            self._pending = (self._pending or 0) + nbytes
 
     def change(self, config: SelectionConfig, seconds: float) -> float:
         """By how much the logarithm of tau should change in so many seconds."""
+        self._since_cut += seconds
         if self._pending is None or not seconds:
             return 0.0
         keep = math.exp(-seconds / RATE_SECONDS)
@@ -178,6 +185,7 @@ class _Rate:
             target -= self._keyframe_bytes / (seconds * config.keyframe_interval)
         target = max(target, 100.0 * config.target_rate)
         debt = self._debt + self._pending / target - seconds
+        self._pending = None
         self._debt = min(max(debt, -LARGEST_CREDIT), LARGEST_DEBT)
         budget = target * (1 - self._debt / DEBT_SECONDS) * self._seconds
         error = math.log(max(self._bytes, 1.0) / budget)
@@ -205,7 +213,9 @@ class _Noise:
         self._packets += 1
         if self._packets % NOISE_PERIOD:
             return
-        still = deltas()[self._unsent >= STILL_PACKETS]
+        every = deltas()
+        # Infinite where the receiver holds nothing yet.
+        still = every[(self._unsent >= STILL_PACKETS) & np.isfinite(every)]
         if still.size < max(STILL_SHARE * keep.size, 1):
             return
         rank = int(NOISE_QUANTILE * (still.size - 1))
