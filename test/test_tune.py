@@ -1,5 +1,7 @@
 """``adaptok tune``: what a still scene's noise, a bandwidth and a loss of PSNR make of tau."""
 
+import dataclasses
+
 import cv2
 import image_bags as bags
 import numpy as np
@@ -10,6 +12,7 @@ from adaptok_ros.cli import main
 from adaptok_ros.cli.tune import take
 from adaptok_ros.errors import SettingError
 from adaptok_ros.evaluation.errors import EvaluationError
+from adaptok_ros.evaluation.tuning import search
 from adaptok_ros.evaluation.tuning.footage import MOST_SAMPLES, read_footage
 from adaptok_ros.evaluation.tuning.search import TAUS, Wish, default_wish, measure, tune
 from adaptok_ros.footage.errors import FootageError
@@ -147,6 +150,40 @@ def test_bandwidth_is_not_spent_on_noise(still_footage):
     assert tuning.chosen.config.max_tokens == 0  # even whole grids fit
 
 
+def test_noise_that_forbids_a_bandwidth_is_named(still_footage, monkeypatch):
+    monkeypatch.setattr(search, 'TAUS', (0.01, 0.02))
+    with pytest.raises(
+        EvaluationError, match=r'at tau 0.02 noise alone still sends [0-9.]+ % .* allowed: 0.1 %'
+    ):
+        tune(still_footage, Wish('--bandwidth', 1000.0))
+
+
+def test_the_ceiling_is_never_more_than_fits(moving_footage):
+    point = measure(moving_footage, SelectionConfig(tau=0.05))
+
+    def ceiling(value, tokens=point.busiest[0], size=point.busiest[1]):
+        wish = Wish('--bandwidth', value * moving_footage.rate)
+        return search._ceiling(
+            moving_footage, wish, dataclasses.replace(point, busiest=(tokens, size))
+        )
+
+    assert ceiling(2 * point.keyframe) == 0  # whole grids fit
+    assert 0 < ceiling(0.95 * point.keyframe) < POSITIONS
+    assert ceiling(0.001) == 1
+    # A frame as large as a grid, but of fewer tokens: no whole grid of such tokens would fit.
+    half = POSITIONS // 2
+    assert ceiling(point.keyframe, half, point.keyframe) == half
+    # A frame of one token is mostly what every packet takes.
+    _, fixed = search._extreme_sizes(moving_footage, point.config)
+    assert ceiling(0.9 * point.keyframe, 1, fixed + 0.001) > POSITIONS // 2
+
+
+def test_below_one_frame_a_second_a_second_takes_a_whole_frame():
+    footage = footage_of(moving(4), rate=0.5)
+    point = measure(footage, SelectionConfig(tau=0.05))
+    assert point.peak == pytest.approx(point.busiest[1], rel=0.2) and point.peak >= point.frame
+
+
 def test_what_no_tau_gives_is_refused_with_what_is_allowed(moving_footage):
     with pytest.raises(
         EvaluationError, match=r'--bandwidth 0.5: allowed .* at tau 0.5: [0-9.]+ kB/s and more'
@@ -191,6 +228,8 @@ def test_command_writes_parameters_and_a_plot(tmp_path, capsys):
 
     assert main([*words, '--output', str(output)]) == 1
     assert 'which exists; allowed: a new file' in capsys.readouterr().err
+    assert main([*words, '--plot', str(plot)]) == 1
+    assert 'camera.png, which exists; allowed: a new file' in capsys.readouterr().err
     assert main(['tune', str(clip / '0.png')]) == 1
     assert '0.png: 1 frame(s); allowed: 2 and more' in capsys.readouterr().err
 
@@ -219,8 +258,23 @@ def test_every_camera_of_a_bag_gets_its_section(tmp_path, capsys):
     capsys.readouterr()
     assert main(['tune', str(bag), '--topic', '/back']) == 1
     assert 'topic is /back; topics with images here: /front/image_raw' in capsys.readouterr().err
+    assert main([*words, str(tmp_path / 'more.yaml'), '--plot', str(plot)]) == 1
+    assert 'plot_front_image_raw.png, which exists' in capsys.readouterr().err
     assert main(['tune', str(tmp_path / 'plot.mp4'), '--topic', '/back']) == 1
     assert 'allowed: only with a bag' in capsys.readouterr().err
+
+
+def test_a_topic_cannot_write_further_parameters(tmp_path, capsys):
+    forged = '/a:\n  ros__parameters:\n    tau: 1.0\n/b/image_raw'
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    bag, output = tmp_path / 'bag', tmp_path / 'camera.yaml'
+    bags.write_bag(
+        bag, {name: [bags.image(pixels, bags.START)] for name in (forged, '/front/image_raw')}
+    )
+    assert main(['tune', str(bag), '--output', str(output)]) == 1
+    said = capsys.readouterr().err
+    assert "topic is '/a:\\n  ros__parameters:" in said and '--topic' in said
+    assert not output.exists()
 
 
 def test_without_a_still_scene_gating_is_left_out(tmp_path):

@@ -8,9 +8,12 @@ import pytest
 pytest.importorskip('rclpy', reason='needs ROS 2')
 pytest.importorskip('adaptok_ros.msg', reason='needs the built messages')
 import rclpy
-from ros_helpers import Robot, join_ros
+from ros_helpers import Robot, as_image, join_ros
+from sensor_msgs.msg import Image
 
 from adaptok_ros.cli import main
+from adaptok_ros.footage.errors import FootageError
+from adaptok_ros.nodes.image_recorder import record_images
 
 SIZE = (48, 64)
 
@@ -56,6 +59,35 @@ def test_a_topic_is_recorded_and_the_node_starts_with_the_parameters(tmp_path):
         assert f'tau: {robot.get("tau").double_value:g}\n' in text
         assert robot.get('refresh_seconds').double_value == 5.0
         assert 'parameter' not in robot.processes[0].output  # that it does not know
+
+
+def test_a_recording_is_as_long_as_asked(monkeypatch):
+    """However little time its first image may take."""
+    monkeypatch.setattr('adaptok_ros.nodes.image_recorder.PATIENCE', 1.0)
+    node = rclpy.create_node('camera')
+    publisher = node.create_publisher(Image, '/recorded/image', 1)
+    over = threading.Event()
+
+    def publish():
+        while not over.wait(0.02):
+            publisher.publish(as_image(np.zeros((8, 8, 3), np.uint8)))
+
+    camera = threading.Thread(target=publish)
+    camera.start()
+    try:
+        for _ in range(20):  # on a busy machine the first image may come later
+            try:
+                frames = list(record_images('/recorded/image', 2.0))
+                break
+            except FootageError as error:
+                refusal = error
+        else:
+            raise refusal
+    finally:
+        over.set()
+        camera.join()
+        node.destroy_node()
+    assert frames[-1].seconds - frames[0].seconds > 1.0
 
 
 def test_a_topic_without_images_is_refused(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import time
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from adaptok_ros.bags.bag import BagError
 from adaptok_ros.bags.footage import cameras_of_bag, is_bag, read_images
 from adaptok_ros.cli.calibrate import image_size
-from adaptok_ros.errors import MissingPackageError, SettingError
+from adaptok_ros.errors import MissingPackageError, SettingError, quote
 from adaptok_ros.evaluation.tuning.footage import DEFAULT_RATE, Footage, read_footage
 from adaptok_ros.evaluation.tuning.parameter_file import heading, section
 from adaptok_ros.evaluation.tuning.plot import draw_tuning
@@ -30,6 +32,7 @@ from adaptok_ros.evaluation.tuning.search import (
 from adaptok_ros.footage.video import TimedFrame, read_timed_frames
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 
+ROS_NAME = re.compile(r'(/[A-Za-z_][A-Za-z0-9_]*)+')
 HEADER = '   tau    kept %  kB/frame    kB/s  busiest s  dB lost  noise %'
 
 
@@ -91,7 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--output', type=Path, metavar='FILE', help='write the parameters as YAML; a new file'
     )
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the curves, as PNG')
+    parser.add_argument(
+        '--plot', type=Path, metavar='FILE', help='draw the curves, as PNG; a new file'
+    )
 
 
 class Camera(NamedTuple):
@@ -113,14 +118,13 @@ def run(arguments: argparse.Namespace) -> int:
     wish = _wish(arguments)
     _check(arguments)
     sections = []
-    for camera in find_cameras(arguments.source, arguments.topic, arguments.seconds):
+    cameras = find_cameras(arguments.source, arguments.topic, arguments.seconds)
+    plots = [_plot_of(camera, arguments.plot) for camera in cameras]
+    for camera, plot in zip(cameras, plots):
         footage, tuning = _tune(camera, wish, arguments)
         resized = arguments.image_size is not None
         sections.append(section(camera.node, footage, tuning, resized))
-        if arguments.plot is not None:
-            plot = arguments.plot
-            if camera.name:
-                plot = plot.with_stem('_'.join((plot.stem, *camera.name.strip('/').split('/'))))
+        if plot is not None:
             draw_tuning(footage, tuning, plot)
             print(f'plot        {plot}')
     if arguments.output is not None:
@@ -133,7 +137,8 @@ def find_cameras(source: str, topic: str, seconds: float) -> list[Camera]:
     """Footage, by what the source is.
 
     :param topic: of a bag; empty = every camera in it
-    :raises BagError: a bag that cannot be read, without images or without the topic
+    :raises BagError: a bag that cannot be read, without images or without the topic, or with
+        several cameras of which one has no name of ROS
     :raises MissingPackageError: a topic, and no ROS
     """
     everywhere = '/**/tokenizer'
@@ -141,6 +146,13 @@ def find_cameras(source: str, topic: str, seconds: float) -> list[Camera]:
     if is_bag(path):
         cameras = cameras_of_bag(path, {topic: ''} if topic else {})
         alone = len(cameras) == 1
+        for camera in cameras:
+            # It is written to the file, and read as more than a name if it is none.
+            if not (alone or ROS_NAME.fullmatch(camera.connection.topic)):
+                raise BagError(
+                    f'{source}: topic is {quote(camera.connection.topic)}; allowed: letters, '
+                    'digits and _ after each /, no digit first; or choose a camera with --topic'
+                )
         return [
             Camera(
                 '' if alone else camera.connection.topic,
@@ -220,8 +232,24 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, path in (('--output', arguments.output), ('--plot', arguments.plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise SettingError(f'{name} is {path}; allowed: in a folder that exists')
-    if arguments.output is not None and arguments.output.exists():
-        raise SettingError(f'--output is {arguments.output}, which exists; allowed: a new file')
+
+    if arguments.output is not None:
+        _check_new('--output', arguments.output)
+
+
+def _plot_of(camera: Camera, path: Path | None) -> Path | None:
+    """Where to draw what is found for a camera."""
+    if path is None:
+        return None
+    if camera.name:
+        path = path.with_stem('_'.join((path.stem, *camera.name.strip('/').split('/'))))
+    _check_new('--plot', path)
+    return path
+
+
+def _check_new(option: str, path: Path) -> None:
+    if path.exists():
+        raise SettingError(f'{option} is {path}, which exists; allowed: a new file')
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -76,9 +76,9 @@ def _record(
                     lambda message: messages.append((time.monotonic(), message)),
                     qos.camera(transport),
                 )
-        if messages and deadline > messages[0][0] + seconds:
-            deadline = messages[0][0] + seconds
         executor.spin_once(timeout_sec=0.02)
+        if messages:
+            deadline = messages[0][0] + seconds
     if not messages:
         what = 'no image came' if transport else 'nobody publishes images'
         raise FootageError(

@@ -169,6 +169,12 @@ def _search(wish: Wish, points: list[Point], at: Callable[[float], Point]) -> Po
     ordered = points if wish.grows else points[::-1]
     if not wish.met(ordered[0]):
         unit = {'--bandwidth': 'kB/s', '--psnr-loss': 'dB', '--false-keep': '%'}[wish.option]
+        if wish.figure(ordered[0]) <= wish.value:
+            raise EvaluationError(
+                f'{wish}: at tau {ordered[0].config.tau:g} noise alone still sends '
+                f'{_round_up(ordered[0].false_keep or 0.0):g} % of the positions; allowed: '
+                f'{DEFAULT_FALSE_KEEP:g} %'
+            )
         raise EvaluationError(
             f'{wish}: allowed for this footage, at tau {ordered[0].config.tau:g}: '
             f'{_round_up(wish.figure(ordered[0])):g} {unit} and more'
@@ -206,7 +212,7 @@ def refresh_seconds(footage: Footage, wish: Wish, config: SelectionConfig) -> fl
     """Five seconds, or as long as the refresh needs to take no more than its share."""
     if wish.option != '--bandwidth':
         return DEFAULT_REFRESH
-    seconds = math.ceil(_keyframe_size(footage, config) / (REFRESH_SHARE * wish.value))
+    seconds = math.ceil(_extreme_sizes(footage, config)[0] / (REFRESH_SHARE * wish.value))
     return float(min(max(DEFAULT_REFRESH, seconds), LONGEST_REFRESH))
 
 
@@ -220,25 +226,27 @@ def _config(footage: Footage, wish: Wish, tau: float) -> SelectionConfig:
 def _ceiling(footage: Footage, wish: Wish, point: Point) -> int:
     """Tokens that a frame may hold in the worst case; 0 where all of them fit, or none is asked.
 
-    What they take is between the frame that took the most and a whole grid, or as much a token
-    below it.
+    Beyond what a packet takes without any, a token is taken to need as much as on average in the
+    frame that held the most, or in a whole grid, whichever is more.
     """
     if wish.option != '--bandwidth':
         return 0
     tokens, size = point.busiest
-    room = wish.value / footage.rate
-    if room >= point.keyframe or tokens >= footage.positions:
-        return 0
-    of_token = (point.keyframe - size) / (footage.positions - tokens)
-    return max(1, math.floor(tokens + (room - size) / of_token))
+    _, fixed = _extreme_sizes(footage, point.config)
+    of_token = max((point.keyframe - fixed) / footage.positions, (size - fixed) / max(tokens, 1))
+    room = wish.value / max(footage.rate, 1.0) - fixed
+    ceiling = math.floor(room / of_token)
+    return 0 if ceiling >= footage.positions else max(1, ceiling)
 
 
-def _keyframe_size(footage: Footage, config: SelectionConfig) -> float:
-    """KB of a whole grid."""
+def _extreme_sizes(footage: Footage, config: SelectionConfig) -> tuple[float, float]:
+    """KB of a whole grid, and of a packet without tokens."""
+    config = dataclasses.replace(config, max_tokens=0, refresh_period=0)
     stream = Stream(footage.encoder, '', config, with_lit=False)
     footage.encoder.show(0)
-    stream.send(footage.blank)
-    return stream.bytes[0] / KILO
+    for _ in range(2):  # nothing has moved in the second frame
+        stream.send(footage.blank)
+    return stream.bytes[0] / KILO, stream.bytes[1] / KILO
 
 
 def measure(footage: Footage, config: SelectionConfig) -> Point:
@@ -264,7 +272,8 @@ def measure(footage: Footage, config: SelectionConfig) -> Point:
             errors.append(squared_error(image, decoded))
     sizes = np.array(stream.bytes[1:]) / KILO
     window = min(len(sizes), max(1, round(footage.rate)))
-    seconds = np.convolve(sizes, np.ones(window), 'valid') * footage.rate / window
+    # Below 1 Hz a second holds a whole frame all the same.
+    seconds = np.convolve(sizes, np.ones(window), 'valid') * max(footage.rate, 1.0) / window
     most = 1 + int(np.argmax(stream.kept[1:]))
     loss = None if footage.dense is None else footage.dense - psnr(float(np.mean(errors)))
     return Point(
