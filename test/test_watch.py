@@ -20,7 +20,14 @@ import pytest
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 
 import rclpy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 from ros_helpers import Robot
+
+from adaptok_ros.monitor.board import Board
+from adaptok_ros.monitor.pictures import jpeg
+from adaptok_ros.monitor.record import Node, Picture, Role
+from adaptok_ros.monitor.server import WatchServer
+from adaptok_ros.monitor.subscriptions import _names
 
 SIZE = (240, 320)
 GRID = (30, 40)
@@ -285,3 +292,54 @@ def test_the_page_waits_for_what_is_not_there(browser, watch):
     banner.wait_for(state='hidden')
     page.locator('[data-name="kept"]').wait_for()
     page.close()
+
+
+def test_the_page_shows_no_picture_of_another_stream_or_time(browser):
+    board = Board()
+    board.see({name: [Node(f'{name}/tokenizer', Role.TOKENIZER)] for name in ('/a', '/b')})
+    server = WatchServer(board, '127.0.0.1', 0)
+    asked, drawn = threading.Event(), threading.Event()
+
+    def draw():
+        asked.set()
+        assert drawn.wait(helpers.DEADLINE)
+        return jpeg(np.zeros((8, 8, 3), np.uint8))
+
+    def until(condition):
+        page.wait_for_function(f'() => {condition}')
+
+    def show(stream):
+        while stream not in board.viewed():
+            page.wait_for_timeout(20)
+        board.show(stream, Picture.OVERLAY, draw)
+
+    page = browser.new_page()
+    page.set_default_timeout(1000.0 * helpers.DEADLINE)
+    page.goto(f'{server.url}#%')  # not the name of a stream: the first one is shown
+    show('/a')
+    assert asked.wait(helpers.DEADLINE)
+    page.locator('#streams').select_option('/b')
+    drawn.set()  # the picture of /a comes now
+    until('loading.overlay === false')
+    hidden = "picture('overlay').hidden"
+    assert page.evaluate(hidden)
+    show('/b')
+    until(f'!{hidden}')
+    page.evaluate('disconnect()')
+    while board.viewed():
+        page.wait_for_timeout(20)
+    page.evaluate('connect()')  # as after the tab was in the background
+    until(hidden)
+    show('/b')
+    until(f'!{hidden}')
+    page.close()
+    server.close()
+
+
+def test_ends_whose_node_is_unknown_yet_are_left_out():
+    unknown = {'node_name': '_NODE_NAME_UNKNOWN_', 'node_namespace': '_NODE_NAMESPACE_UNKNOWN_'}
+    ends = [
+        TopicEndpointInfo(**unknown),
+        TopicEndpointInfo(node_name='lit', node_namespace='/front'),
+    ]
+    assert _names(ends) == [('/front', 'lit')]

@@ -196,6 +196,10 @@ def test_names_of_others_are_refused(server, host, path):
 def test_other_sites_are_refused(server):
     assert get(server, '/legend.png', **{'Sec-Fetch-Site': 'cross-site'})[0] == 403
     assert get(server, '/legend.png', **{'Sec-Fetch-Site': 'same-origin'})[0] == 200
+    # By plain HTTP in a local network browsers may send an Origin and nothing else.
+    for origin in ('http://evil.example', 'null'):
+        code, _, body = get(server, '/events', Origin=origin)
+        assert code == 403 and b'other web sites' in body
 
 
 def test_figures_come_as_events(server, board):

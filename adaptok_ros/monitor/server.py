@@ -34,7 +34,7 @@ FIGURES_PERIOD = 1.0
 EVENT_PERIOD = 0.1
 """Seconds between two events at least, and so between two pictures of a kind."""
 PATIENCE = 10.0
-"""Seconds that a browser may take to send a request, or to take an answer."""
+"""Seconds that a browser may take to send or to take the next bytes."""
 MOST_CONNECTIONS = 48
 SEND_BUFFER = 1 << 16
 """Bytes that may be on their way to a browser which does not read."""
@@ -176,7 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
         host = self.headers.get('Host', '')
         if not is_own_host(host, self.server.names):
             return f'host is {quote(host)}: this is not a name of this machine\n'
-        if self.headers.get('Sec-Fetch-Site', 'none') not in ('none', 'same-origin'):
+        # Browsers leave out Sec-Fetch-Site where they do not trust the address, as by plain HTTP
+        # in a local network. GET requests of the page itself have no Origin.
+        fetched_by = self.headers.get('Sec-Fetch-Site', 'none')
+        if fetched_by not in ('none', 'same-origin') or 'Origin' in self.headers:
             return 'other web sites may not use this server\n'
         return ''
 

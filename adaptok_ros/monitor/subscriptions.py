@@ -159,8 +159,11 @@ def describe_awaited(asked: str, others: Sequence[str]) -> str:
 
 
 def _names(ends: Iterable[Any]) -> list[tuple[str, str]]:
-    """Namespaces and names of the nodes at the ends of a topic."""
-    return sorted({(end.node_namespace, end.node_name) for end in ends})
+    """Namespaces and names of the nodes at the ends of a topic, as far as they are known."""
+    # An end may be found before its node: its namespace is then ``_NODE_NAMESPACE_UNKNOWN_``, and
+    # to ask for what such a node publishes is an error.
+    known = (end for end in ends if end.node_namespace.startswith('/'))
+    return sorted({(end.node_namespace, end.node_name) for end in known})
 
 
 def _join(namespace: str, name: str) -> str:
