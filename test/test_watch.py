@@ -319,10 +319,18 @@ def test_the_page_shows_no_picture_of_another_stream_or_time(browser):
     show('/a')
     assert asked.wait(helpers.DEADLINE)
     page.locator('#streams').select_option('/b')
-    drawn.set()  # the picture of /a comes now
-    until('loading.overlay === false')
     hidden = "picture('overlay').hidden"
-    assert page.evaluate(hidden)
+    until(f"stream === '/b' && {hidden}")
+    page.evaluate(
+        '() => {'
+        '  window.came = [];'
+        "  const image = picture('overlay');"
+        "  image.addEventListener('load', () => came.push(image.hidden));"
+        '}'
+    )
+    drawn.set()  # the picture of /a comes now
+    until('came.length')
+    assert page.evaluate('came') == [True]
     show('/b')
     until(f'!{hidden}')
     page.evaluate('disconnect()')
