@@ -78,6 +78,9 @@ def main() -> None:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if rclpy.ok():  # else a signal ended it in the middle of something
+            raise
     finally:
         node.destroy_node()
         if rclpy.ok():

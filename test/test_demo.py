@@ -35,14 +35,9 @@ def start(folder, *arguments, **options):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=accept_interrupts,
+        preexec_fn=helpers.accept_signals,
         **options,
     )
-
-
-def accept_interrupts():
-    """What runs in the background of a script, these tests perhaps, has them ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(folder, *arguments):
