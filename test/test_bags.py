@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from zlib import crc32
 
@@ -28,7 +29,8 @@ from adaptok_ros.bags.bag import (
     typestore,
 )
 from adaptok_ros.bags.damage import Skipped
-from adaptok_ros.bags.mcap_file import MAGIC
+from adaptok_ros.bags.mcap_file import MAGIC, McapFile
+from adaptok_ros.bags.recording import METADATA, Metadata, Recording
 from adaptok_ros.cli import main
 from adaptok_ros.messages import token_fields
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
@@ -449,6 +451,47 @@ def mutated(data, generator):
                 del data[begin:]
         data = data or bytearray(b'?')
     return bytes(data)
+
+
+def test_names_of_metadata_that_are_aliases_of_aliases_stay_small(tmp_path):
+    lines = ['a0: &a0 [x, x, x, x, x, x]']
+    lines += [f'a{n}: &a{n} [{", ".join(6 * [f"*a{n - 1}"])}]' for n in range(1, 11)]
+    lines += [
+        'rosbag2_bagfile_information:',
+        '  relative_file_paths: [*a10]',
+        '  topics_with_message_count: []',
+        '  compression_mode: *a10',
+    ]
+    (tmp_path / METADATA).write_text('\n'.join(lines))
+    tracemalloc.start()
+    try:
+        recording = Recording(tmp_path, Skipped())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert recording.metadata == Metadata() and most < 2_000_000
+
+
+def test_records_that_overlap_are_read_a_few_times_at_most(tmp_path):
+    size, step = 2_000_000, 40
+    definitions = mcap_record(
+        3, struct.pack('<H', 1) + field(b'T') + field(b'ros2msg') + field(b'')
+    ) + mcap_record(
+        4, struct.pack('<HH', 1, 1) + field(b'/t') + field(b'cdr') + struct.pack('<I', 0)
+    )
+    data = bytearray(MAGIC + definitions)
+    while len(data) < size:
+        left = size + step - len(data) - 9
+        message = struct.pack('<BQHIQQ', 5, left, 1, 0, 0, 0) + b'\0\1\0\0'
+        data += message.ljust(step, b'\0')
+    data = data[:size].ljust(size + step, b'\0')
+    path = tmp_path / 'crafted.mcap'
+    path.write_bytes(data)
+    skipped = Skipped()
+    with McapFile(path, skipped) as file:
+        lengths = [len(message.data) for message in file.messages({'/t'})]
+    assert 1 < len(lengths) < 10 and sum(lengths) <= 4 * len(data)
+    assert skipped.places
 
 
 def test_foreign_channels_do_not_matter(tmp_path):

@@ -25,6 +25,8 @@ FIRST_PRIVATE = 0x80
 
 LONGEST_RECORD = 1 << 32
 """Bytes; a record that announces more is damaged, not cut."""
+MOST_READ = 4
+"""Times that the bytes of a file are read: records whose lengths lead astray overlap."""
 
 RECORD = struct.Struct('<BQ')
 MESSAGE_HEADER = struct.Struct('<HIQQ')
@@ -133,7 +135,7 @@ class McapFile:
     def _records(self, skipped: Skipped) -> Iterator[tuple[int, bytes]]:
         """Outer records up to the end of the data section, past those that are damaged."""
         size = len(self._data)
-        position = last = 0
+        position = last = taken = 0
         if self._data[: len(MAGIC)] == MAGIC:
             position = len(MAGIC)
         while True:
@@ -147,6 +149,10 @@ class McapFile:
             if kind == CHUNK and not self._is_chunk(position + RECORD.size, length):
                 kind = 0
             if kind:
+                taken += len(content)
+                if taken > MOST_READ * size:
+                    skipped.places += 1
+                    return
                 yield kind, content
                 # The lengths of a chunk agree; another record's may have led astray.
                 last, position = end if kind == CHUNK else position + 1, end

@@ -136,9 +136,9 @@ def _read_metadata(path: Path) -> Metadata:
         information = yaml.safe_load(path.read_text())['rosbag2_bagfile_information']
         topics = information.get('topics_with_message_count') or []
         return Metadata(
-            tuple(PurePath(str(name)).name for name in information['relative_file_paths']),
+            tuple(PurePath(_text(name)).name for name in information['relative_file_paths']),
             dict(map(_count, topics)),
-            str(information.get('compression_mode')).lower() == 'message',
+            _is_packed(information.get('compression_mode')),
             _start(information.get('starting_time')),
         )
     except (
@@ -154,7 +154,18 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 def _count(topic: Any) -> tuple[str, int]:
-    return str(topic['topic_metadata']['name']), int(topic['message_count'])
+    return _text(topic['topic_metadata']['name']), int(topic['message_count'])
+
+
+def _is_packed(mode: Any) -> bool:
+    return isinstance(mode, str) and mode.lower() == 'message'
+
+
+def _text(value: Any) -> str:
+    """A text; anything else may be aliases of aliases, too large to be written out."""
+    if not isinstance(value, str):
+        raise TypeError('not a text')
+    return value
 
 
 def _start(time: Any) -> int | None:
