@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from streams import TOKENIZER, Stream, latent_frames, record
 
 from adaptok_ros import Status, TokenDataset
@@ -36,6 +36,7 @@ from adaptok_ros.bags.bag import (
 from adaptok_ros.bags.replay import Replay
 from adaptok_ros.bags.side_files import MANIFEST, SUFFIX, DatasetError, fingerprint, side_folder
 from adaptok_ros.bags.token_index import TokenIndex
+from adaptok_ros.bags.value_series import ValueSeries
 from adaptok_ros.errors import AdaptokError, SettingError
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.models.description import TokenizerDescription
@@ -284,6 +285,20 @@ def test_cameras_and_values_are_paired_by_stamp(tmp_path):
     assert item['action'][:, 0].tolist() == [39, 39, 39]
 
 
+def test_a_field_that_is_only_called_header_gives_no_stamps(tmp_path):
+    kind, store = 'my_msgs/msg/Line', get_typestore(Stores.ROS2_HUMBLE)
+    store.register(get_types_from_msg('string header\nfloat64 value', kind))
+    bag = tmp_path / 'bag'
+    with Writer(bag, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection('/line', kind, typestore=store)
+        for number in range(3):
+            message = store.types[kind](header='text', value=float(number))
+            writer.write(connection, 100 + number, store.serialize_cdr(message, kind))
+    series = ValueSeries.open(bag, fingerprint(bag), '/line', 'value', tmp_path / 'index')
+    assert series.stamps.tolist() == [100, 101, 102]
+    assert series.values.tolist() == [[0], [1], [2]]
+
+
 def test_what_cannot_be_paired_is_said(tmp_path):
     bag = write_robot(tmp_path / 'bag', joints=(2, 3))
     front = {'cameras': {'front': '/front'}, **HOLD}
@@ -393,6 +408,8 @@ def test_lit_runs_once_for_a_frame(tmp_path, monkeypatch):
     rounded = TokenDataset(bag, cache='float16')
     monkeypatch.setattr(Replay, 'latents', None)
     again = TokenDataset(bag, cache='float32')
+    with pytest.raises(TypeError):  # another backend rounds otherwise: there is no cache of it
+        TokenDataset(bag, cache='float32', backend='onnxruntime')
     monkeypatch.undo()
     for index in range(40):
         item = plain[index]

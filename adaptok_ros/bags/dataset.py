@@ -239,7 +239,7 @@ class _Camera:
 
     def open_cache(self, kind: str) -> None:
         """Use the dense latents on disk, and write them first where there are none."""
-        settings = settings_of(self._tokenizer, self._mode)
+        settings = settings_of(self._tokenizer, self._mode, self._engine[0])
         self._cache = LatentCache.open(self._index, self._shape, kind, self._open, settings)
         self.close()
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from adaptok_ros.bags.replay import Replay
 from adaptok_ros.bags.side_files import DatasetError, Origin, RandomFile, obtain
 from adaptok_ros.bags.token_index import TokenIndex
+from adaptok_ros.engines.cuda import missing_driver
 from adaptok_ros.models.description import LITDescription
 from adaptok_ros.models.folders import find_model
 
@@ -120,10 +121,19 @@ class LatentCache:
         return frames
 
 
-def settings_of(tokenizer: str, mode: str) -> dict[str, Any]:
-    """What latents depend on, beside the packets."""
-    lit = LITDescription.load(find_model(tokenizer)).id if mode == 'lit' else ''
-    return {'mode': mode, 'lit': lit}
+def settings_of(tokenizer: str, mode: str, backend: str) -> dict[str, Any]:
+    """What latents depend on, beside the packets.
+
+    Backends and devices round differently; mode ``hold`` has neither.
+    """
+    if mode != 'lit':
+        return {'mode': mode}
+    return {
+        'mode': mode,
+        'lit': LITDescription.load(find_model(tokenizer)).id,
+        'backend': backend,
+        'device': 'cpu' if missing_driver() else 'cuda',
+    }
 
 
 def _write(folder: Path, index: TokenIndex, kind: np.dtype[Any], replay: Replay) -> None:

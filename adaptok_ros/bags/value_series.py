@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -19,6 +20,7 @@ from adaptok_ros.bags.side_files import DatasetError, Origin, obtain
 from adaptok_ros.messages import stamp_of
 
 STAMPS, VALUES = 'stamps.bin', 'values.bin'
+HEADER = 'std_msgs/msg/Header'
 LATEST = (1 << 63) - 1
 LARGEST_WIDTH = 1 << 16
 """Numbers of one message."""
@@ -76,6 +78,8 @@ def _build(folder: Path, bag: Path, topic: str, field: str) -> dict[str, Any]:
         raise BagError(f'{bag}: topic is {topic}; allowed: {", ".join(sorted(topics))}')
     kind = topics[topic].kind
     store = _store_with(topics[topic], f'{bag}: {topic}')
+    # Any message may call a field so.
+    has_header = ('header', (Nodetype.NAME, HEADER)) in store.fielddefs[kind][1]
     stamps, rows = [], []
     for _, time, data in recording.messages((topic,)):
         try:
@@ -83,9 +87,7 @@ def _build(folder: Path, bag: Path, topic: str, field: str) -> dict[str, Any]:
         except UNDECODABLE:
             skipped.messages += 1
             continue
-        stamps.append(
-            stamp_of(message.header) if hasattr(message, 'header') else min(time, LATEST)
-        )
+        stamps.append(stamp_of(message.header) if has_header else min(time, LATEST))
         rows.append(_numbers(message, field, f'{bag}: {topic}'))
         if len(rows[0]) != len(rows[-1]):
             raise DatasetError(
