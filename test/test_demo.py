@@ -16,7 +16,14 @@ from PIL import Image
 
 from adaptok_ros.bags.bag import read_packets
 from adaptok_ros.cli.demo import DOMAINS, LOG, SCENE_SIZE, choose_domain
-from adaptok_ros.cli.demo_pictures import ANIMATION_WIDTH, SHEET_COLUMNS
+from adaptok_ros.cli.demo_pictures import (
+    ANIMATION_SECONDS,
+    ANIMATION_WIDTH,
+    SHEET_COLUMNS,
+    Panel,
+    write_animation,
+)
+from adaptok_ros.cli.demo_record import JPEG_QUALITY, Record, compare_codecs
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
@@ -24,6 +31,23 @@ from adaptok_ros.receiving.receiver import Status
 helpers = pytest.importorskip('ros_helpers')  # the reason names what is missing
 
 PLOT_SIZE = (600, 1080)
+
+
+def test_no_animation_where_no_image_lies_in_the_first_seconds(tmp_path):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    panels = [Panel(ANIMATION_SECONDS + 1, 3 * (picture,))]
+    assert not write_animation(panels, tmp_path / 'demo.webp')
+    assert not list(tmp_path.iterdir())
+
+
+def test_jpeg_is_encoded_from_the_colours_of_the_camera():
+    red = np.zeros((96, 96, 3), np.uint8)
+    red[..., 0] = np.random.default_rng(0).integers(0, 256, (96, 96))
+    quality = (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+    sizes = [cv2.imencode('.jpg', each, quality)[1].size for each in (red[..., ::-1], red)]
+    right, wrong = (f'JPEG of quality {JPEG_QUALITY} {size / 1e3:.1f} kB' for size in sizes)
+    assert right != wrong
+    assert right in compare_codecs(Record(compared=[(1, red), (1, red)]))
 
 
 def start(folder, *arguments, **options):

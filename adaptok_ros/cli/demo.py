@@ -313,8 +313,10 @@ def _summarize(record: Record, output: Path) -> None:
     panels = draw_panels(packets, record.images)
     if panels:
         write_sheet(panels, output / 'sheet.png')
-        write_animation(panels, output / 'demo.webp')
-        print(f'pictures    {output / "sheet.png"}, {output / "demo.webp"}')
+        pictures = str(output / 'sheet.png')
+        if write_animation(panels, output / 'demo.webp'):
+            pictures += f', {output / "demo.webp"}'
+        print(f'pictures    {pictures}')
     write_plot(record, output / 'plot.png')
     print(f'plot        {output / "plot.png"}')
     print(f'bag (mcap)  {output / "tokens"}   look inside: adaptok report {output / "tokens"}')

@@ -75,9 +75,14 @@ def write_sheet(panels: Sequence[Panel], path: Path) -> None:
     cv2.imwrite(str(path), cv2.cvtColor(np.hstack(columns), cv2.COLOR_RGB2BGR))
 
 
-def write_animation(panels: Sequence[Panel], path: Path) -> None:
-    """The first seconds as an animated WebP, in real time: camera, sent, received."""
+def write_animation(panels: Sequence[Panel], path: Path) -> bool:
+    """The first seconds as an animated WebP, in real time: camera, sent, received.
+
+    :returns: whether it is written, for no panel may lie in them
+    """
     shown = [panel for panel in panels if panel.seconds <= ANIMATION_SECONDS]
+    if not shown:
+        return False
     times = [panel.seconds for panel in shown]
     durations = [max(20, round(1e3 * step)) for step in np.diff([*times, times[-1] + 1.0])]
     first, *rest = (PillowImage.fromarray(_row(panel)) for panel in shown)
@@ -90,6 +95,7 @@ def write_animation(panels: Sequence[Panel], path: Path) -> None:
         quality=WEBP_QUALITY,
         method=4,
     )
+    return True
 
 
 def _row(panel: Panel) -> Image:

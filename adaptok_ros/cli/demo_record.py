@@ -57,7 +57,8 @@ def compare_codecs(record: Record) -> str:
     sizes = {
         'tokens': [size for size, _ in compared],
         f'JPEG of quality {JPEG_QUALITY}': [
-            cv2.imencode('.jpg', image, parameters)[1].size for image in images
+            cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR), parameters)[1].size
+            for image in images
         ],
         f'H.264 of CRF {H264_CRF}': [len(unit) for unit in encode_h264(images, H264_CRF)[1:]],
     }
