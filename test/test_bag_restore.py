@@ -167,6 +167,7 @@ def test_what_cannot_be_restored_is_said_in_one_error(tmp_path, bag, packets, ca
     for path, output, options, said in [
         (bag, 'there.npz', (), 'exists already'),
         (bag, 'out.avi', (), 'allowed: .npz or .mp4, or say what it is by --as'),
+        (bag, 'out.frames', (), 'allowed: .npz or .mp4, or say what it is by --as'),
         (bag, 'out', (), '--as (npz, mp4, frames, bag)'),
         (bag, 'out.npz', ('--start', '9'), 'no frame in between; allowed: 0.000 to 1.131 seconds'),
         (bag, 'none/out.npz', (), 'cannot be written'),

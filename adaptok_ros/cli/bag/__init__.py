@@ -1,4 +1,4 @@
-"""Recorded bags: what they hold, without ROS."""
+"""Recorded bags, without ROS: make them of images, look into them, restore them."""
 
 from __future__ import annotations
 

@@ -14,6 +14,9 @@ from adaptok_ros.errors import AdaptokError, SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
 from adaptok_ros.receiving.latents import MODES
 
+SUFFIXES = ('.npz', '.mp4')
+"""Of outputs that need no --as."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok bag restore``."""
@@ -37,17 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--backend', choices=BACKENDS, default='auto')
     parser.add_argument(
-        '--index', type=Path, metavar='FOLDER', help='where to keep the index; default: beside IN'
+        '--index',
+        type=Path,
+        metavar='FOLDER',
+        help='where to keep the index; default: beside the bag',
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the output, and print what it is."""
-    form = arguments.form or arguments.output.suffix.lstrip('.')
-    if form not in WRITERS:
+    suffix = arguments.output.suffix
+    form = arguments.form or (suffix[1:] if suffix in SUFFIXES else '')
+    if not form:
         raise SettingError(
-            f'output is {arguments.output}; allowed: .npz or .mp4, or say what it is by --as '
-            f'({", ".join(WRITERS)})'
+            f'output is {arguments.output}; allowed: {" or ".join(SUFFIXES)}, or say what it is '
+            f'by --as ({", ".join(WRITERS)})'
         )
     if arguments.output.exists():
         raise SettingError(f'{arguments.output}: exists already')
