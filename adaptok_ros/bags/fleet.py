@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -64,6 +65,9 @@ def run_jobs_on_ray(
                 job = pending.pop(reference)
                 try:
                     outcome = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    # It was not lost: something there raised, and tells its traceback first.
+                    outcome = failed(job, str(error).strip().splitlines()[-1])
                 except ray.exceptions.RayError as error:
                     outcome = failed(job, f'lost {RETRIES + 1} times: {error}')
                 yield dataclasses.replace(outcome, source=job.source, target=job.target)
@@ -88,7 +92,22 @@ def _join(ray: Any, address: str) -> None:
 
 def _absolute(job: Job) -> Job:
     """For a process that works elsewhere."""
-    return dataclasses.replace(job, source=job.source.resolve(), target=job.target.resolve())
+    request = dataclasses.replace(
+        job.request,
+        sections=[(name, _with_folder(values)) for name, values in job.request.sections],
+        overrides=_with_folder(job.request.overrides),
+    )
+    # Links stay, for they may lead elsewhere on another machine.
+    source, target = job.source.absolute(), job.target.absolute()
+    return dataclasses.replace(job, source=source, target=target, request=request)
+
+
+def _with_folder(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of parameters; a tokenizer that is a folder is given from the root."""
+    tokenizer = values.get('tokenizer')
+    if isinstance(tokenizer, str) and Path(tokenizer).is_dir():
+        return {**values, 'tokenizer': str(Path(tokenizer).absolute())}
+    return dict(values)
 
 
 def _work(job: Job) -> Outcome:
