@@ -36,14 +36,17 @@ from rosbags.rosbag2 import Reader
 from test_video_stream import encode
 
 import adaptok_ros
-from adaptok_ros.bags.bag import SPARSE_TOKENS, TOKENIZER_INFO, read_packets, typestore
+from adaptok_ros.bags.bag import SPARSE_TOKENS, TOKENIZER_INFO, BagError, read_packets, typestore
+from adaptok_ros.bags.camera_stream import CameraStream
 from adaptok_ros.bags.cameras import choose_cameras
 from adaptok_ros.bags.parallel import run_jobs
 from adaptok_ros.bags.parameter_file import read_parameter_file, values_for
+from adaptok_ros.bags.source import find_bags, identity
 from adaptok_ros.bags.tokenize import RESULT, Job, Request, tokenize_bag
 from adaptok_ros.cli import main
 from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.sending.camera_messages import CameraDecoder, CameraPicture
 from adaptok_ros.sending.sender import Sender
 from adaptok_ros.sending.settings import selection_of
 from adaptok_ros.tokenizers.tokenizer import Tokenizer
@@ -194,6 +197,21 @@ def test_video_gives_every_picture_also_those_that_are_delayed(tmp_path):
     assert shown == sorted(START + stamp for _, stamp in stream)
 
 
+def test_a_bad_picture_among_those_that_are_delayed_costs_no_other(monkeypatch):
+    good, bad = np.zeros((72, 96, 3), np.uint8), np.zeros((1, 1, 3), np.uint8)
+    delayed = [
+        CameraPicture(START + i, '', lambda p=p: p) for i, p in enumerate((good, bad, good))
+    ]
+    monkeypatch.setattr(CameraDecoder, 'drain', lambda self: iter(delayed))
+    tokenizer = Tokenizer(DEFAULT_TOKENIZER)
+    values = values_for('/tokenizer', (), {})
+    stream = CameraStream(lambda data: data, Sender(tokenizer, selection_of(values)), values)
+    kinds = [kind for kind, _ in stream.finish()]
+    tokenizer.close()
+    assert kinds == [TOKENIZER_INFO, SPARSE_TOKENS, SPARSE_TOKENS]
+    assert (stream.counts.packets, stream.counts.bad) == (2, 1)
+
+
 def test_one_bad_image_is_counted_and_the_rest_go_on(tmp_path, expected):
     messages = images(6)
     spoilt = list(messages)
@@ -287,6 +305,14 @@ def test_other_topics_are_copied_or_dropped(tmp_path, capsys):
     assert 'left out: /front/image_raw' not in capsys.readouterr().out
 
 
+def test_what_is_not_copied_takes_no_name(tmp_path):
+    write_bag(tmp_path / 'bag', {TOPIC: images(2), TOKENS: [word('a')]})
+    with pytest.raises(BagError, match='which is there already'):
+        tokenize_bag(job_for(tmp_path / 'bag', tmp_path / 'out'))
+    tokenize_bag(job_for(tmp_path / 'bag', tmp_path / 'out', others='drop'))
+    assert len(packets_of(tmp_path / 'out')) == 2
+
+
 PARAMETER_FILE = """
 /**:
   ros__parameters: {tau: 0.1, gating: off}
@@ -321,6 +347,25 @@ def test_a_parameter_file_holds_for_its_nodes(tmp_path):
 
 
 # Several bags, and what goes wrong.
+
+
+def test_links_below_a_folder_are_not_followed(tmp_path):
+    write_bag(tmp_path / 'in' / 'run7', {'/word': [word('a')]})
+    (tmp_path / 'in' / 'latest').symlink_to('run7')
+    (tmp_path / 'in' / 'loop').symlink_to('.')
+    (tmp_path / 'named').symlink_to('in')
+
+    def found(path):
+        return {bag.name: bag.path for bag in find_bags([path], tmp_path / 'out')}
+
+    assert found(tmp_path / 'in') == {'run7': tmp_path / 'in' / 'run7'}
+    assert found(tmp_path / 'named') == {'run7': tmp_path / 'named' / 'run7'}
+    assert set(found(tmp_path / 'in' / 'latest').values()) == {tmp_path / 'in' / 'latest'}
+
+
+def test_a_bag_that_has_gone_is_one_error(tmp_path):
+    with pytest.raises(BagError, match='gone: cannot be read'):
+        identity(tmp_path / 'gone')
 
 
 @pytest.fixture(scope='module')

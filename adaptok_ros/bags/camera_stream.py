@@ -131,13 +131,22 @@ class CameraStream:
         outputs: list[Output] = []
         try:
             for picture in self._decoder.drain():
-                outputs += self._send(picture)
+                outputs += self._send_or_count(picture)
         except EngineError:
             raise
         except AdaptokError as error:
             self._count_bad(str(error))
         self._remark()
         return outputs
+
+    def _send_or_count(self, picture: CameraPicture) -> list[Output]:
+        try:
+            return self._send(picture)
+        except EngineError:
+            raise
+        except AdaptokError as error:
+            self._count_bad(str(error))
+        return []
 
     def _send(self, picture: CameraPicture) -> list[Output]:
         sender = self._sender

@@ -81,7 +81,7 @@ def image_name(topic: str) -> str:
 
 
 def choose_cameras(
-    connections: Sequence[Connection], named: Mapping[str, str]
+    connections: Sequence[Connection], named: Mapping[str, str], copying: bool = True
 ) -> tuple[list[Camera], list[Connection]]:
     """The cameras of a bag, and the topics that show the same as one of them.
 
@@ -90,6 +90,7 @@ def choose_cameras(
     cameras would have the same.
 
     :param named: topics to take, with the full name of a node or ''; empty = all
+    :param copying: whether the new bag holds the other topics, too
     :raises BagError: no such topic, none with images, or names that are taken
     """
     images = [connection for connection in connections if is_image(connection)]
@@ -115,7 +116,9 @@ def choose_cameras(
             doubles += same[1:]
     nodes = _nodes(chosen, named)
     cameras = [Camera(connection, nodes[connection.topic]) for connection in chosen]
-    _check_names(cameras, connections)
+    apart = {connection.id for connection in (*chosen, *doubles)}
+    copied = [connection.topic for connection in connections if connection.id not in apart]
+    _check_names(cameras, copied if copying else ())
     return cameras, doubles
 
 
@@ -136,8 +139,8 @@ def _nodes(chosen: Sequence[Connection], named: Mapping[str, str]) -> dict[str, 
     }
 
 
-def _check_names(cameras: Sequence[Camera], connections: Sequence[Connection]) -> None:
-    taken = {connection.topic for connection in connections}
+def _check_names(cameras: Sequence[Camera], copied: Sequence[str]) -> None:
+    taken = set(copied)
     for camera in cameras:
         for topic in (camera.tokens, camera.info):
             if topic in taken:

@@ -55,13 +55,19 @@ class Source:
 def find_bags(paths: Sequence[Path], without: Path) -> list[Source]:
     """The bags that are named, and those below folders that are named, in order.
 
+    A path that is named may be a link; links below it are not followed.
+
     :param without: a folder that is not searched
-    :raises BagError: there is none at or below a path, or two have the same name
+    :raises BagError: there is none at or below a path, two have the same name, or a folder
+        cannot be read
     """
     found: dict[str, Source] = {}
     seen = set()
     for path in paths:
-        bags = list(_search(path, without.resolve()))
+        try:
+            bags = list(_search(path, without.resolve()))
+        except OSError as error:
+            raise BagError(f'{error.filename}: cannot be read: {error.strerror}') from error
         if not bags:
             raise BagError(f'{path}: no bag (a folder with {METADATA}, or a .mcap or .db3 file)')
         for bag in bags:
@@ -86,7 +92,8 @@ def _search(path: Path, without: Path) -> Iterator[Path]:
             yield path
             return
         for folder in below:
-            if folder.is_dir() and not folder.name.startswith('.'):
+            # A link such as `latest` shows a bag under another name, or leads back up.
+            if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith('.'):
                 yield from _search(folder, without)
 
 
@@ -97,8 +104,8 @@ def identity(path: Path) -> dict[str, Any]:
 
     :raises BagError: it cannot be read
     """
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir())
     try:
+        files = [path] if path.is_file() else sorted(path.iterdir())
         found: dict[str, Any] = {file.name: file.stat().st_size for file in files}
         if path.is_dir() and (path / METADATA).exists():
             found[METADATA] = hashlib.sha256((path / METADATA).read_bytes()).hexdigest()

@@ -167,16 +167,18 @@ def tokenize_bag(job: Job, progress: Progress = lambda done, total: None) -> Bag
     """
     started = time.monotonic()
     with open_bag(job.source) as reader, contextlib.ExitStack() as stack:
-        cameras, doubles = choose_cameras(reader.connections, job.request.topics)
+        copying = job.request.others == 'copy'
+        cameras, doubles = choose_cameras(reader.connections, job.request.topics, copying)
         apart = {c.id for c in (*(camera.connection for camera in cameras), *doubles)}
         others = [c for c in reader.connections if c.id not in apart]
-        copied = others if job.request.others == 'copy' else []
+        copied = others if copying else []
         groups = min(job.threads, len(cameras))
-        workers = [stack.enter_context(_worker()) for _ in range(groups)]
         threads = max(1, job.threads // groups)
         streams = [
             stack.enter_context(_open_stream(camera, job.request, threads)) for camera in cameras
         ]
+        # Last, for they have to be through with the streams before these close.
+        workers = [stack.enter_context(_worker()) for _ in range(groups)]
         storage = job.request.storage or _storage_of(job.source)
         with BagWriter(job.target, storage, job.marks(), replace=job.replace) as writer:
             line = _Line(writer, copied)
