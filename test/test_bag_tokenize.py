@@ -42,7 +42,7 @@ from adaptok_ros.bags.cameras import choose_cameras
 from adaptok_ros.bags.parallel import run_jobs
 from adaptok_ros.bags.parameter_file import read_parameter_file, values_for
 from adaptok_ros.bags.source import find_bags, identity
-from adaptok_ros.bags.tokenize import RESULT, Job, Request, tokenize_bag
+from adaptok_ros.bags.tokenize import RESULT, SETTINGS, Job, Request, tokenize_bag
 from adaptok_ros.cli import main
 from adaptok_ros.errors import SettingError
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
@@ -344,6 +344,53 @@ def test_a_parameter_file_holds_for_its_nodes(tmp_path):
     file.write_text('just text')
     with pytest.raises(SettingError, match='not a parameter file'):
         read_parameter_file(file)
+
+
+ROBOT_FILE = """
+/**:
+  ros__parameters: {use_sim_time: true, begun: 2026-11-29, tau: 0.001}
+/front/tokenizer:
+  ros__parameters: {payload: float32, tua: 1, use_sim_time: true, transport: compressed}
+/lidar:
+  ros__parameters: {tau: text, calibrated: 2026-11-29, tokenizer: none}
+"""
+
+
+def test_what_a_parameter_file_says_of_other_nodes_does_not_matter(tmp_path, capsys):
+    write_bag(tmp_path / 'bag', {TOPIC: images(2)})
+    file = tmp_path / 'params.yaml'
+
+    def run(text, *more):
+        file.write_text(text)
+        code = tokenize(tmp_path / 'bag', '-o', tmp_path / 'out', '--params', file, *more)
+        return code, capsys.readouterr()
+
+    # 0.001 is too small for the default payload, but this camera has another.
+    code, told = run(ROBOT_FILE)
+    assert code == 0
+    assert told.err == 'unknown parameters are ignored: tua (did you mean tau?)\n'
+    assert 'compressed' not in contents(tmp_path / 'out' / 'bag').custom[SETTINGS]
+    code, told = run(ROBOT_FILE.replace('11-29', '11-30').replace('text', '7'))
+    assert code == 0 and '0 done, 1 kept' in told.out
+    code, told = run(ROBOT_FILE.replace('0.001', '0.002'))
+    assert code == 1 and '(tau: 0.001 there, 0.002 here)' in told.out
+    code, told = run(ROBOT_FILE.replace('0.001', '2026-11-29'))
+    assert code == 1 and 'tau is datetime.date(2026, 11, 29); allowed' in told.err
+    code, told = run(ROBOT_FILE.replace('payload: float32', 'payload: coded'), '--redo')
+    assert code == 1 and 'tau is 0.001' in told.out
+
+
+def test_sections_of_nodes_that_are_named_count(recordings, tmp_path, capsys):
+    file = tmp_path / 'params.yaml'
+    file.write_text('/wrist/eye:\n  ros__parameters: {tokenizer: none, tau: 0.2}')
+    named = ['--params', file, '--topic', f'{TOPIC}=/wrist/eye']
+    assert tokenize(recordings / 'one', '-o', tmp_path / 'out', *named) == 1
+    assert 'none: neither a shipped model' in capsys.readouterr().err
+    assert tokenize(recordings / 'one', '-o', tmp_path / 'out', *named[:2]) == 0
+    named += ['--tokenizer', DEFAULT_TOKENIZER]
+    assert tokenize(recordings / 'one', '-o', tmp_path / 'named', *named) == 0
+    packets = packets_of(tmp_path / 'named' / 'one', '/wrist/eye/tokens')
+    assert packets[0]['tau'] == pytest.approx(0.2)
 
 
 # Several bags, and what goes wrong.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,6 +51,9 @@ def _differences(name: str, there: Any, here: Any) -> Iterator[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted(there.keys() | here.keys()):
             yield from _differences(key, there.get(key), here.get(key))
+    elif isinstance(there, list) and isinstance(here, list):
+        for one, other in itertools.zip_longest(there, here):
+            yield from _differences(name, one, other)
     elif there != here:
         yield f'{name}: {_short(there)} there, {_short(here)} here'
 

@@ -49,7 +49,7 @@ class Request:
     """How to tokenize bags.
 
     :ivar topics: topics to tokenize, with the full name of a node or ''; empty = all with images
-    :ivar sections: of a parameter file
+    :ivar sections: of a parameter file, only with what counts here, see :func:`sections_for`
     :ivar overrides: values of the node's parameters that count more than the file's
     :ivar others: one of :data:`OTHERS`
     :ivar storage: of the new bag; '' = that of the old one
@@ -61,20 +61,23 @@ class Request:
     others: str = 'copy'
     storage: str = ''
 
+    @property
+    def nodes(self) -> set[str]:
+        """Names of the nodes that cameras may have, without namespaces."""
+        return {'tokenizer', *(node.rpartition('/')[2] for node in self.topics.values() if node)}
+
     def record(self) -> dict[str, Any]:
         """All that decides what becomes of a bag, for JSON.
 
-        :raises SettingError: a value that is not allowed, in any section
+        :raises SettingError: values that do not go together, as far as no bag has to be known
         :raises ModelError: a tokenizer that is not there
         """
         defaults = values_for('', (), self.overrides)
-        every = [defaults]
-        for pattern, values in self.sections:
-            if pattern.rsplit('/', 1)[-1] in ('tokenizer', '*', '**'):
-                every.append(values_for('/x', [('/x', values)], self.overrides))
-        for values in every:
-            selection_of(values)
-        names = sorted({values['tokenizer'] for values in every})
+        # Which sections count for the other cameras shows when their streams open.
+        for node in filter(None, self.topics.values()) if self.sections else ('',):
+            selection_of(values_for(node, self.sections, self.overrides))
+        every = [values for _, values in self.sections if 'tokenizer' not in self.overrides]
+        names = sorted({v['tokenizer'] for v in (defaults, *every) if 'tokenizer' in v})
         return {
             'wire': VERSION,
             'topics': dict(sorted(self.topics.items())),

@@ -15,7 +15,12 @@ from typing import Any
 from adaptok_ros.bags.bag import STORAGES
 from adaptok_ros.bags.fleet import run_jobs_on_ray
 from adaptok_ros.bags.parallel import Outcome, Report, prepare, run_jobs
-from adaptok_ros.bags.parameter_file import read_parameter_file, unknown_parameters, values_for
+from adaptok_ros.bags.parameter_file import (
+    read_parameter_file,
+    sections_for,
+    unknown_parameters,
+    values_for,
+)
 from adaptok_ros.bags.source import find_bags, identity
 from adaptok_ros.bags.tokenize import OTHERS, Job, Request
 from adaptok_ros.errors import SettingError
@@ -125,8 +130,9 @@ def _request(arguments: argparse.Namespace) -> Request:
         if not topic.startswith('/') or (node and not node.startswith('/')):
             raise SettingError(f'--topic is {text!r}; allowed: /TOPIC or /TOPIC=/NODE')
         topics[topic] = node.rstrip('/')
+    request = Request(topics, others=arguments.others, storage=arguments.storage)
     sections = read_parameter_file(arguments.params) if arguments.params else []
-    unknown = unknown_parameters(sections)
+    unknown = unknown_parameters(sections, request.nodes)
     if unknown:
         print(f'unknown parameters are ignored: {", ".join(unknown)}', file=sys.stderr)
     overrides = {
@@ -134,7 +140,8 @@ def _request(arguments: argparse.Namespace) -> Request:
         for parameter in PARAMETERS
         if (text := getattr(arguments, parameter.name)) is not None
     }
-    return Request(topics, sections, overrides, arguments.others, arguments.storage)
+    sections = sections_for(sections, request.nodes, PARAMETERS)
+    return dataclasses.replace(request, sections=sections, overrides=overrides)
 
 
 def _on_ray(todo: Sequence[Job], address: str) -> list[Outcome]:
