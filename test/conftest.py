@@ -1,7 +1,8 @@
 """Lets the tests import what they share with each other and with the benchmarks, in every import
-mode; settings of hypothesis.
+mode; signals as they are in a terminal; settings of hypothesis.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from hypothesis import settings
 
 here = Path(__file__).resolve().parent
 sys.path[:0] = [str(here), str(here.parent / 'bench')]
+
+# What runs in the background, or under nohup, has these ignored, and so would have what it starts.
+# What a function here takes has its default in a new process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # On a machine busy with other work an example takes as long as it takes.
 settings.register_profile('no deadline', deadline=None)

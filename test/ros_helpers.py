@@ -81,12 +81,6 @@ def picture(seed, height=48, width=64):
     return np.kron(coarse, np.ones((4, 4, 1)))[:height, :width].astype(np.uint8)
 
 
-def accept_signals():
-    """In a new process: what runs in the background, or under nohup, has these ignored."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class NodeProcess:
     """One of the package's nodes, or a file that is one, as a process of its own.
 
@@ -122,11 +116,7 @@ class NodeProcess:
         # In a folder without sources: Python puts the current one in front of all others.
         with self._log.open('w') as log:
             self._process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                preexec_fn=accept_signals,
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=folder
             )
 
     @property

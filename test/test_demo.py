@@ -59,7 +59,6 @@ def start(folder, *arguments, **options):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=helpers.accept_signals,
         **options,
     )
 

@@ -63,11 +63,19 @@ def specify():
 
 
 def children(parent='self'):
-    """Process ids of what a process has started and that lives."""
+    """Process ids of what a process has started and that lives, but for Python's own helper."""
     found = []
     for task in Path(f'/proc/{parent}/task').iterdir():
         found += map(int, (task / 'children').read_text().split())
-    return found
+    return [pid for pid in found if not is_tracker(pid)]
+
+
+def is_tracker(pid):
+    """Python starts it with the first process that is spawned, and keeps it."""
+    try:
+        return b'multiprocessing.resource_tracker' in Path(f'/proc/{pid}/cmdline').read_bytes()
+    except OSError:
+        return False
 
 
 def alive(pid):

@@ -137,7 +137,7 @@ def test_what_cannot_be_made_is_one_error(tmp_path, capsys):
     assert 'not a bag' in errors[0] and 'cannot be written' in errors[1] and len(errors) == 2
 
 
-names = st.text(st.characters(exclude_categories=['Cs'], exclude_characters='\0'), max_size=40)
+names = st.text(st.characters(blacklist_categories=['Cs'], blacklist_characters='\0'), max_size=40)
 wild = st.fixed_dictionaries({}, optional={
     'stamp': st.integers(0, (2**31 - 1) * 10**9),
     'frame_id': names,

@@ -138,8 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     handlers = {number: signal.signal(number, _stop) for number in STOPPING}
     try:
-        with TokenBagWriter(output / 'tokens', f'{namespace}/tokenizer/tokens') as bag:
-            policy = _Policy(bag, namespace, processes)
+        with (
+            TokenBagWriter(output / 'tokens', f'{namespace}/tokenizer/tokens') as bag,
+            _Policy(bag, namespace, processes) as policy,
+        ):
             processes.append(
                 start_node(
                     'tokenizer_node', output, namespace, {'tau': arguments.tau}, {}, of_nodes
@@ -154,7 +156,6 @@ def run(arguments: argparse.Namespace) -> int:
             processes.append(start_node('camera_node', output, namespace, camera, {}, of_camera))
             policy.wait_for(lambda: bool(policy.record.latency and policy.record.images))
             policy.spin(seconds)
-            policy.close()
     except TimeoutError as error:
         print(f'adaptok: {error}; the nodes said:', file=sys.stderr)
         print((output / LOG).read_text(), file=sys.stderr)
@@ -292,7 +293,10 @@ class _Policy:
         )
         print(line, end='\r' if sys.stdout.isatty() else '\n', flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> _Policy:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         self._executor.shutdown()
         self.node.destroy_node()
 
