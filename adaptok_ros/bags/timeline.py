@@ -147,7 +147,7 @@ def _dress(axes: Any, colours: dict[str, str]) -> None:
             bbox_to_anchor=(1.0, 1.0),
             borderaxespad=0.2,
             fontsize=7,
-            ncols=8,
+            ncol=8,  # its name also before matplotlib 3.6
             facecolor=colours['ground'],
             edgecolor=colours['grid'],
             labelcolor=colours['ink'],

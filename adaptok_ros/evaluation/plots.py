@@ -80,7 +80,7 @@ def draw_kinds(record: dict[str, Any], path: Path) -> None:
         axes.set_ylabel('PSNR (dB)', fontsize=8)
     figure.supxlabel(f'kB a frame, mean of clips. {SETTINGS}', fontsize=9)
     handles = grid.flat[0].get_legend_handles_labels()
-    figure.legend(*handles, loc='upper center', ncols=4, fontsize=8)
+    figure.legend(*handles, loc='upper center', ncol=4, fontsize=8)
     save(pyplot, figure, path, top=1.0 - 0.4 / size[1])
 
 
