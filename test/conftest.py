@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 here = Path(__file__).resolve().parent
 sys.path[:0] = [str(here), str(here.parent / 'bench')]
@@ -17,6 +17,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-# On a machine busy with other work an example takes as long as it takes.
-settings.register_profile('no deadline', deadline=None)
-settings.load_profile('no deadline')
+# On a machine busy with other work an example takes as long as it takes; and by chance many in a
+# row are too large.
+settings.register_profile(
+    'patient',
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile('patient')
