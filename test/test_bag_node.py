@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip('rclpy', reason='needs ROS 2')
-pytest.importorskip('adaptok_ros.msg', reason='needs the built messages')
+pytest.importorskip('rclpy', reason='rclpy is missing: images go through real nodes')
+pytest.importorskip('adaptok_ros.msg', reason='the messages are missing: make build')
 import rclpy
 from image_bags import DELAY, FRAME, START, scene
 from rclpy.serialization import deserialize_message, serialize_message

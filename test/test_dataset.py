@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from streams import TOKENIZER, Stream, latent_frames, record
+from test_bags import mutated
 
 from adaptok_ros import Status, TokenDataset
 from adaptok_ros.bags.bag import (
@@ -515,24 +516,6 @@ def _open_cached(bag):
 # Bytes of others
 
 
-def spoil(data, generator):
-    """Bytes with a fault."""
-    data = bytearray(data)
-    begin, length = int(generator.integers(len(data))), int(generator.integers(1, 60))
-    match generator.integers(5):
-        case 0:
-            data[begin] ^= 1 << int(generator.integers(8))
-        case 1:
-            data[begin : begin + length] = generator.bytes(length)
-        case 2:
-            data[begin : begin + 8] = b'\xff' * 8
-        case 3:
-            del data[begin : begin + length]
-        case 4:
-            del data[begin:]
-    return bytes(data)
-
-
 FUZZED = {'cameras': {'front': '/front'}, 'values': {'joints': ('/joints', 'position')}, **HOLD}
 
 
@@ -564,7 +547,7 @@ def assert_right_or_refused(bag, expected, cache):
 def test_damaged_files_beside_a_bag_never_give_other_latents(prepared, seed, which):
     bag, expected, kept = prepared
     path = list(kept)[which % len(kept)]
-    path.write_bytes(spoil(kept[path], np.random.default_rng(seed)))
+    path.write_bytes(mutated(kept[path], np.random.default_rng(seed)))
     try:
         assert_right_or_refused(bag, expected, 'float32' if seed % 2 else '')
     finally:
@@ -599,7 +582,7 @@ def test_forged_files_beside_a_bag_are_refused_or_end_in_one_error(prepared, dat
         manifest[name][key] = data.draw(JSON)
     else:
         seed = data.draw(st.integers(0, 2**32 - 1))
-        content = spoil(kept[folder / name], np.random.default_rng(seed))
+        content = mutated(kept[folder / name], np.random.default_rng(seed))
         (folder / name).write_bytes(content)
         large = manifest['files'][name][1] == ''
         digest = '' if large else hashlib.sha256(content).hexdigest()

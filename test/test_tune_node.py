@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-pytest.importorskip('rclpy', reason='needs ROS 2')
-pytest.importorskip('adaptok_ros.msg', reason='needs the built messages')
+pytest.importorskip('rclpy', reason='rclpy is missing: images go through real nodes')
+pytest.importorskip('adaptok_ros.msg', reason='the messages are missing: make build')
 import rclpy
 from ros_helpers import Robot, as_image, join_ros
 from sensor_msgs.msg import Image
