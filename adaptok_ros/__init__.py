@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from adaptok_ros.messages import latents_from_message as latents_from_message
     from adaptok_ros.messages import packet_from_message as packet_from_message
     from adaptok_ros.packet import Packet as Packet
+    from adaptok_ros.policy.observation import Observation as Observation
+    from adaptok_ros.policy.observation import Observer as Observer
     from adaptok_ros.receiving.latents import DenseLatents as DenseLatents
     from adaptok_ros.receiving.latents import LatentStream as LatentStream
     from adaptok_ros.receiving.receiver import Status as Status
@@ -28,6 +30,8 @@ _HOMES = {
     'AdaptokError': 'errors',
     'DenseLatents': 'receiving.latents',
     'LatentStream': 'receiving.latents',
+    'Observation': 'policy.observation',
+    'Observer': 'policy.observation',
     'Packet': 'packet',
     'SelectionConfig': 'sending.selection',
     'Sender': 'sending.sender',
@@ -49,6 +53,8 @@ __all__ = [
     'AdaptokError',
     'DenseLatents',
     'LatentStream',
+    'Observation',
+    'Observer',
     'Packet',
     'SelectionConfig',
     'Sender',

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptok_ros.bags.latent_cache import TYPES, Frames, LatentCache, settings_of
-from adaptok_ros.bags.pairing import Window
 from adaptok_ros.bags.replay import Replay, check_tokenizer
 from adaptok_ros.bags.side_files import fingerprint, side_folder
 from adaptok_ros.bags.token_index import TokenIndex
 from adaptok_ros.bags.value_series import ValueSeries
 from adaptok_ros.errors import SettingError
 from adaptok_ros.messages import NANOSECONDS
+from adaptok_ros.policy.pairing import Window
 from adaptok_ros.receiving.latents import MODES
 
 DEFAULT_TOLERANCE = 0.02

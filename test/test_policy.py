@@ -1,0 +1,258 @@
+"""Observations: pairing by stamp, the rule on status, what is refused; bounded, no clock."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptok_ros import AdaptokError, DenseLatents, Observation, Observer, Status
+from adaptok_ros.policy.observation import (
+    KEPT_FRAMES,
+    KEPT_STATES,
+    STATUS_RULE,
+    ObservationError,
+    Reason,
+)
+
+MS = 1_000_000
+"""Nanoseconds."""
+TOKENIZER = 'tiny@0123456789ab'
+BASE = DenseLatents(
+    stamp=0,
+    frame_id='camera',
+    tokenizer=TOKENIZER,
+    epoch=1,
+    sequence=0,
+    status=Status.OK,
+    tau=0.1,
+    deferred=0,
+    invalid=0,
+    values=np.zeros((2, 3, 4), np.float32),
+    age=np.zeros((2, 3), np.uint8),
+)
+
+
+def latents(milliseconds, status=Status.OK, **changes):
+    return dataclasses.replace(BASE, stamp=milliseconds * MS, status=status, **changes)
+
+
+def stamps(observation):
+    """Milliseconds by camera."""
+    return {name: grid.stamp // MS for name, grid in observation.cameras.items()}
+
+
+def test_cameras_and_state_of_one_instant():
+    observer = Observer(('front', 'wrist'), tolerance_s=0.02, proprioception=2)
+    for time in (100, 133):
+        observer.push('wrist', latents(time + 9))
+    for time in (90, 101, 112, 123, 134, 145):
+        observer.push_proprioception(time * MS, [time, -time])
+    for time in (100, 133, 166):
+        observer.push('front', latents(time))
+    found = observer.observe()
+    assert found.stamp == 133 * MS
+    assert list(found.cameras) == ['front', 'wrist']
+    assert stamps(found) == {'front': 133, 'wrist': 142}
+    assert found.proprioception.dtype == np.float32
+    assert found.proprioception.tolist() == [134, -134]
+    assert observer.observe().stamp == found.stamp  # the same as before
+
+
+def test_a_policy_without_proprioception():
+    observer = Observer(['front'], 0.0)
+    observer.push('front', latents(5))
+    assert observer.observe().proprioception.shape == (0,)
+    with pytest.raises(ObservationError, match=r'proprioception is .*\(1,\); allowed: \(0,\)'):
+        observer.push_proprioception(0, [1.0])
+
+
+def observations(tolerance_s, first, second):
+    """Stamps of every new observation of two cameras of the given periods, for a second."""
+    observer, seen = Observer(('first', 'second'), tolerance_s), []
+    arrivals = [(t, name) for name, p in (('second', second), ('first', first))
+                for t in range(0, 1000, p)]  # fmt: skip
+    for time, name in sorted(arrivals, key=lambda each: each[0]):
+        observer.push(name, latents(time))
+        found = observer.observe()
+        if isinstance(found, Observation) and found.stamp // MS not in seen:
+            seen.append(found.stamp // MS)
+    return seen
+
+
+def test_the_tolerance_decides_between_rates():
+    slow, fast = list(range(0, 1000, 100)), list(range(0, 1000, 33))
+    assert len(observations(0.02, 33, 100)) == len(slow)
+    assert observations(0.02, 100, 33) == slow
+    assert observations(0.1, 33, 100) == fast
+
+
+def test_what_is_missing_is_named():
+    observer = Observer(('front', 'wrist'), 0.02, proprioception=1)
+    for push, reason, source in (
+        (lambda: None, Reason.MISSING, 'front'),
+        (lambda: observer.push('front', latents(100)), Reason.MISSING, 'wrist'),
+        (lambda: observer.push('wrist', latents(0)), Reason.MISSING, 'proprioception'),
+        (lambda: observer.push_proprioception(100 * MS, [0]), Reason.UNPAIRED, 'wrist'),
+    ):
+        push()
+        absence = observer.observe()
+        assert (absence.reason, absence.source, absence.must_stop) == (reason, source, False)
+        assert source in absence.text
+    assert '0.1 s away; allowed: 0.02 s' in absence.text
+    observer.push('wrist', latents(120))
+    assert isinstance(observer.observe(), Observation)
+
+
+def test_every_status_has_a_rule():
+    assert set(STATUS_RULE) == set(Status)
+
+
+@pytest.mark.parametrize('status', [Status.OK, Status.UNBOUNDED])
+def test_trusted_latents_are_used(status):
+    observer = Observer(['front'], 0.02)
+    observer.push('front', latents(0, status))
+    assert observer.observe().cameras['front'].status is status
+
+
+def test_incomplete_latents_wait_even_where_whole_ones_came_before():
+    observer = Observer(['front'], 0.02)
+    for before in ((), (latents(0),)):
+        for each in (*before, latents(33, Status.INCOMPLETE)):
+            observer.push('front', each)
+        absence = observer.observe()
+        assert absence.reason is Reason.INCOMPLETE and not absence.must_stop
+        observer.reset()
+
+
+def test_stale_latents_stop_at_once_or_after_a_limit():
+    at_once = Observer(['front'], 0.02)
+    limited = Observer(['front'], 0.02, stale_limit_s=0.1)
+    for observer in (at_once, limited):
+        observer.push('front', latents(0))
+        observer.push('front', latents(0, Status.STALE))  # said once more, in the silence
+    assert at_once.observe().must_stop
+    assert limited.observe().cameras['front'].status is Status.STALE
+    for time, stops in ((60, False), (99, False), (100, True), (130, True)):
+        limited.push('front', latents(time, Status.STALE))
+        found = limited.observe()
+        assert isinstance(found, Observation) != stops
+    assert found.must_stop and found.reason is Reason.STALE
+    assert '0.13 s older; allowed: less than 0.1 s' in found.text
+    limited.push('front', latents(160))
+    assert limited.observe().stamp == 160 * MS
+
+
+def test_stale_latents_that_follow_none_to_trust_stop():
+    observer = Observer(['front'], 0.02, stale_limit_s=10.0)
+    observer.push('front', latents(0, Status.INCOMPLETE))
+    observer.push('front', latents(33, Status.STALE))
+    assert observer.observe().must_stop
+
+
+def test_a_camera_that_must_stop_is_told_before_one_that_is_missing():
+    observer = Observer(('front', 'wrist'), 0.02)
+    observer.push('wrist', latents(0, Status.STALE))
+    assert observer.observe().source == 'wrist'
+
+
+def test_stamps_that_go_back_empty_it():
+    observer = Observer(('front', 'wrist'), 0.02, proprioception=1)
+
+    def push_all(time):
+        for camera in observer.cameras:
+            observer.push(camera, latents(time))
+        observer.push_proprioception(time * MS, [time])
+
+    push_all(5000)
+    push_all(1000)
+    assert observer.resets == 1
+    assert observer.observe().stamp == 1000 * MS
+    observer.push_proprioception(0, [0])
+    assert observer.resets == 2
+    assert observer.observe().reason is Reason.MISSING
+
+
+@pytest.mark.parametrize(
+    ('camera', 'changes', 'said'),
+    [
+        ('rear', {}, "camera is 'rear'; allowed: front"),
+        ('front', {'tokenizer': 'other@0'}, f"tokenizer of front is 'other@0'; .*'{TOKENIZER}'"),
+        (
+            'front',
+            {'values': np.zeros((3, 3, 4), np.float32)},
+            r'shape of front is \(3, 3, 4\); allowed: \(2, 3, 4\)',
+        ),
+    ],
+)
+def test_what_the_policy_does_not_take_is_refused(camera, changes, said):
+    observer = Observer(['front'], 0.02, tokenizer=TOKENIZER, shape=(2, 3, 4))
+    observer.push('front', latents(100))
+    with pytest.raises(ObservationError, match=said):
+        observer.push(camera, latents(200, **changes))
+    assert observer.observe().stamp == 100 * MS
+
+
+@pytest.mark.parametrize('values', [[1.0], [1.0, 2.0, 3.0], [[1.0, 2.0]], [1.0, np.nan]])
+def test_states_that_do_not_fit_are_refused(values):
+    observer = Observer(['front'], 0.02, proprioception=2)
+    with pytest.raises(ObservationError, match='proprioception is'):
+        observer.push_proprioception(0, values)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'cameras': ()},
+        {'cameras': ('a', 'a')},
+        {'cameras': ('proprioception',)},
+        {'tolerance_s': -1.0},
+        {'tolerance_s': float('inf')},
+        {'stale_limit_s': float('nan')},
+        {'proprioception': -1},
+    ],
+)
+def test_settings_out_of_range(arguments):
+    with pytest.raises(AdaptokError, match=f'{next(iter(arguments))} is .*; allowed: '):
+        Observer(**({'cameras': ('a',), 'tolerance_s': 0.02} | arguments))
+
+
+steps = st.lists(st.integers(0, 50), max_size=40)
+
+
+@given(steps, steps, steps, st.integers(0, 60))
+def test_pairs_are_the_newest_that_are_near_enough(front, wrist, states, tolerance):
+    """Against a search through everything that is still kept."""
+    observer = Observer(('front', 'wrist'), tolerance / 1000, proprioception=1)
+    front, wrist, states = (np.cumsum(s).tolist() for s in (front, wrist, states))
+    for camera, times in (('front', front), ('wrist', wrist)):
+        for time in times:
+            observer.push(camera, latents(time))
+    for time in states:
+        observer.push_proprioception(time * MS, [time])
+    found = observer.observe()
+    kept = [sorted(set(times))[-KEPT_FRAMES:] for times in (front, wrist)]
+    partners = (kept[1], states)
+    whole = [
+        time
+        for time in kept[0]
+        if all(any(abs(time - other) <= tolerance for other in others) for others in partners)
+    ]
+    assert isinstance(found, Observation) == bool(whole)
+    if whole:
+        assert stamps(found)['front'] == found.stamp // MS == whole[-1]
+        nearest = [min(abs(whole[-1] - other) for other in others) for others in partners]
+        assert abs(stamps(found)['wrist'] - whole[-1]) == nearest[0]
+        assert abs(found.proprioception[0] - whole[-1]) == nearest[1]
+    else:
+        assert found.reason is (Reason.UNPAIRED if all((front, wrist, states)) else Reason.MISSING)
+
+
+def test_memory_is_bounded():
+    observer = Observer(('front', 'wrist'), 0.02, proprioception=1)
+    for time in range(2 * KEPT_STATES):
+        observer.push('front', latents(time))
+        observer.push_proprioception(time * MS, [time])
+    assert len(observer._tracks['front'].frames) == KEPT_FRAMES
+    assert len(observer._states) == KEPT_STATES
