@@ -25,8 +25,8 @@ from test_bags import (
 
 from adaptok_ros.bags.bag import BAG_VERSION, SPARSE_TOKENS, BagError, serialize, typestore
 from adaptok_ros.bags.inspection import inspect_bag
-from adaptok_ros.bags.observation import MOST_EVENTS, TopicObserver
 from adaptok_ros.bags.thinning import MOST_BINS, Bins, Thinned
+from adaptok_ros.bags.topic_inspection import MOST_EVENTS, TopicObserver
 from adaptok_ros.cli import main
 from adaptok_ros.cli.bag.description import describe
 from adaptok_ros.cli.bag.inspect import BROKEN

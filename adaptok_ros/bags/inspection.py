@@ -9,8 +9,8 @@ from typing import Any
 
 from adaptok_ros.bags.bag import BagError, check_fields, token_topics
 from adaptok_ros.bags.damage import Skipped
-from adaptok_ros.bags.observation import Snapshot, TopicInspection, TopicObserver, counted
 from adaptok_ros.bags.recording import METADATA, Recording
+from adaptok_ros.bags.topic_inspection import Snapshot, TopicInspection, TopicObserver, counted
 from adaptok_ros.errors import quote
 from adaptok_ros.messages import NANOSECONDS
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from adaptok_ros.arrays import Image
-from adaptok_ros.bags.observation import Snapshot
+from adaptok_ros.bags.topic_inspection import Snapshot
 from adaptok_ros.errors import AdaptokError, quote
 from adaptok_ros.footage.video import shrink
 from adaptok_ros.models.description import TokenizerDescription

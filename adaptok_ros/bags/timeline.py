@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptok_ros.bags.observation import TopicInspection
+from adaptok_ros.bags.topic_inspection import TopicInspection
 from adaptok_ros.receiving.receiver import Status
 
 INCHES = (9.0, 3.6)

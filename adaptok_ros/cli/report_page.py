@@ -13,9 +13,9 @@ from html import escape
 
 from adaptok_ros import __version__
 from adaptok_ros.bags.inspection import Inspection, shown
-from adaptok_ros.bags.observation import TopicInspection, counted
 from adaptok_ros.bags.pictures import Painter, Pictures, as_webp, spread
 from adaptok_ros.bags.timeline import draw_timeline, save_figure
+from adaptok_ros.bags.topic_inspection import TopicInspection, counted
 from adaptok_ros.cli.bag.description import (
     describe_entry,
     describe_event,

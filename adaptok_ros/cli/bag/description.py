@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adaptok_ros.bags.inspection import Inspection, shown
-from adaptok_ros.bags.observation import Event, Settings, TopicInspection, counted
+from adaptok_ros.bags.topic_inspection import Event, Settings, TopicInspection, counted
 
 MOST_LINES = 30
 MOST_STATES = 8

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from adaptok_ros.bags.inspection import Inspection
-from adaptok_ros.bags.observation import TopicInspection
 from adaptok_ros.bags.pictures import Painter, as_webp, spread
+from adaptok_ros.bags.topic_inspection import TopicInspection
 from adaptok_ros.cli.bag.description import describe_event
 from adaptok_ros.errors import MissingPackageError
 
