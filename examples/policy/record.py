@@ -1,0 +1,131 @@
+"""Record expert episodes of a task as a bag of tokens, as a robot would have recorded them.
+
+python record.py drawer-open -o episodes --episodes 100
+
+The bag has two streams of each camera: ``/scene/dense/tokens``, with every position in every
+frame, and ``/scene/sparse/tokens``, with a tau that is drawn for each episode, so that a policy
+sees in training what it will meet. ``/proprioception`` and ``/action`` are JointState. The action
+is what the expert wanted; the robot did that and some noise, so that it strays and comes back.
+Episodes are ten seconds apart, and every one begins with a keyframe of a new epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from simulation import ACTIONS, CAMERAS, CONTROL_PERIOD, EVERY, LONGEST, TASKS, Simulation
+from tqdm import tqdm
+
+from adaptok_ros import SelectionConfig
+from adaptok_ros.bags.bag import SPARSE_TOKENS, serialize, typestore
+from adaptok_ros.bags.writing import BagWriter
+from adaptok_ros.evaluation.streams import SharedEncoder, send
+
+TAUS = (0.02, 0.05, 0.1, 0.2, 0.3)
+ACTION_NOISE = 0.3
+FIRST_SEED = 10_000
+"""Of the expert's episodes; a policy is tested on others."""
+GAP = 10_000_000_000
+JOINT_STATE = 'sensor_msgs/msg/JointState'
+
+
+def streams(seed: int) -> dict[str, SelectionConfig]:
+    """What is sent of a camera in an episode."""
+    tau = float(np.random.default_rng(seed).choice(TAUS))
+    return {'dense': SelectionConfig(keyframe_interval=1), 'sparse': SelectionConfig(tau=tau)}
+
+
+def joint_state(stamp: int, values: NDArray[np.float32]) -> bytes:
+    """Numbers as the positions of a JointState, serialized."""
+    types = typestore().types
+    seconds, nanoseconds = divmod(stamp, 1_000_000_000)
+    header = types['std_msgs/msg/Header'](
+        stamp=types['builtin_interfaces/msg/Time'](sec=seconds, nanosec=nanoseconds), frame_id=''
+    )
+    nothing = np.empty(0)
+    message = types[JOINT_STATE](
+        header=header,
+        name=[],
+        position=values.astype(np.float64),
+        velocity=nothing,
+        effort=nothing,
+    )
+    return bytes(typestore().serialize_cdr(message, JOINT_STATE))
+
+
+def record_episode(
+    simulation: Simulation,
+    seed: int,
+    start: int,
+    encoders: dict[str, SharedEncoder],
+    write: Mapping[str, Callable[[int, bytes], None]],
+) -> tuple[int, bool]:
+    """Record one episode; when it ended, and whether the expert succeeded."""
+    random = np.random.default_rng(seed)
+    senders = {
+        (camera, name): encoders[camera].sender(config)
+        for camera in CAMERAS
+        for name, config in streams(seed).items()
+    }
+    simulation.reset(seed)
+    stamp, done = start, False
+    for step in range(LONGEST):
+        stamp = start + step * CONTROL_PERIOD
+        write['/proprioception'](stamp, joint_state(stamp, simulation.proprioception))
+        if step % EVERY == 0:
+            images = simulation.images()
+            for (camera, name), sender in senders.items():
+                packet = send(sender, images[camera], stamp)
+                write[f'/{camera}/{name}/tokens'](stamp, serialize(packet))
+        action = simulation.expert_action()
+        write['/action'](stamp, joint_state(stamp, action))
+        if done:
+            break
+        noise = ACTION_NOISE * random.standard_normal(ACTIONS)
+        done = simulation.step(action + noise)
+    return stamp, done
+
+
+def record(task: str, path: Path, episodes: int) -> int:
+    """Record a bag; how many of its episodes succeeded."""
+    simulation = Simulation(task)
+    encoders = {camera: SharedEncoder('adaptok-tiny', threads=1) for camera in CAMERAS}
+    successes, time = 0, GAP
+    with BagWriter(path) as bag:
+        topics = dict.fromkeys(('/proprioception', '/action'), JOINT_STATE)
+        for camera in CAMERAS:
+            topics |= {f'/{camera}/{name}/tokens': SPARSE_TOKENS for name in streams(0)}
+        write = {
+            topic: partial(bag.write, bag.add_topic(topic, kind)) for topic, kind in topics.items()
+        }
+        for seed in tqdm(range(FIRST_SEED, FIRST_SEED + episodes), task, unit='episode'):
+            time, success = record_episode(simulation, seed, time, encoders, write)
+            successes += success
+            time += GAP
+    simulation.close()
+    return successes
+
+
+def main() -> None:
+    """Record what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('tasks', nargs='+', choices=TASKS)
+    parser.add_argument('-o', '--output', type=Path, required=True, help='folder of the bags')
+    parser.add_argument('--episodes', type=int, default=100, help='of each task (100)')
+    arguments = parser.parse_args()
+    for task in arguments.tasks:
+        path = arguments.output / task
+        if path.exists():
+            print(f'{path}: is there already')
+            continue
+        successes = record(task, path, arguments.episodes)
+        print(f'{path}: the expert succeeded in {successes} of {arguments.episodes}')
+
+
+if __name__ == '__main__':
+    main()

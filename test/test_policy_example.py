@@ -1,0 +1,219 @@
+"""The example policies: eyes, checkpoints, statistics; and the whole way where Meta-World is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adaptok_ros import LatentStream, Observation, SelectionConfig, Sender, Tokenizer
+from adaptok_ros.footage.scene.scene import Scene
+
+torch = pytest.importorskip('torch')
+
+POLICY = Path(__file__).parent.parent / 'examples' / 'policy'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _path():
+    sys.path.insert(0, str(POLICY))
+    yield
+    sys.path.remove(str(POLICY))
+
+
+@pytest.fixture(scope='module')
+def latents():
+    """Held latents of the rendered scene after every frame, with an epoch in the middle."""
+    tokenizer = Tokenizer('adaptok-tiny', threads=1)
+    sender = Sender(tokenizer, SelectionConfig(refresh_period=20))
+    stream = LatentStream('adaptok-tiny', 'hold')
+    scene = Scene(width=160, height=120, noise=2.0, seed=0)
+    found = []
+    for number in range(24):
+        if number == 15:
+            sender.reset()
+        stream.push(sender.send(scene.frame(number), number * 50_000_000, 'camera'))
+        found.append(stream.latents())
+    tokenizer.close()
+    return found
+
+
+def make_policy(latents, eyes):
+    """One with random weights."""
+    from networks import Policy, PolicyDescription
+
+    torch.manual_seed(0)
+    return Policy(
+        PolicyDescription(
+            cameras=('front',),
+            tokenizer=latents.tokenizer,
+            grid=latents.values.shape[:2],
+            channels=latents.values.shape[2],
+            proprioception=3,
+            actions=2,
+            horizon=4,
+            every=2,
+            rate=20.0,
+            eyes=eyes,
+        )
+    ).eval()
+
+
+def observation(latents, **changes):
+    """What a policy is given."""
+    fields = {'stamp': latents.stamp, 'cameras': {'front': latents}}
+    fields['proprioception'] = np.array([0.1, 0.2, 0.3], np.float32)
+    return Observation(**{**fields, **changes})
+
+
+@pytest.mark.parametrize('every', [1, 3])
+def test_sparse_eyes_see_what_reading_everything_would_show(latents, every):
+    policy = make_policy(latents[0], 'sparse')
+    changed = []
+    for seen in latents[::every]:
+        given = observation(seen)
+        acted = policy.act(given)
+        changed.append(policy.changed['front'])
+        with torch.inference_mode():
+            values = {'front': torch.from_numpy(seen.values)[None]}
+            whole = policy(values, values, torch.from_numpy(given.proprioception)[None])[0]
+        np.testing.assert_allclose(acted, whole.numpy(), atol=2e-5)
+    positions = latents[0].age.size
+    assert changed[0] == positions
+    assert changed.count(positions) == 2, 'the first, and the new epoch'
+    assert min(changed) < positions / 2
+
+
+def test_work_of_sparse_eyes_follows_change(latents):
+    sparse = make_policy(latents[0], 'sparse').eyes['front']
+    grid = make_policy(latents[0], 'grid').eyes['front']
+    positions = latents[0].age.size
+    assert sparse.multiply_adds(0) < sparse.multiply_adds(0.1 * positions)
+    assert 3 * sparse.multiply_adds(0.1 * positions) < grid.multiply_adds()
+
+
+@pytest.mark.parametrize('eyes', ['grid', 'sparse', 'blind'])
+def test_a_saved_policy_acts_as_before(latents, eyes, tmp_path):
+    from networks import load_policy
+
+    policy = make_policy(latents[0], eyes)
+    policy.mean[:] = 0.5
+    policy.save(tmp_path)
+    loaded = load_policy(tmp_path)
+    assert loaded.description == policy.description
+    given = observation(latents[-1])
+    np.testing.assert_array_equal(loaded.act(given), policy.act(given))
+    assert loaded.act(given).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'cameras': {}}, 'cameras are none; allowed: with front'),
+        ({'proprioception': np.zeros(2, np.float32)}, r'proprioception has shape \(2,\)'),
+    ],
+)
+def test_other_observations_than_in_training_are_refused(latents, changes, message):
+    from networks import PolicyError
+
+    with pytest.raises(PolicyError, match=message):
+        make_policy(latents[0], 'grid').act(observation(latents[0], **changes))
+
+
+def test_another_tokenizer_or_grid_than_in_training_is_refused(latents):
+    import dataclasses
+
+    from networks import PolicyError
+
+    policy = make_policy(latents[0], 'grid')
+    other = dataclasses.replace(latents[0], tokenizer='other@000000000000')
+    with pytest.raises(PolicyError, match='tokenizer of front is other@000000000000; allowed'):
+        policy.act(observation(other))
+    other = dataclasses.replace(latents[0], values=latents[0].values[:-1])
+    with pytest.raises(PolicyError, match=r'latents of front are \(14, 20, 16\); allowed'):
+        policy.act(observation(other))
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda folder: (folder / 'policy.json').unlink(),
+        lambda folder: (folder / 'policy.json').write_text('{}'),
+        lambda folder: (folder / 'policy.safetensors').write_bytes(b'nothing'),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_error(latents, spoil, tmp_path):
+    from networks import PolicyError, load_policy
+
+    make_policy(latents[0], 'blind').save(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(PolicyError, match='not a policy'):
+        load_policy(tmp_path)
+
+
+def episodes(successes, task='reach', first=0):
+    """Results of a setting."""
+    return [
+        {'task': task, 'seed': first + seed, 'success': success}
+        for seed, success in enumerate(successes)
+    ]
+
+
+def test_settings_are_compared_on_the_episodes_that_both_have():
+    from report import paired, success_rate
+
+    rate, low, high = success_rate(episodes([True] * 9 + [False]))
+    assert rate == 0.9
+    # Wilson's interval of 9 in 10, as published (Newcombe, Statistics in Medicine 1998, method 3).
+    assert (round(low, 4), round(high, 4)) == (0.5958, 0.9821)
+    found = paired(
+        episodes([True, True, False, True, True]), episodes([True, False, False, False])
+    )
+    assert found.pairs == 4
+    assert found.difference == 0.5
+    assert found.p == 0.5, 'two of two discordant pairs'
+    assert found.low < 0.5 < found.high
+    assert paired(episodes([True], task='push'), episodes([True])) is None
+
+
+def test_differences_between_tasks_do_not_widen_the_interval():
+    from report import paired
+
+    some = [*episodes([True] * 4), *episodes([False] * 4, 'push')]
+    others = [*episodes([False] * 4), *episodes([False] * 4, 'push')]
+    found = paired(some, others)
+    assert (found.difference, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_line_that_was_cut_off_is_run_again(tmp_path):
+    from closed_loop import read_results
+
+    path = tmp_path / 'results.jsonl'
+    whole = json.dumps(episodes([True])[0])
+    path.write_text(f'{whole}\n{whole[:20]}')
+    assert read_results(path) == episodes([True])
+
+
+def test_from_an_expert_to_a_table(tmp_path):
+    pytest.importorskip('metaworld', reason='Meta-World is not installed: pip install metaworld')
+    results, bags, policies = tmp_path / 'results.jsonl', tmp_path / 'bags', tmp_path / 'policies'
+
+    def run(script, *arguments):
+        command = [sys.executable, str(POLICY / script), *map(str, arguments)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    run('record.py', 'button-press', '-o', bags, '--episodes', 2)
+    for eyes in ('grid', 'sparse'):
+        policy = policies / f'button-press-{eyes}'
+        run('train.py', bags / 'button-press', '-o', policy, '--eyes', eyes, '--steps', 3)
+    wanted = ('--tasks', 'button-press', '--settings', 'dense', 'sparse eyes', '--episodes', 1)
+    run('closed_loop.py', policies, '-o', results, *wanted)
+    first = results.read_text()
+    assert first.count('\n') == 2
+    run('closed_loop.py', policies, '-o', results, *wanted)
+    assert results.read_text() == first, 'nothing is run twice'
+    table = run('report.py', results, '--plot', tmp_path / 'plot.png')
+    assert '| sparse eyes | 1 |' in table
+    assert (tmp_path / 'plot.png').stat().st_size > 10_000
