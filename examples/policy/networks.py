@@ -39,7 +39,7 @@ FEATURES = 128
 HIDDEN = 256
 AGE_SCALE = 1 / 8
 """Of log2(1 + age), which is 8 at the oldest."""
-TOKEN = 48
+TOKEN = 32
 """Width of what is computed of a token."""
 QUERIES, VALUES = 24, 24
 LARGEST_SCORE = 6.0
@@ -172,8 +172,8 @@ class SparseEyes(nn.Module):
         :param positions: ``[N]`` row * columns + column
         """
         where = self.row[positions // self.columns] + self.column[positions % self.columns]
-        hidden = nn.functional.gelu(self.first(tokens) + where)
-        hidden = nn.functional.gelu(self.second(hidden))
+        hidden = torch.relu(self.first(tokens) + where)
+        hidden = torch.relu(self.second(hidden))
         score = LARGEST_SCORE * torch.tanh(self.score(hidden) / LARGEST_SCORE)
         place = self.place[positions].expand(*tokens.shape[:-1], 2)
         one = torch.ones_like(place[..., :1])
