@@ -231,6 +231,7 @@ def run_episode(
     )
     first: dict[str, DenseLatents] = {}
     looks = changed = 0
+    work = 0.0
     success, step = False, 0
     for step in range(LONGEST):
         if step % every == 0:
@@ -250,7 +251,8 @@ def run_episode(
                 if setting.frozen:
                     observation = dataclasses.replace(observation, cameras=first)
                 chunk = clock('policy', policy.act, observation)
-                changed += sum(policy.changed.values())
+                changed += policy.changed
+                work += policy.multiply_adds
         success = clock('simulation', simulation.step, chunk[step % every])
         if success:
             break
@@ -264,6 +266,7 @@ def run_episode(
         'bytes': {name: camera.bytes for name, camera in cameras.items()},
         'kept': {name: camera.kept for name, camera in cameras.items()},
         'changed': changed,
+        'multiply_adds': work,
         'cpu_ms': {part: round(spent, 2) for part, spent in clock.spent.items()},
     }
 

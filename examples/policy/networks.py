@@ -135,8 +135,8 @@ class GridEyes(nn.Module):
         features: Tensor = self.out(self.tower(planes).flatten(1))
         return features
 
-    def multiply_adds(self) -> int:
-        """Of one look."""
+    def multiply_adds(self, changed: float) -> float:
+        """Of one look, however many tokens changed."""
         return sum(math.prod(each) for each in self.sizes) + self.out.weight.numel()
 
 
@@ -212,10 +212,9 @@ class SparseMemory:
         self._updates = 0
         self._stream: tuple[str, int] | None = None
         self._sequence = 0
-        self.changed = 0
 
-    def look(self, latents: DenseLatents) -> Tensor:
-        """``[128]``: features after what changed since the last look has entered.
+    def look(self, latents: DenseLatents) -> tuple[Tensor, int]:
+        """``[128]``: features after what changed since the last look has entered; how much.
 
         :param latents: those held, without LIT: tokens that were not sent are as they were
         """
@@ -227,24 +226,26 @@ class SparseMemory:
         else:
             positions = torch.nonzero(age < missed).flatten()
         self._stream, self._sequence = stream, latents.sequence
-        self.changed = positions.numel()
+        changed = positions.numel()
         tokens = torch.from_numpy(latents.values).flatten(0, 1)[positions]
         weights, values = self._eyes.contributions(tokens, positions)
-        if self.changed < age.numel():
+        if changed < age.numel():
             self._sums += weights.T @ values
             self._sums -= self._weights[positions].T @ self._values[positions]
         self._weights[positions] = weights
         self._values[positions] = values
         self._updates += 1
-        if self.changed == age.numel() or self._updates % RENEWAL == 0:
+        if changed == age.numel() or self._updates % RENEWAL == 0:
             self._sums = self._weights.T @ self._values
-        return self._eyes.read(self._sums)
+        return self._eyes.read(self._sums), changed
 
 
 class Policy(nn.Module):
     """Eyes for each camera, and a head that predicts a chunk of actions.
 
     :ivar description: what it is for
+    :ivar changed: tokens of all cameras that entered when it last acted; of ``grid`` all
+    :ivar multiply_adds: of the last time that it acted
     """
 
     def __init__(self, description: PolicyDescription) -> None:
@@ -262,14 +263,16 @@ class Policy(nn.Module):
         self.std: Tensor
         self.register_buffer('mean', torch.zeros(description.proprioception))
         self.register_buffer('std', torch.ones(description.proprioception))
-        self.head = nn.Sequential(
+        self._layers = [
             nn.Linear(len(seeing) * FEATURES + description.proprioception, HIDDEN),
-            nn.GELU(),
             nn.Linear(HIDDEN, HIDDEN),
-            nn.GELU(),
             nn.Linear(HIDDEN, description.horizon * description.actions),
-        )
+        ]
+        first, second, last = self._layers
+        self.head = nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
+        self.changed = 0
         self._memories: dict[str, SparseMemory] = {}
+        self.multiply_adds = 0.0
 
     def forward(
         self, values: dict[str, Tensor], age: dict[str, Tensor], proprioception: Tensor
@@ -298,25 +301,28 @@ class Policy(nn.Module):
         :raises PolicyError: the observation does not fit
         """
         self.description.check(observation)
+        self.changed = 0
+        self.multiply_adds = float(sum(part.weight.numel() for part in self._layers))
         with torch.inference_mode():
             seen = [self._look(name, observation.cameras[name])[None] for name in self.eyes]
             body = torch.from_numpy(observation.proprioception)[None]
-            return self._act(seen, body)[0].numpy()
+            actions: NDArray[np.float32] = self._act(seen, body)[0].numpy()
+        return actions
 
     def _look(self, name: str, latents: DenseLatents) -> Tensor:
         eyes = self.eyes[name]
         if isinstance(eyes, SparseEyes):
             if name not in self._memories:
                 self._memories[name] = SparseMemory(eyes, latents.age.size)
-            return self._memories[name].look(latents)
-        values = torch.from_numpy(latents.values)[None]
-        features: Tensor = eyes(values, torch.from_numpy(latents.age)[None].float())[0]
+            features, changed = self._memories[name].look(latents)
+        else:
+            assert isinstance(eyes, GridEyes)
+            values = torch.from_numpy(latents.values)[None]
+            features = eyes(values, torch.from_numpy(latents.age)[None].float())[0]
+            changed = latents.age.size
+        self.changed += changed
+        self.multiply_adds += eyes.multiply_adds(changed)
         return features
-
-    @property
-    def changed(self) -> dict[str, int]:
-        """Tokens that entered at the last look, by camera with sparse eyes."""
-        return {name: memory.changed for name, memory in self._memories.items()}
 
     def save(self, folder: Path) -> None:
         """Write description and weights."""

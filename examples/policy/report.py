@@ -104,6 +104,7 @@ def row(name: str, episodes: Episodes, baseline: Episodes) -> list[str]:
             f'{found.p:.2g}',
         ]
     kept = [100 * per_look(episodes, 'kept', camera) / POSITIONS for camera in CAMERAS]
+    work = sum(e['multiply_adds'] for e in episodes) / sum(e['looks'] for e in episodes)
     cpu = [per_look(episodes, 'cpu_ms', part) for part in ('camera', 'receiver', 'policy')]
     return [
         name,
@@ -113,13 +114,14 @@ def row(name: str, episodes: Episodes, baseline: Episodes) -> list[str]:
         *(f'{share:.1f}' for share in kept),
         f'{kilobytes_per_second(episodes):.1f}',
         *(f'{spent:.1f}' for spent in cpu),
+        f'{1e-6 * work:.2f}',
     ]
 
 
 HEADER = [
     *('setting', 'episodes', 'success, %', 'against dense, points', 'p'),
     *(f'{camera} kept, %' for camera in CAMERAS),
-    *('kB/s', 'camera side, ms', 'receiver, ms', 'policy, ms'),
+    *('kB/s', 'camera side, ms', 'receiver, ms', 'policy, ms', 'policy, M multiply-adds'),
 ]
 
 
