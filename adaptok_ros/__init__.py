@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adaptok_ros.packet import Packet as Packet
     from adaptok_ros.policy.observation import Observation as Observation
     from adaptok_ros.policy.observation import Observer as Observer
+    from adaptok_ros.policy.token_cache import TokenCache as TokenCache
     from adaptok_ros.receiving.latents import DenseLatents as DenseLatents
     from adaptok_ros.receiving.latents import LatentStream as LatentStream
     from adaptok_ros.receiving.receiver import Status as Status
@@ -36,6 +37,7 @@ _HOMES = {
     'SelectionConfig': 'sending.selection',
     'Sender': 'sending.sender',
     'Status': 'receiving.receiver',
+    'TokenCache': 'policy.token_cache',
     'TokenDataset': 'bags.dataset',
     'Tokenizer': 'tokenizers.tokenizer',
     'latents_from_message': 'messages',
@@ -59,6 +61,7 @@ __all__ = [
     'SelectionConfig',
     'Sender',
     'Status',
+    'TokenCache',
     'TokenDataset',
     'Tokenizer',
     '__version__',
