@@ -42,6 +42,8 @@ from adaptok_ros.networks.families import (
 )
 from adaptok_ros.networks.sources import find_source
 from adaptok_ros.networks.taesd import Taesd
+from adaptok_ros.policy.token_cache import TokenCache
+from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Receiver, Status
 from adaptok_ros.sending.selection import SelectionConfig
 from adaptok_ros.sending.sender import Sender
@@ -277,6 +279,28 @@ def test_vit_size_is_that_of_its_preprocessor_unless_given(library):
     assert again.image_size == SIZE
     with pytest.raises(ModelError, match=r'image size is 50x56; allowed: .*patch size 14'):
         load_family(library.source('dinov2'), 'dinov2', (50, 56))
+
+
+@pytest.mark.parametrize('name', ['dinov2', 'siglip'])
+def test_policy_reuses_what_it_computed_of_patch_features(library, name):
+    """Attention takes a change everywhere; the threshold leaves what it hardly changed."""
+    tokenizer = Tokenizer(str(library.calibrated(name)), threads=1)
+    sender = Sender(tokenizer, SelectionConfig(tau=0.3, refresh_period=0))
+    stream = LatentStream(mode='hold')
+    cache, compared = TokenCache((2, 2)), TokenCache((2, 2), tolerance=0.3)
+    shares = []
+    for number, image in enumerate(moving_pictures(8, *SIZE)):
+        stream.push(sender.send(image, number, ''))
+        latents = stream.latents()
+        blocks = latents.values.reshape(2, 2, 3, 2, 16).swapaxes(1, 2).reshape(6, 4, 16)
+        update = cache.update(latents)
+        kept = cache.write('features', update.tokens)
+        np.testing.assert_array_equal(kept, blocks.reshape(6, -1))
+        shares.append(update.share)
+        near = compared.write('features', compared.update(latents).tokens)
+        assert np.abs(near.reshape(6, 4, 16) - blocks).mean(axis=2).max() <= 0.3 * (1 + 1e-5)
+    assert shares[0] == 1 and 0 < np.mean(shares[1:]) < 1
+    tokenizer.close()
 
 
 # Families with a memory
