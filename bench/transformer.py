@@ -30,7 +30,7 @@ class Size:
 
     tokens: int
     numbers: int
-    width: int = 256
+    width: int = 192
     layers: int = 4
     heads: int = 4
     own: int = 16

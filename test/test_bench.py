@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from adaptok_ros import LatentStream, TokenCache
 from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.models.folders import find_model
 from adaptok_ros.packet import Payload
@@ -36,12 +37,14 @@ import bench_payloads
 import bench_selection
 import bench_stages
 import bench_tau
+import bench_token_cache
 import bench_what_to_send
 import measuring
 import ros
 import run
 import ways
 from clips import scene_images
+from streams import record
 
 TINY = measuring.Effort(
     frames=3,
@@ -223,6 +226,43 @@ def test_dataset(settings):
     assert 1 <= result['access']['lit']['packets'] <= 16
     assert result['bytes']['tokens'] < result['bytes']['beside the bag: latents float16']
     check_table(bench_dataset.tables(result), 'random access', 'cached as float32', 'mp4, LIT')
+
+
+def test_token_cache(settings):
+    pytest.importorskip('torch', reason='torch, which runs the transformer, is not installed')
+    found = bench_token_cache.measure(settings)
+    assert all(map(math.isfinite, numbers(found)))
+    for stream in found['streams']:
+        for name, way in stream['ways'].items():
+            assert 0 < way['work'] <= 1 and 0 <= way['error']['median'] <= 1
+            assert 0 < way['floor_ms'] < 3 * way['kept_ms']['median']
+            if name == 'projector':
+                assert way['error']['median'] < 1e-6 and way['work'] == way['share']
+    (by_rule,) = found['rules'].values()
+    assert by_rule['tolerance 0']['share'] > by_rule['tolerance tau / 2']['share'] > 0
+    text = bench_token_cache.tables(found)
+    check_table(text, 'moving, noise', 'projector: work', 'tolerance tau / 2')
+
+
+def test_multiply_adds_of_the_transformer_are_those_that_torch_counts():
+    torch = pytest.importorskip('torch', reason='torch, which counts them, is not installed')
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformer import Size, Transformer
+
+    size = Size(tokens=24, numbers=16, width=32, layers=2, own=4)
+    network = Transformer(size)
+    cache = TokenCache()
+    stream = LatentStream(mode='hold')
+    stream.push(record(0, 1, (4, 6, 16))[0].packet)
+    latents = stream.latents()
+    for count in (24, 3):
+        changed = np.arange(24).reshape(4, 6) < count
+        counter = FlopCounterMode(display=False)
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+            update = cache.update(latents, changed=changed)
+            network(network.project(update.tokens), update.positions, cache)
+        assert counter.get_total_flops() == 2 * (size.projector(count) + size.trunk(count))
 
 
 def test_faults(settings, monkeypatch):

@@ -3,8 +3,10 @@
 import dataclasses
 import doctest
 import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.packet import Payload
 from adaptok_ros.policy import token_cache
 
+ROOT = Path(__file__).parent.parent
 MODEL = 'adaptok-tiny'
 SIZE = (128, 96)
 SHAPE = (4, 6, 3)
@@ -429,6 +432,47 @@ def test_example_of_the_module():
     assert found.attempted >= 4 and not found.failed
 
 
+class Layer:
+    """Attention without weights, over whatever keys it is given."""
+
+    def split(self, x):
+        return x, 2 * x, 3 * x
+
+    def attend(self, x, query, key, value):
+        scores = np.exp(query @ key.T / 8)
+        return x + scores / scores.sum(axis=1, keepdims=True) @ value
+
+
+def test_examples_of_the_page():
+    text = (ROOT / 'docs' / 'token_cache.md').read_text()
+    code = re.findall(r'^```python\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    seen = []
+    names = {
+        'packets': [sent.packet for sent in record(0, 30, (4, 6, 16))],
+        'project': project,
+        'act': lambda tokens: (seen.append(tokens.copy()), np.eye(2, 3, dtype=bool)),
+    }
+    # Of random latents there is no LIT.
+    exec(
+        '\n'.join(code).replace("LatentStream('adaptok-tiny')", "LatentStream('', 'hold')"), names
+    )
+    latents = names['stream'].latents()
+    whole = project(blocks(latents.values, (2, 2)))
+    assert len(seen) == 10 and seen[0].shape == (6, 8)
+    cache = names['cache']
+    assert 0 < len(names['update'].positions) < 6
+
+    layers = [Layer(), Layer()]
+    cache.reset()
+    cache.update(latents)
+    first = names['through'](layers, whole, cache)
+    due = np.zeros((2, 3), bool)
+    due[0, 1] = True
+    cache.update(latents, changed=due)
+    again = names['through'](layers, whole[1:2], cache)
+    np.testing.assert_allclose(again, first[1:2], rtol=1e-5)
+
+
 def test_it_is_there_without_torch():
     code = "import adaptok_ros, sys; adaptok_ros.TokenCache(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
@@ -436,19 +480,23 @@ def test_it_is_there_without_torch():
 
 
 @needs_torch
-def test_tensors_are_kept_like_arrays():
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_tensors_are_kept_like_arrays(device):
     import torch
 
+    if device == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('no CUDA device')
     here, there = TokenCache((2, 2)), TokenCache((2, 2))
     for latents in latents_of([sent.packet for sent in record(5, 12, SHAPE, tau=1.0)]):
         update = here.update(latents)
         expected = here.write('x', update.tokens)
-        values = torch.from_numpy(there.update(latents).tokens).bfloat16().requires_grad_()
-        found = there.write('x', 1 * values)
+        values = torch.from_numpy(there.update(latents).tokens).to(device, torch.bfloat16)
+        found = there.write('x', values.requires_grad_())
         assert found.dtype is torch.bfloat16 and not found.requires_grad
-        assert torch.equal(found, torch.from_numpy(expected).bfloat16())
+        assert found.device == values.device
+        assert torch.equal(found.cpu(), torch.from_numpy(expected).bfloat16())
     assert update.share < 1
-    with pytest.raises(SettingError, match=r'torch.float32 of shape \[n, 12\] on cpu; allowed'):
+    with pytest.raises(SettingError, match=r'torch.float32 of shape \[n, 12\] on \w+'):
         there.write('x', values.detach().float())
     with pytest.raises(SettingError, match=r'in numpy; allowed, as before: torch.bfloat16'):
         there.write('x', update.tokens)
