@@ -122,7 +122,7 @@ class TokenCache:
         elif self._all_written():
             self._pending.fill(False)
         else:
-            self._pending |= self._due
+            np.copyto(self._pending, self._due)
         stream = (latents.tokenizer, latents.epoch)
         whole = stream != self._stream or latents.status is Status.INCOMPLETE
         frames = 0 if whole else (latents.sequence - self._sequence) & SEQUENCE_MASK
