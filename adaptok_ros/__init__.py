@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adaptok_ros.messages import latents_from_message as latents_from_message
     from adaptok_ros.messages import packet_from_message as packet_from_message
     from adaptok_ros.packet import Packet as Packet
+    from adaptok_ros.policy.observation import Absence as Absence
     from adaptok_ros.policy.observation import Observation as Observation
     from adaptok_ros.policy.observation import Observer as Observer
     from adaptok_ros.policy.token_cache import TokenCache as TokenCache
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from adaptok_ros.tokenizers.tokenizer import Tokenizer as Tokenizer
 
 _HOMES = {
+    'Absence': 'policy.observation',
     'AdaptokError': 'errors',
     'DenseLatents': 'receiving.latents',
     'LatentStream': 'receiving.latents',
@@ -52,6 +54,7 @@ os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 __version__ = '0.1.0'
 
 __all__ = [
+    'Absence',
     'AdaptokError',
     'DenseLatents',
     'LatentStream',

@@ -1,5 +1,5 @@
-"""Lets the tests import what they share with each other and with the benchmarks, in every import
-mode; signals as they are in a terminal; settings of hypothesis.
+"""Lets the tests import what they share with each other and with the benchmarks, and what policy
+authors copy, in every import mode; signals as they are in a terminal; settings of hypothesis.
 """
 
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 
 here = Path(__file__).resolve().parent
-sys.path[:0] = [str(here), str(here.parent / 'bench')]
+sys.path[:0] = [str(here), str(here.parent / 'bench'), str(here.parent / 'examples' / 'policy')]
 
 # What runs in the background, or under nohup, has these ignored, and so would have what it starts.
 # What a function here takes has its default in a new process.

@@ -63,7 +63,6 @@ BUILD_DEADLINE = 200.0
 """Seconds within which engines are built, on a machine busy with other work."""
 DEADLY_SIZE = (40, 72)
 """Of images that failing_node.py cannot bear."""
-EXAMPLES = Path(__file__).parent.parent / 'examples'
 CONFIG = Path(__file__).parent.parent / 'config'
 POSITIONS = 6 * 8
 """Of a :func:`picture` as it comes."""
@@ -597,17 +596,6 @@ def test_throttled_images_beside_a_fast_camera_info_are_no_fault(system):
     system.node.destroy_publisher(infos)
     # The rates are those of the last seconds: other tests begin without this one's.
     system.diagnostics(condition=lambda v: v.camera_infos_in == 0)
-
-
-def test_example_policy(system):
-    process = system.start(EXAMPLES / 'policy_node.py', 'policy', {'latents': 'lit/latents'})
-    system.until(
-        lambda: 'observation (6, 8, 16)' in process.output,
-        'an observation',
-        poke=lambda: system.exchange(picture(0)),
-    )
-    system.until(lambda: 'stopping: no latents for' in process.output, 'the policy to stop')
-    process.stop()
 
 
 # A LIT alone: the packets are made here, and so is the keyframe service.

@@ -1,9 +1,13 @@
-"""Observations: pairing by stamp, the rule on status, what is refused; bounded, no clock."""
+"""Observations: pairing by stamp, the rule on status, what is refused. And chunks of actions."""
 
 import dataclasses
+import threading
+from time import monotonic
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from chunks import ChunkRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -256,3 +260,118 @@ def test_memory_is_bounded():
         observer.push_proprioception(time * MS, [time])
     assert len(observer._tracks['front'].frames) == KEPT_FRAMES
     assert len(observer._states) == KEPT_STATES
+
+
+# Chunks: action [n, i] is that of the n-th chunk for its i-th step.
+
+PATIENCE = 30.0
+"""Seconds; no policy here takes them."""
+
+
+class Counting:
+    """A policy whose actions say which chunk and step they are of."""
+
+    def __init__(self, horizon=4, every=2):
+        self.description = SimpleNamespace(horizon=horizon, every=every, actions=2)
+        self.seen = []
+        self.resets = 0
+        self.may_act = threading.Event()
+        self.may_act.set()
+
+    def reset(self):
+        self.resets += 1
+
+    def act(self, observation):
+        self.seen.append(observation.stamp)
+        self.may_act.wait()
+        number = len(self.seen) - 1
+        return np.array([(number, i) for i in range(self.description.horizon)], np.float32)
+
+
+def observation(stamp):
+    return Observation(stamp, {}, np.zeros(0, np.float32))
+
+
+def run(runner, stamps, patience=PATIENCE):
+    """What each step gave: chunk and step of the action, or None."""
+    given = []
+    for stamp in stamps:
+        action = runner.step(None if stamp is None else observation(stamp), patience)
+        given.append(None if action is None else tuple(action.astype(int)))
+    return given
+
+
+def test_a_new_chunk_replaces_the_rest_of_the_one_before():
+    policy = Counting()
+    assert run(ChunkRunner(policy), range(5)) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    assert policy.seen == [0, 2, 4] and policy.resets == 1
+
+
+def test_without_a_newer_observation_a_chunk_is_used_up_and_then_made_anew():
+    policy = Counting()
+    given = run(ChunkRunner(policy), [7] * 5)
+    assert given == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+
+
+def test_without_any_observation_a_chunk_is_used_up():
+    given = run(ChunkRunner(Counting(horizon=2)), [None, 0, None, None, 1])
+    assert given == [None, (0, 0), (0, 1), None, (1, 0)]
+
+
+def test_a_policy_that_reacts():
+    assert run(ChunkRunner(Counting(horizon=1, every=1)), [0, 0, 1]) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_a_slow_policy_is_joined_where_time_stands():
+    policy = Counting(horizon=4, every=2)
+    runner = ChunkRunner(policy)
+    assert run(runner, [0, 1]) == [(0, 0), (0, 1)]
+    policy.may_act.clear()
+    assert run(runner, [2, 3], 0.01) == [(0, 2), (0, 3)]
+    policy.may_act.set()
+    assert run(runner, [4]) == [(1, 2)]  # of an observation two steps ago
+
+
+def test_a_stuck_policy_gives_nothing_and_blocks_nothing():
+    policy = Counting(horizon=2, every=1)
+    policy.may_act.clear()
+    runner = ChunkRunner(policy)
+    assert run(runner, range(4), 0.01) == [None] * 4
+    policy.may_act.set()
+    assert run(runner, [4, 5]) == [None, (1, 0)]  # the first came too late
+
+
+def test_after_a_halt_nothing_of_before_is_carried_out():
+    policy = Counting()
+    runner = ChunkRunner(policy)
+    run(runner, [0])
+    policy.may_act.clear()
+    run(runner, [1, 2], 0.01)
+    runner.halt()
+    assert run(runner, [3], 0.01) == [None]
+    policy.may_act.set()
+    given, end = [None], monotonic() + PATIENCE
+    while given[-1] is None and monotonic() < end:  # the thread is done with the former
+        given += run(runner, [4])
+    assert given[-1] == (2, 0) and policy.resets == 2
+
+
+@pytest.mark.parametrize(
+    ('actions', 'said'),
+    [
+        (np.zeros((4, 3)), r'shape \(4, 3\); allowed: \(4, 2\)'),
+        (np.full((4, 2), np.nan), 'allowed: finite'),
+    ],
+)
+def test_actions_that_are_none_are_refused(actions, said):
+    policy = Counting()
+    policy.act = lambda observation: actions
+    with pytest.raises(ValueError, match=said):
+        run(ChunkRunner(policy), [0])
+
+
+def test_what_a_policy_raises_is_raised():
+    policy = Counting()
+    policy.act = lambda observation: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run(ChunkRunner(policy), [0])

@@ -1,0 +1,292 @@
+"""A policy on a robot: latents of its cameras in, actions out, a stop where it cannot see.
+
+Without a checkpoint it prints what a policy would be given, and commands zero::
+
+    python3 examples/policy/policy_node.py --ros-args -r camera/lit/latents:=lit/latents
+
+With a folder that ``train.py`` wrote (this needs torch)::
+
+    python3 examples/policy/policy_node.py --ros-args -p policy:=FOLDER -r actions:=/arm/commands
+
+``docs/policies.md`` has the parameters, the topics and the rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import rclpy
+from chunks import ChunkRunner, Policy
+from numpy.typing import NDArray
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]  # Humble has both here
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.logging import get_logger
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+
+from adaptok_ros import Absence, AdaptokError, Observation, Observer, latents_from_message
+from adaptok_ros.msg import DenseLatents
+
+PROPRIOCEPTION = 'proprioception'
+"""Source of an absence that is no camera."""
+OLD = 30
+"""Frames after which the demonstration counts a position as old."""
+STATES_IN_QUEUE = 100
+"""An image is paired with the state of its time, so all states count, not the newest alone."""
+DISCOVERY = 2.0
+"""Seconds that ROS gets to find who takes the actions, before one is warned of."""
+SIGNAL_PERIOD = 0.2
+"""Seconds within which a signal to stop is noticed."""
+FAREWELL = 1.0
+"""Seconds that the last message has to arrive before the node is gone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyLatents:
+    """What the demonstration is for: whatever its cameras send."""
+
+    cameras: tuple[str, ...]
+    tokenizer: str = ''
+    grid: tuple[int, int] = (0, 0)
+    channels: int = 0
+    proprioception: int = 0
+    actions: int = 1
+    horizon: int = 1
+    rate: float = 10.0
+    every: int = 1
+
+
+class Demonstration:
+    """Stands in for a policy: prints what it would be given, and commands zero."""
+
+    def __init__(self, node: Node, cameras: tuple[str, ...]) -> None:
+        self.description = AnyLatents(cameras)
+        self._logger = node.get_logger()
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        """``[1, 1]``, zero."""
+        seen = (
+            f'{name} {latents.values.shape}, mean {latents.values.mean():+.3f}, '
+            f'{100 * np.mean(latents.age < OLD):.0f} % renewed within {OLD} frames'
+            for name, latents in observation.cameras.items()
+        )
+        self._logger.info(f'observation: {"; ".join(seen)}', throttle_duration_sec=1.0)
+        return np.zeros((1, 1), np.float32)
+
+
+class PolicyNode(Node):
+    """Observes, acts at the rate of the policy, and stops."""
+
+    def __init__(self) -> None:
+        super().__init__('policy')
+        folder = self._text('policy', '', 'folder of a checkpoint; empty = a demonstration')
+        cameras = self._text('demo_cameras', 'camera', 'names, without a policy')
+        tolerance = self._seconds('tolerance', 0.02, 'between the images of one instant')
+        stale_limit = self._seconds('stale_limit', 0.0, 'that STALE latents are used; 0 = never')
+        self._timeout = self._seconds('timeout', 0.5, 'without a new observation before it stops')
+        self._stop_with = self._text('stop', 'zero', 'what a stop is: zero or hold')
+        if self._stop_with not in ('zero', 'hold'):
+            raise AdaptokError(f'stop is {self._stop_with!r}; allowed: zero, hold')
+        policy = self._load(folder, tuple(cameras.split(',')))
+        wanted = policy.description
+        shape = (*wanted.grid, wanted.channels) if wanted.tokenizer else None
+        self._observer = Observer(
+            wanted.cameras, tolerance, wanted.proprioception, stale_limit, wanted.tokenizer, shape
+        )
+        self._runner = ChunkRunner(policy)
+        self._period = 1 / wanted.rate
+        self._rest = None if self._stop_with == 'hold' else np.zeros(wanted.actions, np.float32)
+        self._is_moving = self._has_warned = False
+        self._said = ''
+        self._stamp: int | None = None
+        self._resets = 0
+        self._started_at = self._seen_at = time.monotonic()
+        self._heard: dict[str, tuple[int, float]] = {}
+        self._connect(wanted.cameras, wanted.proprioception)
+
+    def _text(self, name: str, default: str, description: str) -> str:
+        descriptor = ParameterDescriptor(
+            description=description, read_only=True, dynamic_typing=True
+        )
+        return str(self.declare_parameter(name, default, descriptor).value)
+
+    def _seconds(self, name: str, default: float, description: str) -> float:
+        text = self._text(name, str(default), f'seconds {description}')
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= 0):
+            raise AdaptokError(f'{name} is {text!r}; allowed: finite seconds, 0 or more')
+        return value
+
+    def _load(self, folder: str, cameras: tuple[str, ...]) -> Policy:
+        if not folder:
+            return Demonstration(self, cameras)
+        try:
+            from networks import load_policy
+        except ImportError as error:
+            raise AdaptokError(f'a checkpoint needs torch and safetensors: {error}') from error
+        policy: Policy = load_policy(folder)
+        return policy
+
+    def _connect(self, cameras: tuple[str, ...], proprioception: int) -> None:
+        # Depth 1, best effort: a policy wants the newest latents, not all of them.
+        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        states = QoSProfile(depth=STATES_IN_QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._topics = {}
+        for name in cameras:
+            take = functools.partial(self._on_latents, name)
+            subscription = self.create_subscription(
+                DenseLatents, f'{name}/lit/latents', take, newest
+            )
+            self._topics[name] = subscription.topic_name
+        if proprioception:
+            self._topics[PROPRIOCEPTION] = self.create_subscription(
+                JointState, 'joint_states', self._on_state, states
+            ).topic_name
+        self._actions = self.create_publisher(Float64MultiArray, 'actions', 1)
+        # Whatever is dead, this timer is not; it also runs while simulated time stands.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(self._period, self._step, clock=steady)
+
+    def _on_latents(self, camera: str, message: DenseLatents) -> None:
+        try:
+            latents = latents_from_message(message)
+        except AdaptokError as error:  # from another version of the package, or damaged
+            self.get_logger().error(f'camera {camera}: {error}', throttle_duration_sec=1.0)
+            return
+        self._observer.push(camera, latents)  # what the policy was not trained on ends the node
+        self._hear(camera, latents.stamp)
+
+    def _on_state(self, message: JointState) -> None:
+        time_of = message.header.stamp
+        stamp = time_of.sec * 1_000_000_000 + time_of.nanosec
+        try:
+            self._observer.push_proprioception(stamp, message.position)
+        except AdaptokError as error:  # drivers that start give NaN
+            self.get_logger().error(str(error), throttle_duration_sec=1.0)
+            return
+        self._hear(PROPRIOCEPTION, stamp)
+
+    def _hear(self, source: str, stamp: int) -> None:
+        """Something new came: a silent LIT node says its last latents once more."""
+        if source not in self._heard or self._heard[source][0] != stamp:
+            self._heard[source] = stamp, time.monotonic()
+
+    def _step(self) -> None:
+        """Publish the action of this control step, or a stop."""
+        if self._observer.resets > self._resets:
+            self._resets = self._observer.resets
+            self._runner.halt()
+            self.get_logger().warning('stamps went back', throttle_duration_sec=1.0)
+        found, now = self._observer.observe(), time.monotonic()
+        observation = found if isinstance(found, Observation) else None
+        if observation is not None and observation.stamp != self._stamp:
+            self._stamp, self._seen_at = observation.stamp, now
+        is_late = self._stamp is None or now - self._seen_at > self._timeout
+        if not isinstance(found, Observation) and (found.must_stop or is_late):
+            self._runner.halt()
+            self._stop(self._explain(found))
+        elif is_late:
+            self._runner.halt()
+            source = min(self._heard, key=lambda each: self._heard[each][1])
+            self._stop(
+                f'no new observation for {now - self._seen_at:.1f} s; the last of {source} came '
+                f'{now - self._heard[source][1]:.1f} s ago on {self._topics[source]}'
+            )
+        else:
+            action = self._runner.step(observation, self._period)
+            if action is not None:
+                self._move(action)
+            elif isinstance(found, Observation):
+                self._stop('the policy has no action yet, or takes longer than a chunk lasts')
+            else:
+                self._stop(self._explain(found))
+
+    def _explain(self, absence: Absence) -> str:
+        """Why there is no observation; if nothing came, also whether somebody publishes it."""
+        if absence.source in self._heard:
+            return absence.text
+        topic = self._topics[absence.source]
+        if self.count_publishers(topic):
+            return f'{absence.text}: nothing has come on {topic}'
+        return f'{absence.text}: nobody publishes {topic}'
+
+    def _move(self, action: NDArray[np.float32]) -> None:
+        if not self._is_moving:
+            self._is_moving, self._said = True, ''
+            self.get_logger().info('acting')
+        self._publish(action)
+        if self._stop_with == 'hold':
+            self._rest = action
+        is_found = time.monotonic() - self._started_at > DISCOVERY
+        if is_found and not self._has_warned and not self._actions.get_subscription_count():
+            self._has_warned = True
+            self.get_logger().warning(f'nobody subscribes to {self._actions.topic_name}')
+
+    def _stop(self, why: str) -> None:
+        """Publish a stop, and say why where it is news; other figures alone are none."""
+        if self._is_moving:
+            self.get_logger().warning(f'stopping: {why}')
+        elif re.sub(r'\d', '', why) != self._said:
+            self.get_logger().info(f'waiting: {why}')
+        self._is_moving, self._said = False, re.sub(r'\d', '', why)
+        self._publish(self._rest)
+
+    def _publish(self, values: NDArray[np.floating[Any]] | None) -> None:
+        if values is not None:
+            self._actions.publish(Float64MultiArray(data=values.tolist()))
+
+    def close(self) -> None:
+        """Leave the robot with a stop."""
+        self._publish(self._rest)
+        self._actions.wait_for_all_acked(Duration(seconds=FAREWELL))
+        self.destroy_node()
+
+
+def main() -> int:
+    """Run the policy; the exit code."""
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda *_: stopping.set())
+    # The signals are not ROS's: it would be gone before the stop is said.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor()
+    node = None
+    try:
+        node = PolicyNode()
+        executor.add_node(node)
+        while not stopping.is_set():
+            executor.spin_once(timeout_sec=SIGNAL_PERIOD)
+    except AdaptokError as error:
+        get_logger('policy').fatal(str(error))
+        return 1
+    finally:
+        if node is not None:
+            node.close()
+        executor.shutdown()
+        rclpy.shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
