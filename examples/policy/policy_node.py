@@ -101,9 +101,9 @@ class PolicyNode(Node):
         tolerance = self._seconds('tolerance', 0.02, 'between the images of one instant')
         stale_limit = self._seconds('stale_limit', 0.0, 'that STALE latents are used; 0 = never')
         self._timeout = self._seconds('timeout', 0.5, 'without a new observation before it stops')
-        self._stop_with = self._text('stop', 'zero', 'what a stop is: zero or hold')
-        if self._stop_with not in ('zero', 'hold'):
-            raise AdaptokError(f'stop is {self._stop_with!r}; allowed: zero, hold')
+        stop = self._text('stop', 'zero', 'what a stop is: zero or hold')
+        if stop not in ('zero', 'hold'):
+            raise AdaptokError(f'stop is {stop!r}; allowed: zero, hold')
         policy = self._load(folder, tuple(cameras.split(',')))
         wanted = policy.description
         shape = (*wanted.grid, wanted.channels) if wanted.tokenizer else None
@@ -112,7 +112,8 @@ class PolicyNode(Node):
         )
         self._runner = ChunkRunner(policy)
         self._period = 1 / wanted.rate
-        self._rest = None if self._stop_with == 'hold' else np.zeros(wanted.actions, np.float32)
+        self._holds = stop == 'hold'
+        self._rest = None if self._holds else np.zeros(wanted.actions, np.float32)
         self._is_moving = self._has_warned = False
         self._said = ''
         self._stamp: int | None = None
@@ -153,15 +154,12 @@ class PolicyNode(Node):
         states = QoSProfile(depth=STATES_IN_QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._topics = {}
         for name in cameras:
-            take = functools.partial(self._on_latents, name)
-            subscription = self.create_subscription(
-                DenseLatents, f'{name}/lit/latents', take, newest
-            )
-            self._topics[name] = subscription.topic_name
+            topic, take = f'{name}/lit/latents', functools.partial(self._on_latents, name)
+            self.create_subscription(DenseLatents, topic, take, newest)
+            self._topics[name] = self.resolve_topic_name(topic)
         if proprioception:
-            self._topics[PROPRIOCEPTION] = self.create_subscription(
-                JointState, 'joint_states', self._on_state, states
-            ).topic_name
+            self.create_subscription(JointState, 'joint_states', self._on_state, states)
+            self._topics[PROPRIOCEPTION] = self.resolve_topic_name('joint_states')
         self._actions = self.create_publisher(Float64MultiArray, 'actions', 1)
         # Whatever is dead, this timer is not; it also runs while simulated time stands.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -196,7 +194,7 @@ class PolicyNode(Node):
         if self._observer.resets > self._resets:
             self._resets = self._observer.resets
             self._runner.halt()
-            self.get_logger().warning('stamps went back', throttle_duration_sec=1.0)
+            self.get_logger().warning('stamps went back: begins anew', throttle_duration_sec=1.0)
         found, now = self._observer.observe(), time.monotonic()
         observation = found if isinstance(found, Observation) else None
         if observation is not None and observation.stamp != self._stamp:
@@ -227,7 +225,7 @@ class PolicyNode(Node):
             return absence.text
         topic = self._topics[absence.source]
         if self.count_publishers(topic):
-            return f'{absence.text}: nothing has come on {topic}'
+            return f'{absence.text}: nothing to use has come on {topic}'
         return f'{absence.text}: nobody publishes {topic}'
 
     def _move(self, action: NDArray[np.float32]) -> None:
@@ -235,12 +233,12 @@ class PolicyNode(Node):
             self._is_moving, self._said = True, ''
             self.get_logger().info('acting')
         self._publish(action)
-        if self._stop_with == 'hold':
+        if self._holds:
             self._rest = action
         is_found = time.monotonic() - self._started_at > DISCOVERY
         if is_found and not self._has_warned and not self._actions.get_subscription_count():
             self._has_warned = True
-            self.get_logger().warning(f'nobody subscribes to {self._actions.topic_name}')
+            self.get_logger().warning(f'nobody subscribes to {self.resolve_topic_name("actions")}')
 
     def _stop(self, why: str) -> None:
         """Publish a stop, and say why where it is news; other figures alone are none."""
