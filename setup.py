@@ -34,6 +34,7 @@ setup(
     extras_require={
         'train': ['torch>=2.6', 'onnx>=1.16'],
         'fleet': ['ray>=2.10'],
+        'store': ['fsspec>=2023.1'],  # and s3fs, gcsfs … for what lies there
         'rerun': ['rerun-sdk>=0.24'],
         'watch': ['rich>=13'],  # adaptok watch --terminal
         'tokenizers': requirements('tokenizers'),

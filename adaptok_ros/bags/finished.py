@@ -5,30 +5,33 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from adaptok_ros.bags.bag import BagError
 from adaptok_ros.bags.recording import METADATA
+from adaptok_ros.bags.store import Place, files_of, is_there, read_file
 
 NAMED = 3
 """Differences that are named."""
 
 
-def is_finished(target: Path, marks: Mapping[str, str], what: str) -> bool:
+def is_finished(target: Place, marks: Mapping[str, str], what: str) -> bool:
     """Whether a bag is there and bears these marks.
 
     :param marks: ``custom_data`` that such a bag must have; values are JSON
     :param what: made them, such as ``adaptok bag tokenize``
     :returns: False where nothing is there
     :raises BagError: something else is there; :class:`OtherwiseError` where ``what`` made it
+    :raises StoreError: likewise MissingPackageError, as :func:`~adaptok_ros.bags.store.look`
     """
-    if not target.exists():
+    if not is_there(target):
         return False
     try:
-        metadata = yaml.safe_load((target / METADATA).read_text())
+        if METADATA not in files_of(target):
+            raise LookupError(METADATA)
+        metadata = yaml.safe_load(read_file(target / METADATA))
         found = metadata['rosbag2_bagfile_information'].get('custom_data') or {}
         there = {key: json.loads(found[key]) for key in marks}
     except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:

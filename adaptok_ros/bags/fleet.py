@@ -31,9 +31,9 @@ def run_jobs_on_ray(
 ) -> Iterator[Outcome]:
     """Do jobs as tasks of a Ray cluster, and yield what became of each as it ends.
 
-    Every machine of the cluster has to see sources and targets under the same paths, and needs
-    this package. A task that is lost with its process or machine is started again; what it had
-    half written is removed, and a bag that it had finished is kept.
+    Every machine of the cluster needs this package, and has to see sources and targets under the
+    same paths or URLs. A task that is lost with its process or machine is started again; what it
+    had half written is removed, and a bag that it had finished is kept.
 
     :param address: of the cluster, such as ``auto`` or ``10.0.0.1:6379``; ``local`` starts one on
         this machine, for as long as the jobs take
@@ -98,7 +98,10 @@ def _absolute(job: Job) -> Job:
         overrides=_with_folder(job.request.overrides),
     )
     # Links stay, for they may lead elsewhere on another machine.
-    source, target = job.source.absolute(), job.target.absolute()
+    source, target = (
+        place.absolute() if isinstance(place, Path) else place
+        for place in (job.source, job.target)
+    )
     return dataclasses.replace(job, source=source, target=target, request=request)
 
 

@@ -158,6 +158,12 @@ def inspect_bag(path: Path, topic: str = '', start: int = 0, snapshots: int = 0)
     )
 
 
+def renamed(inspection: Inspection, path: Path, name: Path | str) -> Inspection:
+    """The same of a bag that has another name than the path by which it was read."""
+    repairs = [sentence.replace(str(path), str(name)) for sentence in inspection.repairs]
+    return dataclasses.replace(inspection, bag=str(name), repairs=repairs)
+
+
 def _observers(
     recording: Recording, path: Path, topic: str, snapshots: int
 ) -> dict[str, TopicObserver]:

@@ -28,11 +28,14 @@ import cv2
 from threadpoolctl import threadpool_limits
 
 from adaptok_ros.bags.finished import OtherwiseError, is_finished
+from adaptok_ros.bags.store import Place
 from adaptok_ros.bags.tokenize import BagResult, Job, Progress, tokenize_bag
 from adaptok_ros.bags.writing import remove_leftovers
 from adaptok_ros.errors import AdaptokError
 from adaptok_ros.processes import die_with
 
+CHECKS = 16
+"""Bags that are looked for side by side."""
 REPORT_SECONDS = 0.3
 """Between two reports of one bag, at least."""
 MADE_BY = 'adaptok bag tokenize'
@@ -42,7 +45,7 @@ Report = tuple[int, int, int]
 """Number of a job, images done, and images of the bag."""
 
 
-class _StoppedError(Exception):
+class _StoppedError(AdaptokError):
     """The user has had enough."""
 
 
@@ -54,8 +57,8 @@ class Outcome:
     :ivar error: why it failed
     """
 
-    source: Path
-    target: Path
+    source: Place
+    target: Place
     state: str
     error: str = ''
     result: BagResult | None = None
@@ -66,23 +69,25 @@ def prepare(jobs: Sequence[Job], redo: bool) -> tuple[list[Job], list[Outcome]]:
 
     :param redo: bags that were made otherwise are made anew
     """
-    todo, outcomes = [], []
-    for job in jobs:
-        remove_leftovers(job.target)
-        try:
-            if is_finished(job.target, job.marks(), MADE_BY):
-                outcomes.append(Outcome(job.source, job.target, 'kept'))
-                continue
-        except OtherwiseError as error:
-            if not redo:
-                outcomes.append(failed(job, str(error)))
-                continue
-            job = dataclasses.replace(job, replace=True)
-        except AdaptokError as error:
-            outcomes.append(failed(job, str(error)))
-            continue
-        todo.append(job)
-    return todo, outcomes
+    # Side by side, for a store takes its time to answer.
+    with ThreadPoolExecutor(CHECKS, 'check') as pool:
+        checked = list(pool.map(lambda job: _check(job, redo), jobs))
+    todo = [each for each in checked if isinstance(each, Job)]
+    return todo, [each for each in checked if isinstance(each, Outcome)]
+
+
+def _check(job: Job, redo: bool) -> Job | Outcome:
+    """The job if it is to be done, or what became of it."""
+    try:
+        if isinstance(job.target, Path):
+            remove_leftovers(job.target)
+        if is_finished(job.target, job.marks(), MADE_BY):
+            return Outcome(job.source, job.target, 'kept')
+    except OtherwiseError as error:
+        return dataclasses.replace(job, replace=True) if redo else failed(job, str(error))
+    except AdaptokError as error:
+        return failed(job, str(error))
+    return job
 
 
 def run_jobs(
@@ -220,14 +225,14 @@ def do_job(job: Job, progress: Progress) -> Outcome:
     """
     try:
         result = tokenize_bag(job, progress)
+    except _StoppedError:
+        raise
     except AdaptokError as error:
         return failed(job, str(error))
     except OSError as error:
         return failed(job, f'{job.target}: {error.strerror or error}')
     except MemoryError:
         return failed(job, 'too little memory')
-    except _StoppedError:
-        raise
     except Exception as error:
         traceback.print_exc()
         return failed(job, f'bug in adaptok_ros: {type(error).__name__}: {error}, please report')

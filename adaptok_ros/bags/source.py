@@ -21,6 +21,7 @@ from rosbags.rosbag2 import Reader, ReaderError
 
 from adaptok_ros.bags.bag import UNDECODABLE, BagError
 from adaptok_ros.bags.recording import METADATA
+from adaptok_ros.bags.store import Place, Url, files_of, look, read_file
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -44,45 +45,61 @@ UNREADABLE = (
 class Source:
     """A bag to be read.
 
-    :ivar path: its folder, or its only file
+    :ivar path: its folder, or its only file; a URL where it is in a store
     :ivar name: what distinguishes it among those found with it, as a relative path
     """
 
-    path: Path
+    path: Place
     name: str
 
 
-def find_bags(paths: Sequence[Path], without: Path) -> list[Source]:
+def find_bags(places: Sequence[Place], without: Place) -> list[Source]:
     """The bags that are named, and those below folders that are named, in order.
 
     A path that is named may be a link; links below it are not followed.
 
     :param without: a folder that is not searched
-    :raises BagError: there is none at or below a path, two have the same name, or a folder
+    :raises BagError: there is none at or below a place, two have the same name, or a folder
         cannot be read
+    :raises StoreError: likewise MissingPackageError, as :func:`~adaptok_ros.bags.store.look`
     """
     found: dict[str, Source] = {}
-    seen = set()
-    for path in paths:
-        try:
-            bags = list(_search(path, without.resolve()))
-        except OSError as error:
-            raise BagError(f'{error.filename}: cannot be read: {error.strerror}') from error
-        if not bags:
-            raise BagError(f'{path}: no bag (a folder with {METADATA}, or a .mcap or .db3 file)')
-        for bag in bags:
-            if bag.resolve() in seen:
+    seen: set[Place] = set()
+    for each in places:
+        sources = (
+            list(_search_store(each, without))
+            if isinstance(each, Url)
+            else _find_below(each, without)
+        )
+        if not sources:
+            raise BagError(f'{each}: no bag (a folder with {METADATA}, or a .mcap or .db3 file)')
+        for source in sources:
+            bag = source.path if isinstance(source.path, Url) else source.path.resolve()
+            if bag in seen:
                 continue
-            seen.add(bag.resolve())
-            relative = Path(path.resolve().name) if bag == path else bag.relative_to(path)
-            name = str(relative.with_suffix('') if bag.is_file() else relative)
-            if name in found:
-                raise BagError(f'{found[name].path} and {bag} are both named {name}')
-            found[name] = Source(bag, name)
+            seen.add(bag)
+            if source.name in found:
+                raise BagError(
+                    f'{found[source.name].path} and {source.path} are both named {source.name}'
+                )
+            found[source.name] = source
     return list(found.values())
 
 
-def _search(path: Path, without: Path) -> Iterator[Path]:
+def _find_below(path: Path, without: Place) -> list[Source]:
+    apart = None if isinstance(without, Url) else without.resolve()
+    try:
+        bags = list(_search(path, apart))
+    except OSError as error:
+        raise BagError(f'{error.filename}: cannot be read: {error.strerror}') from error
+    sources = []
+    for bag in bags:
+        relative = Path(path.resolve().name) if bag == path else bag.relative_to(path)
+        sources.append(Source(bag, str(relative.with_suffix('') if bag.is_file() else relative)))
+    return sources
+
+
+def _search(path: Path, without: Path | None) -> Iterator[Path]:
     if path.is_file():
         if path.suffix in SUFFIXES:
             yield path
@@ -97,20 +114,34 @@ def _search(path: Path, without: Path) -> Iterator[Path]:
                 yield from _search(folder, without)
 
 
-def identity(path: Path) -> dict[str, Any]:
-    """What tells one recording from another without reading it.
+def _search_store(url: Url, without: Place, name: str = '') -> Iterator[Source]:
+    there = look(url)
+    if there.is_file:
+        if Path(url.name).suffix in SUFFIXES:
+            yield Source(url, Path(url.name).stem)
+    elif any(file == METADATA or Path(file).suffix in SUFFIXES for file in there.files):
+        yield Source(url, name or url.name)
+    else:
+        for folder in there.folders:
+            below = url / folder
+            if not folder.startswith('.') and str(below) != str(without).rstrip('/'):
+                yield from _search_store(below, without, f'{name}/{folder}'.lstrip('/'))
+
+
+def identity(bag: Place) -> dict[str, Any]:
+    """What tells one recording from another without reading it, wherever it is.
 
     Names and sizes of its files, and a hash of the metadata.
 
     :raises BagError: it cannot be read
+    :raises StoreError: likewise MissingPackageError, as :func:`~adaptok_ros.bags.store.look`
     """
     try:
-        files = [path] if path.is_file() else sorted(path.iterdir())
-        found: dict[str, Any] = {file.name: file.stat().st_size for file in files}
-        if path.is_dir() and (path / METADATA).exists():
-            found[METADATA] = hashlib.sha256((path / METADATA).read_bytes()).hexdigest()
+        found: dict[str, Any] = dict(files_of(bag))
+        if METADATA in found:
+            found[METADATA] = hashlib.sha256(read_file(bag / METADATA)).hexdigest()
     except OSError as error:
-        raise BagError(f'{path}: cannot be read: {error}') from error
+        raise BagError(f'{bag}: cannot be read: {error}') from error
     return found
 
 

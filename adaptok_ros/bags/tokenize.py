@@ -24,6 +24,7 @@ from adaptok_ros.bags.camera_stream import CameraCounts, CameraStream, Output
 from adaptok_ros.bags.cameras import Camera, choose_cameras, message_reader
 from adaptok_ros.bags.parameter_file import Section, values_for
 from adaptok_ros.bags.source import identity, messages_of, open_bag
+from adaptok_ros.bags.store import Place, local_copy, local_target
 from adaptok_ros.bags.writing import BagWriter, offered_qos
 from adaptok_ros.messages import NANOSECONDS, token_queue
 from adaptok_ros.models.description import LITDescription, TokenizerDescription
@@ -100,8 +101,8 @@ class Job:
     :ivar replace: put it in the place of a bag that was made otherwise
     """
 
-    source: Path
-    target: Path
+    source: Place
+    target: Place
     request: Request
     settings: str
     threads: int = 1
@@ -165,11 +166,35 @@ Progress = Callable[[int, int], None]
 def tokenize_bag(job: Job, progress: Progress = lambda done, total: None) -> BagResult:
     """Make the bag of tokens of a bag of images; it appears when it is whole, or not at all.
 
-    :raises AdaptokError: the bag, its images or a setting are not as they should be
+    What is in a store is copied from there first, and what belongs there is uploaded at the end.
+
+    :raises AdaptokError: the bag, its images, a setting or a store are not as they should be
     :raises OSError: the target cannot be written
     """
     started = time.monotonic()
-    with open_bag(job.source) as reader, contextlib.ExitStack() as stack:
+    last = 0, 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        last = done, total
+        progress(done, total)
+
+    def tick() -> None:
+        progress(*last)
+
+    with (
+        local_copy(job.source, tick) as source,
+        local_target(job.target, job.replace, tick) as target,
+    ):
+        result = _tokenize(job, source, target, tell)
+    result.took = time.monotonic() - started
+    return result
+
+
+def _tokenize(job: Job, source: Path, target: Path, progress: Progress) -> BagResult:
+    """The same on the local disk, without the time that it took."""
+    marks = dataclasses.replace(job, source=source).marks()
+    with open_bag(source) as reader, contextlib.ExitStack() as stack:
         copying = job.request.others == 'copy'
         cameras, doubles = choose_cameras(reader.connections, job.request.topics, copying)
         apart = {c.id for c in (*(camera.connection for camera in cameras), *doubles)}
@@ -182,8 +207,8 @@ def tokenize_bag(job: Job, progress: Progress = lambda done, total: None) -> Bag
         ]
         # Last, for they have to be through with the streams before these close.
         workers = [stack.enter_context(_worker()) for _ in range(groups)]
-        storage = job.request.storage or _storage_of(job.source)
-        with BagWriter(job.target, storage, job.marks(), replace=job.replace) as writer:
+        storage = job.request.storage or _storage_of(source)
+        with BagWriter(target, storage, marks, replace=job.replace) as writer:
             line = _Line(writer, copied)
             for number, stream in enumerate(streams):
                 line.add_camera(stream, workers[number % groups])
@@ -198,7 +223,7 @@ def tokenize_bag(job: Job, progress: Progress = lambda done, total: None) -> Bag
         here = {c.topic for c in copied} | {camera.connection.topic for camera in cameras}
         return BagResult(
             max(0, reader.duration) / NANOSECONDS,
-            time.monotonic() - started,
+            0.0,
             results,
             line.copied,
             sorted({c.topic for c in reader.connections} - here),

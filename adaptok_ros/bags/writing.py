@@ -94,7 +94,7 @@ class BagWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._partial = stack.enter_context(_partial_folder(self.path))
+            self._partial = stack.enter_context(partial_folder(self.path))
             plugin = StoragePlugin[self._storage.upper()]
             folder = self._partial / self.path.name
             self._writer = Writer(folder, version=BAG_VERSION, storage_plugin=plugin)
@@ -192,15 +192,19 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _partial_folder(path: Path) -> Iterator[Path]:
+def partial_folder(path: Path) -> Iterator[Path]:
     """A locked folder for one bag, and no others but those of running processes."""
     remove_leftovers(path)
-    folder = Path(tempfile.mkdtemp(PARTIAL, f'.{path.name}.', path.parent))
-    try:
-        with _locked(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = Path(tempfile.mkdtemp(PARTIAL, f'.{path.name}.', path.parent))
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                stack.enter_context(_locked(folder))
+                if folder.exists():
+                    break
+            # Another process took it for a leftover before it was locked.
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
 @contextlib.contextmanager

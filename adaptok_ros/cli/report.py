@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from adaptok_ros.bags.inspection import inspect_bag
+from adaptok_ros.bags.inspection import inspect_bag, renamed
 from adaptok_ros.bags.pictures import Painter
+from adaptok_ros.bags.store import Place, Url, local_copy, place
 from adaptok_ros.cli.output import writing
 from adaptok_ros.cli.report_page import TIMES, make_page
 
@@ -15,7 +16,7 @@ from adaptok_ros.cli.report_page import TIMES, make_page
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok report``."""
     parser.add_argument(
-        'bag', type=Path, help='folder of a rosbag2 bag, mcap or sqlite3, or a file'
+        'bag', type=place, help='folder of a rosbag2 bag, mcap or sqlite3, or a file; or its URL'
     )
     parser.add_argument(
         '--output', type=Path, metavar='FILE', help='page to write (default: BAG.html, here)'
@@ -30,10 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the page."""
-    bag: Path = arguments.bag
-    output = arguments.output or Path(f'{bag.resolve().name}.html')
+    bag: Place = arguments.bag
+    name = bag.name if isinstance(bag, Url) else bag.resolve().name
+    output = arguments.output or Path(f'{name}.html')
     painter = Painter(arguments.tokenizer)
-    inspection = inspect_bag(bag, arguments.topic, snapshots=2 * TIMES)
+    with local_copy(bag) as path:
+        inspection = inspect_bag(path, arguments.topic, snapshots=2 * TIMES)
+    inspection = renamed(inspection, path, bag)
     page = make_page(inspection, painter)
     painter.close()
     with writing(output):

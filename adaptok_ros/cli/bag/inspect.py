@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from adaptok_ros.bags.inspection import Inspection, inspect_bag
+from adaptok_ros.bags.inspection import Inspection, inspect_bag, renamed
 from adaptok_ros.bags.pictures import Painter, spread, write_sheet
+from adaptok_ros.bags.store import local_copy, place
 from adaptok_ros.bags.timeline import write_timeline
 from adaptok_ros.cli.bag.description import describe
 from adaptok_ros.cli.bag.rrd import load_rerun, write_rrd
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok bag inspect``."""
     parser.epilog = EXIT_CODES
     parser.add_argument(
-        'bag', type=Path, help='folder of a rosbag2 bag, mcap or sqlite3, or a file'
+        'bag', type=place, help='folder of a rosbag2 bag, mcap or sqlite3, or a file; or its URL'
     )
     parser.add_argument('--topic', default='', help='only this token topic')
     parser.add_argument('--start', type=int, default=0, help='skip this many packets first')
@@ -66,7 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         load_rerun()  # before the bag is read, which may take minutes
     times = max(SHEET_TIMES if thumbnails else 0, RRD_TIMES if rrd else 0)
     painter = Painter(arguments.tokenizer) if times else None
-    inspection = inspect_bag(arguments.bag, arguments.topic, arguments.start, snapshots=2 * times)
+    with local_copy(arguments.bag) as bag:
+        inspection = inspect_bag(bag, arguments.topic, arguments.start, snapshots=2 * times)
+    inspection = renamed(inspection, bag, arguments.bag)
     print(inspection.to_json() if arguments.json else '\n'.join(describe(inspection)))
     if not any(topic.counters.applied for topic in inspection.topics):
         print('adaptok: no packet that could be applied', file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adaptok_ros.bags.restoring import WRITERS, Restoration
 from adaptok_ros.bags.side_files import fingerprint, side_folder
+from adaptok_ros.bags.store import local_copy, place
 from adaptok_ros.bags.token_index import TokenIndex
 from adaptok_ros.engines.interface import BACKENDS
 from adaptok_ros.errors import AdaptokError, SettingError
@@ -20,7 +21,9 @@ SUFFIXES = ('.npz', '.mp4')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``adaptok bag restore``."""
-    parser.add_argument('bag', type=Path, help='folder of a rosbag2 bag, mcap or sqlite3')
+    parser.add_argument(
+        'bag', type=place, help='folder of a rosbag2 bag, mcap or sqlite3, or its URL'
+    )
     parser.add_argument('-o', '--output', type=Path, required=True, help='what to write')
     parser.add_argument(
         '--as',
@@ -58,8 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.output.exists():
         raise SettingError(f'{arguments.output}: exists already')
-    folder = side_folder(arguments.bag, arguments.index)
-    index = TokenIndex.open(arguments.bag, fingerprint(arguments.bag), arguments.topic, folder)
+    with local_copy(arguments.bag) as bag:
+        _restore(arguments, bag, form)
+    print(f'written     {arguments.output}')
+    return 0
+
+
+def _restore(arguments: argparse.Namespace, bag: Path, form: str) -> None:
+    folder = side_folder(bag, arguments.index)
+    index = TokenIndex.open(bag, fingerprint(bag), arguments.topic, folder)
     restoration = Restoration(
         index,
         arguments.tokenizer,
@@ -83,5 +93,3 @@ def run(arguments: argparse.Namespace) -> int:
     if index.faults():
         print(f'left out    {index.faults()}')
     print(f'speed       {took:.1f} s, {restoration.seconds / took:.1f} times real time')
-    print(f'written     {arguments.output}')
-    return 0

@@ -9,12 +9,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from adaptok_ros.bags.bag import STORAGES
 from adaptok_ros.bags.fleet import run_jobs_on_ray
-from adaptok_ros.bags.parallel import Outcome, Report, prepare, run_jobs
+from adaptok_ros.bags.parallel import CHECKS, Outcome, Report, prepare, run_jobs
 from adaptok_ros.bags.parameter_file import (
     read_parameter_file,
     sections_for,
@@ -22,6 +23,7 @@ from adaptok_ros.bags.parameter_file import (
     values_for,
 )
 from adaptok_ros.bags.source import find_bags, identity
+from adaptok_ros.bags.store import place
 from adaptok_ros.bags.tokenize import OTHERS, Job, Request
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
@@ -41,12 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'bags',
         nargs='+',
-        type=Path,
+        type=place,
         metavar='IN',
-        help='bags (mcap or sqlite3), or folders with bags at any depth',
+        help='bags (mcap or sqlite3), or folders with bags at any depth; paths, or URLs such as '
+        's3://bucket/recordings',
     )
     parser.add_argument(
-        '-o', '--output', type=Path, required=True, metavar='DIR', help='folder for the new bags'
+        '-o',
+        '--output',
+        type=place,
+        required=True,
+        metavar='DIR',
+        help='folder for the new bags, or URL of one',
     )
     parser.add_argument(
         '--topic',
@@ -178,9 +186,8 @@ class _Progress:
     """A line on stderr: bags, images, rate, and the time that is left."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._sizes = [
-            sum(v for v in identity(j.source).values() if isinstance(v, int)) for j in jobs
-        ]
+        with ThreadPoolExecutor(CHECKS, 'size') as pool:
+            self._sizes = list(pool.map(_size, jobs))
         self._numbers = {job.source: number for number, job in enumerate(jobs)}
         self._shares = [0.0] * len(jobs)
         self._images = [0] * len(jobs)
@@ -224,6 +231,11 @@ class _Progress:
     def _print(self, text: str, end: str) -> None:
         start = '\r\033[K' if self._terminal else ''
         print(f'{start}{text}', end=end, file=sys.stderr, flush=True)
+
+
+def _size(job: Job) -> int:
+    """Bytes of a bag, as far as its store tells them."""
+    return sum(size for size in identity(job.source).values() if isinstance(size, int))
 
 
 def _duration(seconds: float) -> str:
