@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,10 +11,11 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CompressedImage, Image
 
 from adaptok_ros.arrays import Image as Pixels
-from adaptok_ros.errors import AdaptokError, MissingPackageError
+from adaptok_ros.errors import AdaptokError
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.arrivals import Arrivals
 from adaptok_ros.nodes.image_conversion import MessageConverter, find_bridge
+from adaptok_ros.nodes.message_types import message_class
 from adaptok_ros.nodes.parameter import Values
 from adaptok_ros.sending.camera_messages import (
     VIDEO_MESSAGES,
@@ -143,10 +142,4 @@ def message_type(transport: str) -> Any:
     if transport not in VIDEO_MESSAGES:
         return Image if transport == 'raw' else CompressedImage
     package, name = VIDEO_MESSAGES[transport]
-    try:
-        return getattr(importlib.import_module(f'{package}.msg'), name)
-    except ImportError as error:
-        apt = f'ros-{os.environ.get("ROS_DISTRO", "<distro>")}-{package.replace("_", "-")}'
-        raise MissingPackageError(
-            f'transport {transport} needs the messages of {package}: apt install {apt}'
-        ) from error
+    return message_class(f'{package}/msg/{name}')

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
+from rclpy.serialization import deserialize_message
 
+from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.video import TimedFrame
 from adaptok_ros.messages import NANOSECONDS
-from adaptok_ros.nodes import qos
-from adaptok_ros.nodes.image_messages import message_type
+from adaptok_ros.nodes.message_types import message_class
+from adaptok_ros.nodes.topic_recorder import TopicRecorder
 from adaptok_ros.sending.camera_messages import CameraDecoder, RawConverter
 from adaptok_ros.sending.images import FULL_RANGE
 
 PATIENCE = 20.0
 """Seconds within which a publisher has to be found, and to send its first image."""
-TRANSPORTS = {
-    'sensor_msgs/msg/Image': 'raw',
-    'sensor_msgs/msg/CompressedImage': 'compressed',
-    'ffmpeg_image_transport_msgs/msg/FFMPEGPacket': 'ffmpeg',
-    'foxglove_msgs/msg/CompressedVideo': 'foxglove',
-}
-"""By the type of the messages."""
+KINDS = (
+    'sensor_msgs/msg/Image',
+    'sensor_msgs/msg/CompressedImage',
+    'ffmpeg_image_transport_msgs/msg/FFMPEGPacket',
+    'foxglove_msgs/msg/CompressedVideo',
+)
 
 
 def record_images(topic: str, seconds: float) -> Iterator[TimedFrame]:
@@ -38,50 +35,40 @@ def record_images(topic: str, seconds: float) -> Iterator[TimedFrame]:
     :raises MissingPackageError: the messages of the topic's type are not installed
     :raises ImageError: an image cannot be decoded
     """
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    node = rclpy.create_node('image_recorder', context=context, enable_rosout=False)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    try:
-        messages = _record(node, executor, topic, seconds)
-    finally:
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.shutdown(context=context)
+    kind, messages = _record(topic, seconds)
     decoder = CameraDecoder(FULL_RANGE, RawConverter().to_rgb, lambda _: None)
-    for received, message in messages:
-        picture = decoder.open(message)
+    for received, data in messages:
+        picture = decoder.open(deserialize_message(data, message_class(kind)))
         if picture is not None:
             # Drivers that set no stamps leave them at 0.
-            stamp = picture.stamp / NANOSECONDS if picture.stamp else received
-            yield TimedFrame(stamp, picture.pixels())
+            stamp = picture.stamp or received
+            yield TimedFrame(stamp / NANOSECONDS, picture.pixels())
 
 
-def _record(
-    node: Node, executor: SingleThreadedExecutor, topic: str, seconds: float
-) -> list[tuple[float, Any]]:
-    """Messages, each with the time when it came."""
-    transport = ''
-    messages: list[tuple[float, Any]] = []
+def _record(topic: str, seconds: float) -> tuple[str, list[tuple[int, bytes]]]:
+    """Type of the messages, and each with the time when it came in nanoseconds."""
+    kind = ''
+    messages: list[tuple[int, bytes]] = []
+
+    def on_topic(_: str, found: str, __: object) -> None:
+        nonlocal kind
+        kind = found
+
+    def on_message(_: str, received: int, data: bytes) -> None:
+        messages.append((received, data))
+
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if not transport:
-            kinds = {found.topic_type for found in node.get_publishers_info_by_topic(topic)}
-            transport = next((TRANSPORTS[kind] for kind in kinds if kind in TRANSPORTS), '')
-            if transport:
-                node.create_subscription(
-                    message_type(transport),
-                    topic,
-                    lambda message: messages.append((time.monotonic(), message)),
-                    qos.camera(transport),
-                )
-        executor.spin_once(timeout_sec=0.02)
-        if messages:
-            deadline = messages[0][0] + seconds
+    with TopicRecorder('image_recorder', [topic], KINDS, on_message, on_topic) as recorder:
+        while time.monotonic() < deadline:
+            waiting = not messages
+            recorder.step()
+            if topic in recorder.left_out:
+                raise MissingPackageError(f'{topic}: {recorder.left_out[topic]}')
+            if waiting and messages:
+                deadline = time.monotonic() + seconds
     if not messages:
-        what = 'no image came' if transport else 'nobody publishes images'
+        what = 'no image came' if kind else 'nobody publishes images'
         raise FootageError(
             f'{topic}: no such file, and {what} on a topic of that name within {PATIENCE:g} s'
         )
-    return messages
+    return kind, messages
