@@ -11,7 +11,9 @@ from rosbags.interfaces import QosDurability
 from rosbags.rosbag2 import Reader
 
 from adaptok_ros.bags.bag import STORAGES, BagError
-from adaptok_ros.bags.writing import BagWriter, offered_qos
+from adaptok_ros.bags.damage import Skipped
+from adaptok_ros.bags.recording import METADATA, Recording
+from adaptok_ros.bags.writing import BagWriter, leftovers, offered_qos
 
 both_storages = pytest.mark.parametrize('storage', STORAGES)
 KIND = 'std_msgs/msg/String'
@@ -21,7 +23,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from adaptok_ros.bags.writing import BagWriter
-with BagWriter(Path(sys.argv[1]), sys.argv[2]) as bag:
+with BagWriter(Path(sys.argv[1]), sys.argv[2], keep_partial=len(sys.argv) > 3) as bag:
     topic = bag.add_topic('/word', 'std_msgs/msg/String')
     for number in range(1000):
         bag.write(topic, number, bytes(10_000))
@@ -118,3 +120,28 @@ def test_a_full_disk_leaves_nothing(tmp_path, storage):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_made_again_is_kept(tmp_path):
+    path = tmp_path / 'bag'
+    with pytest.raises(ZeroDivisionError), BagWriter(path, keep_partial=True) as bag:
+        topic = bag.add_topic('/word', KIND)
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())  # nothing was written
+    with pytest.raises(ZeroDivisionError), BagWriter(path, keep_partial=True) as bag:
+        topic = bag.add_topic('/word', KIND)
+        for number in range(300):
+            bag.write(topic, number, os.urandom(10_000))
+        raise ZeroDivisionError
+    command = [sys.executable, '-c', KILLED, str(path), 'mcap', 'keep']
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'writes\n'
+        process.send_signal(signal.SIGKILL)
+    write(path, keep_partial=True)
+    left = leftovers(path)
+    assert sorted(tmp_path.iterdir()) == [*left, path] and len(left) == 2
+    assert bag.partial.parent in left
+    for folder in left:
+        assert not (folder / 'bag' / METADATA).exists()
+        found = list(Recording(folder / 'bag', Skipped()).messages({'/word'}))
+        assert len(found) > 50

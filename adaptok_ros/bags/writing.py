@@ -14,13 +14,14 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from rosbags.interfaces import (
     Connection,
     ConnectionExtRosbag2,
+    MessageDefinition,
     MessageDefinitionFormat,
     Qos,
     QosDurability,
@@ -64,7 +65,10 @@ def offered_qos(depth: int, latched: bool = False) -> Qos:
 class BagWriter:
     """Writes one bag; a context manager, at whose end the bag appears.
 
-    After an exception nothing is left. Full disks raise ``OSError``, from every method.
+    After an exception nothing is left, unless ``keep_partial`` is set. Full disks raise
+    ``OSError``, from every method.
+
+    :ivar partial: where the bag is as long as it is not whole
     """
 
     def __init__(
@@ -74,18 +78,23 @@ class BagWriter:
         data: Mapping[str, str] | None = None,
         *,
         replace: bool = False,
+        keep_partial: bool = False,
     ) -> None:
         """Prepare to write; the folder above ``path`` is made.
 
         :param storage: ``mcap``, whose chunks are compressed with zstd, or ``sqlite3``
         :param data: goes into ``custom_data`` of the bag's ``metadata.yaml``
         :param replace: put it in the place of what is there
+        :param keep_partial: leave what has been written, here or by a process that was killed, in
+            its hidden folder, for it cannot be made again
         :raises BagError: the path exists already, or unknown storage
         """
         if storage not in STORAGES:
             raise BagError(f'storage is {storage!r}; allowed: {", ".join(STORAGES)}')
         self.path = path
-        self._storage, self._replace = storage, replace
+        self._storage, self._replace, self._keep = storage, replace, keep_partial
+        self.partial = path
+        self._kept = False
         self._data = dict(data or {})
         if not replace:
             self._check_free()
@@ -94,10 +103,12 @@ class BagWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._partial = stack.enter_context(partial_folder(self.path))
+            self._partial = stack.enter_context(
+                partial_folder(self.path, (lambda: self._kept) if self._keep else None)
+            )
             plugin = StoragePlugin[self._storage.upper()]
-            folder = self._partial / self.path.name
-            self._writer = Writer(folder, version=BAG_VERSION, storage_plugin=plugin)
+            self.partial = self._partial / self.path.name
+            self._writer = Writer(self.partial, version=BAG_VERSION, storage_plugin=plugin)
             if self._storage == 'mcap':
                 self._writer.compression_mode = CompressionMode.STORAGE
             with _disk_errors():
@@ -120,20 +131,27 @@ class BagWriter:
         """Add to ``custom_data``."""
         self._data[key] = value
 
-    def add_topic(self, topic: str, kind: str, qos: Sequence[Qos] = ()) -> Connection:
-        """A topic of a type that this package knows: ROS 2's and its own.
+    def add_topic(
+        self, topic: str, kind: str, qos: Sequence[Qos] = (), definition: str = ''
+    ) -> Connection:
+        """A topic.
 
         :param kind: such as ``sensor_msgs/msg/Image``
+        :param definition: of the type and those in it, as in bags; '' = as this package knows it,
+            and none if it does not
         """
+        text, digest = _definition(
+            kind, MessageDefinition(MessageDefinitionFormat.MSG, definition)
+        )
         with _disk_errors():
             return self._writer.add_connection(
-                topic, kind, typestore=typestore(), offered_qos_profiles=qos
+                topic, kind, msgdef=text, rihs01=digest, offered_qos_profiles=qos
             )
 
     def copy_topic(self, source: Connection) -> Connection:
         """A topic of another bag: name, type with its definition, and QoS are the same."""
         assert isinstance(source.ext, ConnectionExtRosbag2)
-        text, digest = _definition(source)
+        text, digest = _definition(source.msgtype, source.msgdef, source.digest)
         with _disk_errors():
             return self._writer.add_connection(
                 source.topic,
@@ -150,6 +168,7 @@ class BagWriter:
         :param topic: of :meth:`add_topic` or :meth:`copy_topic`
         :param time: when it was received, in nanoseconds
         """
+        self._kept = self._keep
         with _disk_errors():
             self._writer.write(topic, time, message)
 
@@ -164,14 +183,14 @@ class BagWriter:
             self._writer.set_custom_data(key, value)
         with _disk_errors():
             self._writer.close()
-        whole = self._partial / self.path.name
-        for file in (*whole.iterdir(), whole):
+        for file in (*self.partial.iterdir(), self.partial):
             _sync(file)
         if not self._replace:
             self._check_free()
         elif self.path.exists():
             self.path.rename(self._partial / 'replaced')
-        whole.rename(self.path)
+        self.partial.rename(self.path)
+        self._kept = False
         _sync(self.path.parent)
 
 
@@ -184,17 +203,27 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(f'the bag cannot be written: {error}') from error
 
 
+def leftovers(path: Path) -> list[Path]:
+    """Hidden folders of attempts to write a bag, of processes that run and of others."""
+    return sorted(path.parent.glob(f'.{_escape(path.name)}.*{PARTIAL}'))
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of their attempts to write a bag."""
-    for left in path.parent.glob(f'.{_escape(path.name)}.*{PARTIAL}'):
+    for left in leftovers(path):
         with contextlib.suppress(OSError), _locked(left):
             shutil.rmtree(left)
 
 
 @contextlib.contextmanager
-def partial_folder(path: Path) -> Iterator[Path]:
-    """A locked folder for one bag, and no others but those of running processes."""
-    remove_leftovers(path)
+def partial_folder(path: Path, keep: Callable[[], bool] | None = None) -> Iterator[Path]:
+    """A locked folder for one bag.
+
+    :param keep: whether it is to stay at the end. Without it, it goes, and so do those that
+        killed processes have left
+    """
+    if keep is None:
+        remove_leftovers(path)
     with contextlib.ExitStack() as stack:
         while True:
             folder = Path(tempfile.mkdtemp(PARTIAL, f'.{path.name}.', path.parent))
@@ -203,8 +232,11 @@ def partial_folder(path: Path) -> Iterator[Path]:
                 if folder.exists():
                     break
             # Another process took it for a leftover before it was locked.
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield folder
+        try:
+            yield folder
+        finally:
+            if keep is None or not keep():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -234,19 +266,17 @@ def _escape(name: str) -> str:
     return ''.join(f'[{letter}]' if letter in '*?[' else letter for letter in name)
 
 
-def _definition(source: Connection) -> tuple[str, str]:
+def _definition(kind: str, of: MessageDefinition, digest: str = '') -> tuple[str, str]:
     """Text of a topic's type, and its hash, from the bag or from what this package knows.
 
     Bags before Iron lack both in sqlite3, and mcap lacks the hash. Where a type is unknown the
     text stays empty, as ``ros2 bag convert`` leaves it.
     """
-    text, digest = source.msgdef.data, source.digest
-    kind = source.msgtype
-    known = typestore()
+    text, known = of.data, typestore()
     try:
         if not text:
             text = known.generate_msgdef(kind, ros_version=2)[0]
-        if not digest and source.msgdef.format is MessageDefinitionFormat.MSG:
+        if not digest and of.format is MessageDefinitionFormat.MSG:
             known = get_typestore(Stores.EMPTY)
             known.register(get_types_from_msg(text, kind))
         digest = digest or known.hash_rihs01(kind)

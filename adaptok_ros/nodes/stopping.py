@@ -21,18 +21,25 @@ class EndOfNode(Exception):  # noqa: N818  # no error
         self.code = code
 
 
-def stop_on_signals(program: str, stopping: threading.Event) -> None:
-    """Set the event when the process is told to stop, and end it if it does not stop in time."""
+def stop_on_signals(
+    program: str, stopping: threading.Event, longest: float | None = LONGEST_STOP
+) -> None:
+    """Set the event when the process is told to stop, and end it if it does not stop in time.
+
+    :param longest: seconds that it may take; None = as long as it takes
+    """
 
     def give_up() -> None:
         # Not by print: whoever does not stop may hold the lock of the stream.
-        os.write(2, f'{program}: did not stop within {LONGEST_STOP:g} s, so it ends\n'.encode())
+        os.write(2, f'{program}: did not stop within {longest:g} s, so it ends\n'.encode())
         os._exit(1)
 
     def stop(*_: object) -> None:
-        if not stopping.is_set():
-            stopping.set()
-            timer = threading.Timer(LONGEST_STOP, give_up)
+        if stopping.is_set():
+            return
+        stopping.set()
+        if longest is not None:
+            timer = threading.Timer(longest, give_up)
             timer.daemon = True
             timer.start()
 

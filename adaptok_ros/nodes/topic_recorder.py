@@ -63,6 +63,7 @@ class TopicRecorder:
         self._on_message, self._on_topic = on_message, on_topic
         self._recorded: dict[str, _Recorded] = {}
         self._next_look = 0.0
+        self._passed = 0
 
     def __enter__(self) -> TopicRecorder:
         self._context = rclpy.Context()
@@ -103,6 +104,14 @@ class TopicRecorder:
                 self._look_at(topic)
         self._executor.spin_once(timeout_sec=STEP_SECONDS)
 
+    def take_rest(self) -> None:
+        """Pass on what has come already."""
+        for _ in range(QUEUE * len(self._recorded)):
+            passed = self._passed
+            self._executor.spin_once(timeout_sec=STEP_SECONDS)
+            if self._passed == passed:
+                break
+
     def _find_topics(self) -> list[str]:
         found = self._node.get_topic_names_and_types()
         return [topic for topic, kinds in found if not set(kinds).isdisjoint(self._kinds)]
@@ -132,6 +141,7 @@ class TopicRecorder:
             self._on_topic(topic, kind, profiles)
 
         def take(data: bytes) -> None:
+            self._passed += 1
             self._on_message(topic, time.time_ns(), data)
 
         subscription = self._node.create_subscription(of, topic, take, profile, raw=True)
@@ -152,10 +162,13 @@ def requested(profiles: Sequence[QoSProfile]) -> QoSProfile:
 
 def _is_weaker(profile: QoSProfile, than: QoSProfile) -> bool:
     """Whether a publisher has come that would not match what was asked for."""
-    return (
-        profile.reliability == ReliabilityPolicy.BEST_EFFORT
-        and than.reliability == ReliabilityPolicy.RELIABLE
-    ) or (
-        profile.durability == DurabilityPolicy.VOLATILE
-        and than.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    return bool(
+        (
+            profile.reliability == ReliabilityPolicy.BEST_EFFORT
+            and than.reliability == ReliabilityPolicy.RELIABLE
+        )
+        or (
+            profile.durability == DurabilityPolicy.VOLATILE
+            and than.durability == DurabilityPolicy.TRANSIENT_LOCAL
+        )
     )

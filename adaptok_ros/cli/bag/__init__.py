@@ -1,12 +1,18 @@
-"""Recorded bags, without ROS: make them of images, look into them, restore them."""
+"""Recorded bags: make them of images, look into them, restore them; record and play them."""
 
 from __future__ import annotations
 
 import argparse
 
-from adaptok_ros.cli.bag import inspect, restore, tokenize
+from adaptok_ros.cli.bag import inspect, play, record, restore, tokenize
 
-COMMANDS = {'inspect': inspect, 'restore': restore, 'tokenize': tokenize}
+COMMANDS = {
+    'inspect': inspect,
+    'play': play,
+    'record': record,
+    'restore': restore,
+    'tokenize': tokenize,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

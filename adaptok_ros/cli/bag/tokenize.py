@@ -25,6 +25,7 @@ from adaptok_ros.bags.parameter_file import (
 from adaptok_ros.bags.source import find_bags, identity
 from adaptok_ros.bags.store import place
 from adaptok_ros.bags.tokenize import OTHERS, Job, Request
+from adaptok_ros.cli.output import StatusLine
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes.parameters import TOKENIZER_NODE
 from adaptok_ros.sending.settings import tokenizer_of
@@ -32,8 +33,6 @@ from adaptok_ros.sending.settings import tokenizer_of
 NOT_HERE = ('keyframe_min_interval', 'transport', 'autostart')
 """Parameters of the node that mean nothing to a recording."""
 PARAMETERS = [parameter for parameter in TOKENIZER_NODE if parameter.name not in NOT_HERE]
-LINE_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
 MOST_BAD = 3
 """Kinds of bad images that are named in the summary."""
 
@@ -192,8 +191,8 @@ class _Progress:
         self._shares = [0.0] * len(jobs)
         self._images = [0] * len(jobs)
         self._ended = 0
-        self._started = self._told = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._line = StatusLine()
 
     def report(self, report: Report | None) -> None:
         """One bag has come further; None = show what is known."""
@@ -202,10 +201,8 @@ class _Progress:
             self._images[number] = done
             self._shares[number] = done / total if total else 0.0
             return
-        now = time.monotonic()
-        if now - self._told >= (1.0 if self._terminal else LINE_SECONDS):
-            self._told = now
-            self._show(now - self._started)
+        if self._line.is_due:
+            self._show(time.monotonic() - self._started)
 
     def end(self, outcome: Outcome) -> None:
         """A bag is done or has failed."""
@@ -215,7 +212,7 @@ class _Progress:
         if outcome.result is not None:
             self._images[number] = outcome.result.images
         if outcome.state == 'failed':
-            self._print(f'{outcome.target.name} failed: {outcome.error}', '\n')
+            self._line.say(f'{outcome.target.name} failed: {outcome.error}')
 
     def _show(self, seconds: float) -> None:
         images = sum(self._images)
@@ -225,12 +222,7 @@ class _Progress:
             rest = seconds * (sum(self._sizes) / done - 1)
             left = f', {_duration(rest)} left'
         rate = f'{images / seconds:.1f} images/s'
-        text = f'{self._ended} of {len(self._sizes)} bags, {images} images, {rate}{left}'
-        self._print(text, '' if self._terminal else '\n')
-
-    def _print(self, text: str, end: str) -> None:
-        start = '\r\033[K' if self._terminal else ''
-        print(f'{start}{text}', end=end, file=sys.stderr, flush=True)
+        self._line.show(f'{self._ended} of {len(self._sizes)} bags, {images} images, {rate}{left}')
 
 
 def _size(job: Job) -> int:
