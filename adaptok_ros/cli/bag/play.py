@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rosbags.interfaces import Connection, MessageDefinitionFormat
+from rosbags.interfaces import Connection, ConnectionExtRosbag2, MessageDefinitionFormat
 from rosbags.rosbag2 import Reader
 
 from adaptok_ros.bags.bag import SPARSE_TOKENS, BagError, check_fields
@@ -134,6 +134,7 @@ def _choose(
         if names and connection.topic not in names:
             continue
         kind, ext = connection.msgtype, connection.ext
+        assert isinstance(ext, ConnectionExtRosbag2)
         try:
             if ext.serialization_format != 'cdr':
                 raise MissingPackageError(f'it is not in CDR but in {ext.serialization_format}')
