@@ -1,0 +1,236 @@
+"""The camera for LeRobot, with a real LeRobot and real Zenoh sessions on the loopback interface."""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for name, way in (
+    ('lerobot', 'an environment of its own: docs/lerobot.md'),
+    ('zenoh', "pip install 'adaptok_ros[zenoh]'"),
+):
+    pytest.importorskip(name, reason=f'{name} is missing; it needs {way}')
+
+from lerobot.utils.errors import DeviceNotConnectedError
+from zenoh_robot import Robot
+
+from adaptok_ros import AdaptokError, Status, Tokenizer
+from adaptok_ros.evaluation.quality import psnr
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
+from adaptok_ros.packet import PacketError
+
+PLUGIN = Path(__file__).parents[1] / 'integrations' / 'lerobot_camera_adaptok'
+sys.path.insert(0, str(PLUGIN))
+
+from lerobot_camera_adaptok import AdaptokCamera, AdaptokCameraConfig
+
+TOPIC = '/front/tokenizer/tokens'
+KEY = TOPIC[1:]
+PATIENCE = 60_000.0
+"""Milliseconds within which anything that must happen happens."""
+
+
+@contextlib.contextmanager
+def camera_of(robot, **settings):
+    config = AdaptokCameraConfig(
+        **{'topic': TOPIC, 'endpoint': robot.endpoint, 'threads': 1, 'timeout_ms': PATIENCE}
+        | settings
+    )
+    camera = AdaptokCamera(config)
+    camera.connect()
+    try:
+        yield camera
+    finally:
+        camera.disconnect()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def error_of(camera, image, robot):
+    """PSNR in dB of what was read last, to what the robot saw then."""
+    seen = robot.image_at(camera.last.latents.stamp)
+    assert image.shape == seen.shape and image.dtype == np.uint8
+    return psnr(np.square(image.astype(float) - seen).mean() / 255**2)
+
+
+def without_stream(image):
+    """The same image encoded and decoded at once: what the tokenizer alone can do."""
+    tokenizer = Tokenizer(DEFAULT_TOKENIZER, threads=1)
+    try:
+        return tokenizer.decode(tokenizer.encode(image), *image.shape[:2]).copy()
+    finally:
+        tokenizer.close()
+
+
+def test_images_are_close_to_what_the_robot_sees():
+    with Robot(KEY) as robot, camera_of(robot) as camera:
+        assert (camera.width, camera.height) == (96, 64)
+        seen = robot.scene.frame(0)
+        best = psnr(np.square(without_stream(seen).astype(float) - seen).mean() / 255**2)
+        stamps = []
+        for _ in range(6):
+            image = camera.read()
+            stamps.append(camera.last.latents.stamp)
+            assert error_of(camera, image, robot) > best - 2
+            assert camera.last.age_s >= 0
+        assert stamps == sorted(set(stamps))
+        newest = camera.async_read(PATIENCE)
+        assert camera.last.latents.stamp > stamps[-1]
+        assert camera.read_latest(PATIENCE).shape == newest.shape
+        latents = camera.read_latents(PATIENCE)
+        assert latents.status is Status.OK
+        assert latents.values.shape == (8, 12, 16) and latents.values.dtype == np.float32
+        assert camera.counters.lost == camera.counters.rejected == 0
+        assert camera.counters.applied >= 8
+
+
+def test_with_losses_only_whole_frames_are_handed_out():
+    chance = random.Random(5)
+    lost = frozenset(number for number in range(20_000) if chance.random() < 0.05)
+    with Robot(KEY, lost=lost.__contains__) as robot, camera_of(robot) as camera:
+        while camera.counters.gaps < 3:
+            image = camera.read()
+            assert camera.last.latents.status is Status.OK
+            assert error_of(camera, image, robot) > 20
+
+
+def test_stale_frames_are_refused_until_they_are_accepted():
+    """From frame 40 on every second packet is lost, and no keyframe comes."""
+    with (
+        Robot(KEY, lost=lambda number: number > 40 and number % 2, keyframes=0) as robot,
+        camera_of(robot) as camera,
+    ):
+        wait_until(lambda: camera.counters.lost)
+        for read in (camera.read_latest, camera.read_latents):
+            with pytest.raises(TimeoutError, match=r'STALE: \d+ packets were lost.*: accept'):
+                read(PATIENCE)
+        with pytest.raises(TimeoutError, match='STALE: .*after 10 ms'):
+            camera.async_read(10)
+        camera.config.stale = 'accept'
+        image = camera.read()
+        assert camera.last.latents.status is Status.STALE
+        assert error_of(camera, image, robot) > 15
+
+
+@pytest.mark.parametrize('stale', ['refuse', 'accept'])
+def test_an_incomplete_grid_is_never_handed_out(stale):
+    """The keyframe is lost, and nothing is sent but what changes."""
+    with Robot(KEY, lost=lambda number: number == 0, keyframes=0, refresh=0) as robot:
+        config = AdaptokCameraConfig(
+            topic=TOPIC, endpoint=robot.endpoint, stale=stale, threads=1, width=96, height=64
+        )
+        camera = AdaptokCamera(config)
+        camera.connect(warmup=False)
+        try:
+            wait_until(lambda: camera.counters.applied)
+            for read in (camera.read_latest, camera.async_read, camera.read_latents):
+                with pytest.raises(TimeoutError, match=f'{TOPIC}.*INCOMPLETE: not every position'):
+                    read(PATIENCE if read != camera.async_read else 10)
+        finally:
+            camera.disconnect()
+
+
+def test_silence_is_one_clear_error():
+    robot = Robot(KEY)  # never starts
+    with pytest.raises(TimeoutError, match=f'zenoh: {TOPIC}.*no new packet .after 200 ms'):
+        with camera_of(robot, timeout_ms=200):
+            pass
+
+
+def test_packets_of_another_tokenizer_are_one_clear_error(tmp_path):
+    other = tmp_path / 'other'
+    shutil.copytree(find_model(DEFAULT_TOKENIZER), other)
+    description = other / 'tokenizer.json'
+    description.write_text(description.read_text().replace('adaptok-tiny', 'adaptok-other'))
+    with Robot(KEY) as robot, pytest.raises(PacketError, match="'adaptok-tiny@.*allowed: 'adapt"):
+        with camera_of(robot, tokenizer=str(other), mode='hold'):
+            pass
+
+
+def test_another_size_than_configured_is_refused():
+    with Robot(KEY) as robot:
+        with pytest.raises(AdaptokError, match='width x height is 640x480; allowed: 96x64'):
+            with camera_of(robot, width=640, height=480):
+                pass
+
+
+def test_a_camera_that_stopped_is_too_old_for_read_latest():
+    with Robot(KEY) as robot:
+        camera = AdaptokCamera(
+            AdaptokCameraConfig(
+                topic=TOPIC, endpoint=robot.endpoint, threads=1, timeout_ms=PATIENCE
+            )
+        )
+        camera.connect()
+    with pytest.raises(TimeoutError, match=r'the newest packet is \d+ ms old; allowed: 1 ms'):
+        time.sleep(0.01)
+        camera.read_latest(1)
+    camera.disconnect()
+    with pytest.raises(DeviceNotConnectedError):
+        camera.read()
+    with pytest.raises(DeviceNotConnectedError):
+        camera.disconnect()
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'allowed'),
+    [
+        ('source', 'dds', 'zenoh, rmw_zenoh, ros'),
+        ('stale', 'maybe', 'refuse, accept'),
+        ('mode', 'lift', 'lit, hold'),
+        ('timeout_ms', 0, 'more than 0'),
+        ('topic', 'a b', 'a full name'),
+        ('domain', 300, '0 to 232'),
+    ],
+)
+def test_settings_out_of_range_are_named(name, value, allowed):
+    with pytest.raises(AdaptokError, match=f'{name} is .*{value}.*; allowed: {allowed}'):
+        AdaptokCameraConfig(**{'topic': TOPIC, name: value})
+
+
+FIND = """
+from lerobot.cameras.configs import CameraConfig
+from lerobot.cameras.utils import make_cameras_from_configs
+from lerobot.utils.import_utils import register_third_party_plugins
+
+register_third_party_plugins()
+kind = CameraConfig.get_choice_class('adaptok')
+cameras = make_cameras_from_configs({'front': kind(topic='/front/tokenizer/tokens')})
+print(type(cameras['front']).__name__, cameras['front'].config.type)
+"""
+
+
+def test_lerobot_finds_the_installed_plugin(tmp_path):
+    """Through its name alone, as lerobot-record and lerobot-teleoperate do."""
+    shutil.copytree(PLUGIN, tmp_path / 'source')
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation']
+    target = tmp_path / 'site'
+    installed = subprocess.run(
+        [*pip, '--no-index', '--target', target, tmp_path / 'source'],
+        capture_output=True,
+        text=True,
+    )
+    if 'No module named pip' in installed.stderr:
+        pytest.skip('pip is missing')
+    assert installed.returncode == 0, installed.stderr
+    paths = os.pathsep.join([str(target), os.environ.get('PYTHONPATH', '')])
+    found = subprocess.run(
+        [sys.executable, '-c', FIND],
+        env=os.environ | {'PYTHONPATH': paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.split() == ['AdaptokCamera', 'adaptok'], found.stderr

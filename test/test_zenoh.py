@@ -1,0 +1,124 @@
+"""Token streams over a real Zenoh session on the loopback interface, without ROS."""
+
+import contextlib
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip('zenoh', reason="eclipse-zenoh is missing: pip install 'adaptok_ros[zenoh]'")
+
+from zenoh import CongestionControl, KeyExpr
+from zenoh_robot import Robot, free_endpoint
+
+from adaptok_ros import LatentStream, Status
+from adaptok_ros.bags.bag import serialize
+from adaptok_ros.errors import SettingError
+from adaptok_ros.zenoh import (
+    MOST_BYTES,
+    PacketSubscription,
+    ZenohError,
+    open_session,
+    plain_key,
+    rmw_zenoh_key,
+)
+
+KEY = plain_key('/front/tokenizer/tokens')
+DEADLINE = 60.0
+
+
+class Arrivals:
+    """Counts packets, and lets a test wait for some."""
+
+    def __init__(self):
+        self.packets = []
+        self._changed = threading.Condition()
+
+    def __call__(self, packet):
+        with self._changed:
+            self.packets.append(packet)
+            self._changed.notify_all()
+
+    def wait_for(self, condition):
+        with self._changed:
+            assert self._changed.wait_for(lambda: condition(self.packets), DEADLINE)
+            return list(self.packets)
+
+    def wait(self, count):
+        return self.wait_for(lambda packets: len(packets) >= count)[:count]
+
+
+@contextlib.contextmanager
+def subscribed(endpoint, key):
+    arrivals = Arrivals()
+    with contextlib.closing(open_session(connect=endpoint)) as session:
+        with contextlib.closing(PacketSubscription(session, key, arrivals)) as subscription:
+            yield arrivals, subscription
+
+
+def test_a_policy_gets_every_packet_in_order():
+    stream = LatentStream('adaptok-tiny', 'hold')
+    with Robot(KEY) as robot, subscribed(robot.endpoint, KEY) as (arrivals, subscription):
+        packets = arrivals.wait(25)
+        assert subscription.unreadable == 0
+    for packet in packets:
+        stream.push(packet)
+    first = packets[0].sequence
+    assert [packet.sequence for packet in packets] == list(range(first, first + 25))
+    assert stream.latents().status is Status.OK
+    assert stream.receiver.counters.lost == 0
+
+
+@pytest.mark.parametrize('end', ['RIHS01_' + 64 * 'a', 'TypeHashNotSupported'])
+def test_what_rmw_zenoh_publishes_is_found_by_topic_and_domain(end):
+    """It publishes the same bytes under a key with the domain, the type and its hash."""
+    published = f'7/front/tokenizer/tokens/adaptok_ros::msg::dds_::SparseTokens_/{end}'
+    key = rmw_zenoh_key('/front/tokenizer/tokens', domain=7)
+    with Robot(published) as robot, subscribed(robot.endpoint, key) as (arrivals, _):
+        arrivals.wait(1)
+
+
+def test_other_domains_and_topics_are_not_received():
+    published = '7/front/tokenizer/tokens/adaptok_ros::msg::dds_::SparseTokens_/RIHS01_0'
+    topics = ('/front/tokenizer/tokens', '/tokenizer/tokens', '/front/tokenizer')
+    found = {
+        (topic, domain)
+        for topic, domain in itertools.product(topics, (0, 7))
+        if KeyExpr(rmw_zenoh_key(topic, domain)).intersects(KeyExpr(published))
+    }
+    assert found == {('/front/tokenizer/tokens', 7)}
+
+
+def test_bytes_of_others_are_passed_over_and_counted():
+    endpoint = free_endpoint()
+    first, last = itertools.islice(Robot(KEY).packets(), 2)
+    whole = serialize(first)
+    random = np.random.default_rng(0)
+    wrong = [b'', b'\0', whole[:40], random.bytes(2000), bytes(MOST_BYTES + 1)]
+    with contextlib.closing(open_session(listen=endpoint)) as session:
+        publisher = session.declare_publisher(KEY, congestion_control=CongestionControl.BLOCK)
+        with subscribed(endpoint, KEY) as (arrivals, subscription):
+            tries = threading.Event()
+            while not arrivals.packets and not tries.wait(0.05):
+                publisher.put(whole)  # until the subscription is known here
+            for data in wrong:
+                publisher.put(data)
+            publisher.put(serialize(last))
+            arrivals.wait_for(lambda packets: packets[-1].sequence == last.sequence)
+            assert subscription.unreadable == len(wrong)
+
+
+@pytest.mark.parametrize('topic', ['', '/', 'a//b', '/front/*', '**', '/front/tokens/', 'a b'])
+def test_topics_that_are_none_are_refused(topic):
+    with pytest.raises(SettingError, match='topic is .*; allowed: a full name'):
+        rmw_zenoh_key(topic)
+
+
+def test_wrong_settings_are_named(tmp_path):
+    with pytest.raises(SettingError, match='domain is 233; allowed: 0 to 232'):
+        rmw_zenoh_key('/tokens', 233)
+    with pytest.raises(ZenohError, match="no Zenoh session with connect 'robot': .*Endpoints"):
+        open_session(connect='robot')
+    with pytest.raises(ZenohError, match='No such file'):
+        open_session(file=str(tmp_path / 'none.json5'))
