@@ -111,14 +111,14 @@ def test_bytes_of_others_are_passed_over_and_counted():
 
 @pytest.mark.parametrize('topic', ['', '/', 'a//b', '/front/*', '**', '/front/tokens/', 'a b'])
 def test_topics_that_are_none_are_refused(topic):
-    with pytest.raises(SettingError, match='topic is .*; allowed: a full name'):
+    with pytest.raises(SettingError, match=r'topic is .*; allowed: a full name'):
         rmw_zenoh_key(topic)
 
 
 def test_wrong_settings_are_named(tmp_path):
     with pytest.raises(SettingError, match='domain is 233; allowed: 0 to 232'):
         rmw_zenoh_key('/tokens', 233)
-    with pytest.raises(ZenohError, match="no Zenoh session with connect 'robot': .*Endpoints"):
+    with pytest.raises(ZenohError, match=r"no Zenoh session with connect 'robot': .*Endpoints"):
         open_session(connect='robot')
     with pytest.raises(ZenohError, match='No such file'):
         open_session(file=str(tmp_path / 'none.json5'))

@@ -12,14 +12,14 @@ import numpy as np
 from lerobot.cameras.camera import Camera
 from lerobot.utils.decorators import check_if_already_connected, check_if_not_connected
 from lerobot.utils.errors import DeviceNotConnectedError
-from lerobot_camera_adaptok.config import AdaptokCameraConfig
-from lerobot_camera_adaptok.sources import Source, find_topics, open_source
 from numpy.typing import NDArray
 
 from adaptok_ros import DenseLatents, LatentStream, Packet, Status, Tokenizer
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import PacketError
 from adaptok_ros.receiving.receiver import Counters
+from lerobot_camera_adaptok.config import AdaptokCameraConfig
+from lerobot_camera_adaptok.sources import Source, find_topics, open_source
 
 OF_ANOTHER = ('version', 'tokenizer', 'channels')
 """Fields of packets that are wrong for as long as it is this sender; others are damage."""

@@ -6,11 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from lerobot_camera_adaptok.config import AdaptokCameraConfig
-
 from adaptok_ros import Packet, packet_from_message
 from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.zenoh import PacketSubscription, open_session
+from lerobot_camera_adaptok.config import AdaptokCameraConfig
 
 PENDING = 300
 """Packets that wait at most while LIT works; those beyond are lost, which makes a gap."""
