@@ -2,7 +2,10 @@
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ import pytest
 pytest.importorskip('zenoh', reason="eclipse-zenoh is missing: pip install 'adaptok_ros[zenoh]'")
 
 from zenoh import CongestionControl, KeyExpr
-from zenoh_robot import Robot, free_endpoint
+from zenoh_robot import FRAME, Robot, free_endpoint
 
 from adaptok_ros import LatentStream, Status
 from adaptok_ros.bags.bag import serialize
 from adaptok_ros.errors import SettingError
+from adaptok_ros.footage.scene.scene import Scene
+from adaptok_ros.footage.video_writing import VideoWriter
 from adaptok_ros.zenoh import (
     MOST_BYTES,
     PacketSubscription,
@@ -122,3 +127,24 @@ def test_wrong_settings_are_named(tmp_path):
         open_session(connect='robot')
     with pytest.raises(ZenohError, match='No such file'):
         open_session(file=str(tmp_path / 'none.json5'))
+
+
+def test_the_example_sends_a_video(tmp_path):
+    video = tmp_path / 'scene.mp4'
+    scene = Scene(96, 64, noise=0)
+    with VideoWriter(video) as writer:
+        for number in range(45):
+            writer.write(scene.frame(number), number * FRAME)
+    endpoint, arrivals = free_endpoint(), Arrivals()
+    script = Path(__file__).parents[1] / 'examples' / 'zenoh_sender.py'
+    with contextlib.closing(open_session(listen=endpoint)) as session:
+        with contextlib.closing(PacketSubscription(session, KEY, arrivals)):
+            sent = subprocess.run(
+                [sys.executable, script, video, '--connect', endpoint],
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE,
+            )
+            assert sent.returncode == 0, sent.stderr
+            arrivals.wait_for(lambda packets: packets and packets[-1].sequence == 44)
+    assert arrivals.packets[-1].image_height == 64

@@ -48,7 +48,7 @@ class AdaptokCameraConfig(CameraConfig):
     backend: str = 'auto'
     threads: int = 0
     stale: str = 'refuse'
-    timeout_ms: float = 5000.0
+    timeout_ms: float = 10_000.0
 
     def __post_init__(self) -> None:
         """Check what nothing else checks before it is used.
