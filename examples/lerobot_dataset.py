@@ -158,7 +158,8 @@ class Episode:
                 f'nearest one is {distance[worst]:.3f} s away; allowed: '
                 f'{self._arguments.tolerance:.3f} s (--tolerance)'
             )
-        return order[nearest]
+        numbers: NDArray[np.int64] = order[nearest]
+        return numbers
 
     def items(self) -> Iterator[dict[str, Any]]:
         """Items of the dataset in the order of time, trimmed to where everything is there.

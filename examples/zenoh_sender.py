@@ -13,6 +13,7 @@ import sys
 import time
 
 import cv2
+import numpy as np
 
 from adaptok_ros import AdaptokError, SelectionConfig, Sender, Tokenizer
 from adaptok_ros.zenoh import PacketPublisher, open_session, plain_key
@@ -43,7 +44,7 @@ def main() -> int:
             found, image = capture.read()
             if not found:
                 return 0
-            rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
             packet = sender.send(rgb, time.time_ns(), 'camera')
             if packet is not None:
                 publisher.send(packet)

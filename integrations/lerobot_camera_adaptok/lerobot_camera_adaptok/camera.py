@@ -221,7 +221,8 @@ class AdaptokCamera(Camera):
                     self._decoder.decode(frame.latents.values, *frame.size).copy(),
                 )
             self._handed_out = number
-            return self._image[1].copy()
+            image: NDArray[np.uint8] = self._image[1].copy()
+            return image
 
     def _restore(self, after: int, timeout_ms: float) -> Frame:
         """The newest frame; packets that come meanwhile wait in the source."""
