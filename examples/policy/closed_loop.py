@@ -37,17 +37,11 @@ from simulation import (
 )
 from tqdm import tqdm
 
-from adaptok_ros import (
-    LatentStream,
-    Observation,
-    Observer,
-    SelectionConfig,
-    Sender,
-    Status,
-    Tokenizer,
-)
+from adaptok_ros import LatentStream, Observation, Observer, SelectionConfig, Sender, Tokenizer
 from adaptok_ros.arrays import Image
+from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.nodes.keyframes import CURABLE, RETRY
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import DenseLatents
 from adaptok_ros.sending.selection import Reference
@@ -128,10 +122,12 @@ class Camera:
         self._stream = LatentStream(DEFAULT_TOKENIZER, setting.mode, threads=1)
         self._loss = setting.loss
         self._random = np.random.default_rng(seed)
+        self._now, self._asked_at = 0, -round(RETRY * NANOSECONDS)
         self.bytes = self.kept = 0
 
     def send(self, image: Image, stamp: int) -> Packet | None:
         """The camera's side: the packet that arrives; None where it is lost."""
+        self._now = stamp
         packet = self._sender.send(image, stamp, FRAME_ID)
         assert packet is not None
         self.bytes += packet.nbytes
@@ -142,8 +138,10 @@ class Camera:
         """The policy's side: latents, if anything has arrived."""
         if packet is not None:
             self._stream.push(packet)
-        if self._stream.receiver.status is not Status.OK:
+        is_late = self._now - self._asked_at >= RETRY * NANOSECONDS
+        if self._stream.receiver.status in CURABLE and is_late:
             self._sender.request_keyframe()  # by a service of the tokenizer node
+            self._asked_at = self._now
         return self._stream.latents() if packet is not None else None
 
     def close(self) -> None:
