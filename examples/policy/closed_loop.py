@@ -83,6 +83,8 @@ class Setting:
 
 
 DENSE = SelectionConfig(keyframe_interval=1)
+LIT_BYTES = (2580, 8860)
+"""Of an image at the default tau, scene and wrist, as drawer-open has it."""
 SETTINGS = {
     'dense': Setting(DENSE),
     'hold': Setting(),
@@ -96,6 +98,7 @@ SETTINGS = {
     **{f'hold, tau {tau}': Setting(SelectionConfig(tau=tau)) for tau in (0.1, 0.2, 0.3)},
     **{f'LIT, tau {tau}': Setting(SelectionConfig(tau=tau), 'lit') for tau in (0.1, 0.2, 0.3)},
     'LIT, at most 100 tokens': Setting(SelectionConfig(max_tokens=100), 'lit'),
+    'JPEG, bytes of LIT': Setting(jpeg_bytes=LIT_BYTES),
     'hold, reference previous': Setting(SelectionConfig(reference=Reference.PREVIOUS)),
 }
 
