@@ -80,7 +80,7 @@ def in_groups(values: NDArray[np.float32], group: tuple[int, int]) -> NDArray[np
     """``[H, W, C]`` -> ``[groups, h * w * C]``."""
     (high, wide), (rows, columns, channels) = group, values.shape
     blocks = values.reshape(rows // high, high, columns // wide, wide, channels)
-    return blocks.swapaxes(1, 2).reshape(-1, high * wide * channels)
+    return np.asarray(blocks.swapaxes(1, 2).reshape(-1, high * wide * channels))
 
 
 class Way:

@@ -90,7 +90,8 @@ class Transformer(nn.Module):
             if cache is not None:
                 key = torch.cat([cache.write(f'k{number}', key[:count]), key[count:]])
                 value = torch.cat([cache.write(f'v{number}', value[:count]), value[count:]])
-            mixed = scaled_dot_product_attention(*map(self._in_heads, (query, key, value)))
+            query, key, value = (self._in_heads(each) for each in (query, key, value))
+            mixed = scaled_dot_product_attention(query, key, value)
             x = x + mixed.transpose(1, 2).flatten(2)[0] @ to_out.T
             x = x + gelu(layer_norm(x, x.shape[1:]) @ up.T) @ down.T
         return layer_norm(x[count:], x.shape[1:])
@@ -100,4 +101,4 @@ class Transformer(nn.Module):
         return zip(weights, weights, weights, weights)
 
     def _in_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.size.heads, -1)).transpose(0, 1)[None]
+        return x.reshape(1, len(x), self.size.heads, -1).transpose(1, 2)

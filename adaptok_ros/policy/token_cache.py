@@ -88,8 +88,9 @@ class TokenCache:
         if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
             raise SettingError(f'tolerance is {tolerance}; allowed: None or at least 0')
         self.group, self.max_age, self.tolerance = group, max_age, tolerance
-        self._shape = (0, 0, 0)
+        self._shape: tuple[int, ...] = (0, 0, 0)
         self._number = 0
+        self._sequence = 0
         self._clock = 0
         self.reset()
 
@@ -207,8 +208,7 @@ class TokenCache:
         if found.dtype == np.bool_ and found.shape == (rows, columns):
             return found
         if found.dtype == np.bool_ and found.shape == shape[:2]:
-            any_of: Mask = self._blocks(found).any(axis=(1, 3))
-            return any_of
+            return np.asarray(self._blocks(found).any(axis=(1, 3)))
         raise SettingError(
             f'{name} is {found.dtype} of shape {found.shape}; allowed: bool of shape '
             f'{shape[:2]} or {(rows, columns)}'
@@ -221,7 +221,8 @@ class TokenCache:
 
     def _begin(self, shape: tuple[int, ...]) -> None:
         """Make room for another grid; what was kept is gone."""
-        rows, columns, channels = self._shape = shape
+        self._shape = shape
+        rows, columns, channels = shape
         high, wide = self.group
         groups = (rows // high, columns // wide)
         self._due = np.zeros(groups, np.bool_)
@@ -272,7 +273,7 @@ class TokenCache:
         np.matmul(self._difference, self._ones, out=self._distance)
         within = self._changed.reshape(-1)
         # The sum, for a mean may round to zero; and NaN is not within anything.
-        np.less_equal(self._distance, tolerance * flat.shape[1], out=within)
+        np.less_equal(self._distance, tolerance * self._ones.size, out=within)
         np.logical_not(within, out=within)
 
     def _set_ends(self) -> None:
@@ -291,7 +292,7 @@ class TokenCache:
         np.take(values.reshape(self._taken.shape), members, axis=0, out=taken, mode='clip')
         if self.tolerance is not None:
             self._computed[members] = taken
-        return taken.reshape(self._positions.size, self._members.shape[1] * values.shape[2])
+        return taken.reshape(self._positions.size, self._members[0].size * values.shape[-1])
 
     def _index_on_device(self, values: Any) -> Any:
         """Positions as an int64 tensor where the values are, moved once an update."""
