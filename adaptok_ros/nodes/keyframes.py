@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING
 from std_srvs.srv import Trigger
 
 from adaptok_ros.nodes.endpoints import Endpoints
-from adaptok_ros.receiving.receiver import Status
+from adaptok_ros.receiving.receiver import CURABLE, RETRY, Status
 
 if TYPE_CHECKING:
     from rclpy.client import Client
     from rclpy.task import Future
 
     from adaptok_ros.nodes.lifecycle import ManagedNode
-
-RETRY = 1.0
-"""Seconds between two requests of one receiver."""
-CURABLE = (Status.INCOMPLETE, Status.STALE)
-"""What a keyframe mends."""
 
 
 class KeyframeRequests:

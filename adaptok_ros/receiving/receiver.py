@@ -59,6 +59,12 @@ class Status(enum.IntEnum):
     keeps no bound at all."""
 
 
+CURABLE = (Status.INCOMPLETE, Status.STALE)
+"""What a keyframe mends, so that a receiver asks for one."""
+RETRY = 1.0
+"""Seconds between two such requests of one receiver."""
+
+
 @dataclasses.dataclass
 class Counters:
     """Running totals of a receiver.

@@ -41,9 +41,9 @@ from adaptok_ros import LatentStream, Observation, Observer, SelectionConfig, Se
 from adaptok_ros.arrays import Image
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.nodes.keyframes import CURABLE, RETRY
 from adaptok_ros.packet import Packet
 from adaptok_ros.receiving.latents import DenseLatents
+from adaptok_ros.receiving.receiver import CURABLE, RETRY
 from adaptok_ros.sending.selection import Reference
 from adaptok_ros.tokenizers.gating.changes import Gating
 
