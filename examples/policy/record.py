@@ -58,6 +58,15 @@ def joint_state(stamp: int, values: NDArray[np.float32]) -> bytes:
     return bytes(typestore().serialize_cdr(message, JOINT_STATE))
 
 
+def open_topics(
+    bag: BagWriter, topics: Mapping[str, str]
+) -> dict[str, Callable[[int, bytes], None]]:
+    """Add topics, given with their types, to a bag; what writes to them at a time in ns."""
+    return {
+        topic: partial(bag.write, bag.add_topic(topic, kind)) for topic, kind in topics.items()
+    }
+
+
 def record_episode(
     simulation: Simulation,
     seed: int,
@@ -100,9 +109,7 @@ def record(task: str, path: Path, episodes: int) -> int:
         topics = dict.fromkeys(('/proprioception', '/action'), JOINT_STATE)
         for camera in CAMERAS:
             topics |= {f'/{camera}/{name}/tokens': SPARSE_TOKENS for name in streams(0)}
-        write = {
-            topic: partial(bag.write, bag.add_topic(topic, kind)) for topic, kind in topics.items()
-        }
+        write = open_topics(bag, topics)
         for seed in tqdm(range(FIRST_SEED, FIRST_SEED + episodes), task, unit='episode'):
             time, success = record_episode(simulation, seed, time, encoders, write)
             successes += success

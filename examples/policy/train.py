@@ -9,6 +9,7 @@ with LIT; sparse eyes see only what is held.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ Data = dict[str, Tensor]
 
 
 def read(bag: Path, stream: str, mode: str) -> Data:
-    """All frames of a bag in memory: latents as float16, all else as :class:`TokenDataset`."""
+    """All frames of a bag in memory."""
     dataset = TokenDataset(
         bag,
         cameras={name: f'/{name}/{stream}/tokens' for name in CAMERAS},
@@ -47,12 +48,17 @@ def read(bag: Path, stream: str, mode: str) -> Data:
         mode=mode,
         cache='float16',
     )
+    return in_memory(dataset, CAMERAS)
+
+
+def in_memory(dataset: TokenDataset, cameras: Sequence[str]) -> Data:
+    """A whole dataset of ``action`` and ``proprioception``: latents as float16, all else as is."""
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(dataset), READ_AT_ONCE):
         indices = range(start, min(start + READ_AT_ONCE, len(dataset)))
         for item in dataset.__getitems__(indices):
-            for name in (*CAMERAS, *(f'{name}_age' for name in CAMERAS)):
-                kind = torch.float16 if name in CAMERAS else torch.uint8
+            for name in (*cameras, *(f'{name}_age' for name in cameras)):
+                kind = torch.float16 if name in cameras else torch.uint8
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]).to(kind))
             for name in ('action', 'action_is_pad', 'proprioception'):
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]))
@@ -63,8 +69,8 @@ def loss_of(policy: Policy, data: Data, chosen: Tensor) -> Tensor:
     """Mean absolute error of the actions that were recorded."""
     batch = {name: part[chosen] for name, part in data.items()}
     found = policy(
-        {name: batch[name].float() for name in CAMERAS},
-        {name: batch[f'{name}_age'].float() for name in CAMERAS},
+        {name: batch[name].float() for name in policy.description.cameras},
+        {name: batch[f'{name}_age'].float() for name in policy.description.cameras},
         batch['proprioception'],
     )
     use = ~batch['action_is_pad']
@@ -93,15 +99,24 @@ def train(bag: Path, eyes: str, seed: int = 0, steps: int = STEPS) -> Policy:
             eyes=eyes,
         )
     )
-    policy.mean.copy_(data['proprioception'].mean(0))
-    policy.std.copy_(data['proprioception'].std(0).clamp(min=1e-3))
+    return fit(policy, data, torch.arange(len(data['action'])), steps, f'{bag.name}, {eyes}')
+
+
+def fit(
+    policy: Policy, data: Data, rows: Tensor, steps: int, name: str, batch: int = BATCH
+) -> Policy:
+    """Train on some rows of the data, in random order; a row that is there twice counts twice.
+
+    :param name: of the progress bar
+    """
+    policy.mean.copy_(data['proprioception'][rows].mean(0))
+    policy.std.copy_(data['proprioception'][rows].std(0).clamp(min=1e-3))
     optimizer = torch.optim.AdamW(policy.parameters(), RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    progress = tqdm(range(steps), f'{bag.name}, {eyes}', unit='step')
+    progress = tqdm(range(steps), name, unit='step')
     average = None
     for _ in progress:
-        chosen = torch.randint(len(data['action']), (BATCH,))
-        loss = loss_of(policy, data, chosen)
+        loss = loss_of(policy, data, rows[torch.randint(len(rows), (batch,))])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
