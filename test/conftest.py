@@ -9,7 +9,10 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 
 here = Path(__file__).resolve().parent
-sys.path[:0] = [str(here), str(here.parent / 'bench'), str(here.parent / 'examples' / 'policy')]
+sys.path[:0] = [
+    str(here),
+    *(str(here.parent / part) for part in ('bench', 'bench/policies', 'examples/policy')),
+]
 
 # What runs in the background, or under nohup, has these ignored, and so would have what it starts.
 # What a function here takes has its default in a new process.

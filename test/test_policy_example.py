@@ -13,14 +13,9 @@ from adaptok_ros.footage.scene.scene import Scene
 
 torch = pytest.importorskip('torch')
 
-POLICY = Path(__file__).parent.parent / 'examples' / 'policy'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _path():
-    sys.path.insert(0, str(POLICY))
-    yield
-    sys.path.remove(str(POLICY))
+ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / 'examples' / 'policy' / 'train.py'
+CLOSED_LOOP = ROOT / 'bench' / 'policies'
 
 
 @pytest.fixture(scope='module')
@@ -201,19 +196,21 @@ def test_from_an_expert_to_a_table(tmp_path):
     results, bags, policies = tmp_path / 'results.jsonl', tmp_path / 'bags', tmp_path / 'policies'
 
     def run(script, *arguments):
-        command = [sys.executable, str(POLICY / script), *map(str, arguments)]
+        command = [sys.executable, str(script), *map(str, arguments)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    run('record.py', 'button-press', '-o', bags, '--episodes', 2)
+    run(CLOSED_LOOP / 'record.py', 'button-press', '-o', bags, '--episodes', 2)
     for eyes in ('grid', 'sparse'):
-        policy = policies / f'button-press-{eyes}'
-        run('train.py', bags / 'button-press', '-o', policy, '--eyes', eyes, '--steps', 3)
+        options = ['--cameras', 'scene', 'wrist', '--rate', 80, '--every', 4, '--eyes', eyes]
+        options += ['--state', '/proprioception:position', '--action', '/action:position']
+        options += ['--view', '/{camera}/dense/tokens:hold', '--steps', 3]
+        run(TRAIN, bags / 'button-press', '-o', policies / f'button-press-{eyes}', *options)
     wanted = ('--tasks', 'button-press', '--settings', 'dense', 'sparse eyes', '--episodes', 1)
-    run('closed_loop.py', policies, '-o', results, *wanted)
+    run(CLOSED_LOOP / 'closed_loop.py', policies, '-o', results, *wanted)
     first = results.read_text()
     assert first.count('\n') == 2
-    run('closed_loop.py', policies, '-o', results, *wanted)
+    run(CLOSED_LOOP / 'closed_loop.py', policies, '-o', results, *wanted)
     assert results.read_text() == first, 'nothing is run twice'
-    table = run('report.py', results, '--plot', tmp_path / 'plot.png')
+    table = run(CLOSED_LOOP / 'report.py', results, '--plot', tmp_path / 'plot.png')
     assert '| sparse eyes | 1 |' in table
     assert (tmp_path / 'plot.png').stat().st_size > 10_000

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,10 @@ RATE = 4
 COLUMNS = ['x_m', 'y_m', 'z_m', 'roll_rad', 'pitch_rad', 'yaw_rad', 'gripper']
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _path():
-    policy = str(ROOT / 'examples' / 'policy')
-    sys.path.insert(0, policy)
-    yield
-    sys.path.remove(policy)
-
-
 def drawn_states(count, seed):
     """A hand that points down, so that its roll passes from 180 to -180 degrees."""
     moved = 0.01 * np.random.default_rng(seed).standard_normal((count, 7))
-    states = np.cumsum(moved, 0) + [0.5, 0.0, 0.3, 3.14, 0.0, 0.0, 0.5]
+    states = np.array([0.5, 0.0, 0.3, 3.14, 0.0, 0.0, 0.5]) + np.cumsum(moved, 0)
     states[:, 3] = (states[:, 3] + np.pi) % (2 * np.pi) - np.pi
     return states
 
@@ -213,13 +204,13 @@ def test_a_missing_camera_and_other_rates_are_named(tmp_path):
     from robot_episodes import EpisodeError, find_episodes
 
     write_episode(tmp_path / '1', 2)
-    with pytest.raises(EpisodeError, match='1 folders with a states.json; allowed: 2 or more'):
+    with pytest.raises(EpisodeError, match=r'1 folders with a states.json; allowed: 2 or more'):
         find_episodes(tmp_path)
     write_episode(tmp_path / '2', 2, fps=5)
     with pytest.raises(EpisodeError, match=r'fps are \[4.0, 5.0\]'):
         find_episodes(tmp_path)
     (tmp_path / '2' / 'wrist.mp4').unlink()
-    with pytest.raises(EpisodeError, match='wrist.mp4: no such file'):
+    with pytest.raises(EpisodeError, match=r'wrist\.mp4: no such file'):
         find_episodes(tmp_path)
 
 

@@ -29,9 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adaptok_ros import AdaptokError
-from adaptok_ros.policy.observation import Observation
-from adaptok_ros.receiving.latents import DenseLatents
+from adaptok_ros import AdaptokError, DenseLatents, Observation, TokenCache
 
 EYES = ('grid', 'sparse', 'blind')
 FEATURES = 128
@@ -204,40 +202,31 @@ class SparseEyes(nn.Module):
 class SparseMemory:
     """What :class:`SparseEyes` have seen of one camera; exact, and updated where it changed."""
 
-    def __init__(self, eyes: SparseEyes, positions: int) -> None:
+    def __init__(self, eyes: SparseEyes) -> None:
         self._eyes = eyes
-        self._weights = torch.zeros(positions, QUERIES)
-        self._values = torch.zeros(positions, VALUES + 3)
-        self._sums = torch.zeros(QUERIES, VALUES + 3)
+        self._cache = TokenCache()
+        self._weights = self._values = self._sums = torch.empty(0)
         self._updates = 0
-        self._stream: tuple[str, int] | None = None
-        self._sequence = 0
 
     def look(self, latents: DenseLatents) -> tuple[Tensor, int]:
         """``[128]``: features after what changed since the last look has entered; how much.
 
         :param latents: those held, without LIT: tokens that were not sent are as they were
         """
-        stream = (latents.tokenizer, latents.epoch)
-        missed = (latents.sequence - self._sequence) & 0xFFFFFFFF
-        age = torch.from_numpy(latents.age).flatten()
-        if stream != self._stream or missed > np.iinfo(np.uint8).max:
-            positions = torch.arange(age.numel())
+        update = self._cache.update(latents)
+        positions = torch.from_numpy(update.positions)
+        weights, values = self._eyes.contributions(torch.from_numpy(update.tokens), positions)
+        self._updates += 1
+        if update.share == 1:
+            self._weights, self._values = weights, values
         else:
-            positions = torch.nonzero(age < missed).flatten()
-        self._stream, self._sequence = stream, latents.sequence
-        changed = positions.numel()
-        tokens = torch.from_numpy(latents.values).flatten(0, 1)[positions]
-        weights, values = self._eyes.contributions(tokens, positions)
-        if changed < age.numel():
             self._sums += weights.T @ values
             self._sums -= self._weights[positions].T @ self._values[positions]
-        self._weights[positions] = weights
-        self._values[positions] = values
-        self._updates += 1
-        if changed == age.numel() or self._updates % RENEWAL == 0:
+            self._weights[positions] = weights
+            self._values[positions] = values
+        if update.share == 1 or self._updates % RENEWAL == 0:
             self._sums = self._weights.T @ self._values
-        return self._eyes.read(self._sums), changed
+        return self._eyes.read(self._sums), len(positions)
 
 
 class Policy(nn.Module):
@@ -313,7 +302,7 @@ class Policy(nn.Module):
         eyes = self.eyes[name]
         if isinstance(eyes, SparseEyes):
             if name not in self._memories:
-                self._memories[name] = SparseMemory(eyes, latents.age.size)
+                self._memories[name] = SparseMemory(eyes)
             features, changed = self._memories[name].look(latents)
         else:
             assert isinstance(eyes, GridEyes)

@@ -1,54 +1,72 @@
-"""Train a policy on a bag of expert episodes: behaviour cloning of action chunks.
+"""Train a policy on a bag of tokens: behaviour cloning of action chunks.
 
-python train.py episodes/drawer-open -o policies/drawer-open-grid --eyes grid
+python train.py my_bag -o my_policy --cameras front wrist --rate 30
 
-The bag is one of record.py. Every frame is seen three ways: with all of its tokens, held, and
-with LIT; sparse eyes see only what is held.
+The bag holds the tokens of all cameras, the robot's state and what it was told to do. With
+several ``--view`` every frame is learned from in several ways, such as with LIT and held, or
+from several streams of one camera; a policy then knows them all. Sparse eyes see only what is
+held. Frames of several episodes in one bag have to be further apart than a chunk is long.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from networks import EYES, Policy, PolicyDescription
-from simulation import ACTIONS, CAMERAS, CONTROL_RATE, EVERY, PROPRIOCEPTION
 from torch import Tensor
 from tqdm import tqdm
 
-from adaptok_ros import TokenDataset
-from adaptok_ros.models.description import TokenizerDescription
-from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
+from adaptok_ros import TokenDataset, Tokenizer
 
-HORIZON = 8
-"""Actions of a chunk: the next 0.1 s."""
-VIEWS: dict[str, tuple[tuple[str, str], ...]]
-VIEWS = {'grid': (('dense', 'hold'), ('sparse', 'hold'), ('sparse', 'lit'))}
-VIEWS |= {'sparse': VIEWS['grid'][:2], 'blind': VIEWS['grid'][:1]}
-"""Streams of the bag, and how they are restored."""
 STEPS, BATCH, RATE = 1500, 64, 1e-3
 READ_AT_ONCE = 64
 
 Data = dict[str, Tensor]
+"""``[N, ...]`` by name, as an item of :class:`TokenDataset` has them."""
 
 
-def read(bag: Path, stream: str, mode: str) -> Data:
-    """All frames of a bag in memory."""
-    dataset = TokenDataset(
-        bag,
-        cameras={name: f'/{name}/{stream}/tokens' for name in CAMERAS},
-        values={
-            'action': ('/action', 'position'),
-            'proprioception': ('/proprioception', 'position'),
-        },
-        delta_timestamps={'action': [step / CONTROL_RATE for step in range(HORIZON)]},
-        tolerance_s=0.4 / CONTROL_RATE,
-        mode=mode,
-        cache='float16',
-    )
-    return in_memory(dataset, CAMERAS)
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """How a bag is read.
+
+    :ivar cameras: names that the policy gives them
+    :ivar rate: of the actions, Hz
+    :ivar horizon: actions of a chunk
+    :ivar state: topic and field of the proprioception
+    :ivar action: topic and field of the actions
+    :ivar tokenizer: name or folder
+    """
+
+    cameras: tuple[str, ...]
+    rate: float
+    horizon: int
+    state: tuple[str, str]
+    action: tuple[str, str]
+    tokenizer: str = 'adaptok-tiny'
+
+    def read(self, bag: Path, topic: str, mode: str) -> Data:
+        """All frames of a bag in memory.
+
+        :param topic: of the tokens, with ``{camera}`` for the name of the camera
+        :param mode: ``lit`` or ``hold``
+        """
+        dataset = TokenDataset(
+            bag,
+            cameras={name: topic.format(camera=name) for name in self.cameras},
+            values={'action': self.action, 'proprioception': self.state},
+            delta_timestamps={'action': [step / self.rate for step in range(self.horizon)]},
+            tolerance_s=0.4 / self.rate,
+            tokenizer=self.tokenizer,
+            mode=mode,
+            cache='float16',
+        )
+        data = in_memory(dataset, self.cameras)
+        dataset.close()
+        return data
 
 
 def in_memory(dataset: TokenDataset, cameras: Sequence[str]) -> Data:
@@ -78,28 +96,29 @@ def loss_of(policy: Policy, data: Data, chosen: Tensor) -> Tensor:
     return loss
 
 
-def train(bag: Path, eyes: str, seed: int = 0, steps: int = STEPS) -> Policy:
-    """Train a policy from nothing."""
-    torch.manual_seed(seed)
-    views = [read(bag, *view) for view in VIEWS[eyes]]
-    data = {name: torch.cat([view[name] for view in views]) for name in views[0]}
-    tokenizer = TokenizerDescription.load(find_model(DEFAULT_TOKENIZER))
-    rows, columns, channels = data[CAMERAS[0]].shape[1:]
+def train(
+    recording: Recording, data: Data, eyes: str, every: int, steps: int, name: str
+) -> Policy:
+    """Train a policy from nothing.
+
+    :param every: actions that are carried out before the next observation
+    """
+    rows, columns, channels = data[recording.cameras[0]].shape[1:]
     policy = Policy(
         PolicyDescription(
-            cameras=CAMERAS,
-            tokenizer=tokenizer.id,
+            cameras=recording.cameras,
+            tokenizer=Tokenizer(recording.tokenizer).description.id,
             grid=(rows, columns),
             channels=channels,
-            proprioception=PROPRIOCEPTION,
-            actions=ACTIONS,
-            horizon=HORIZON,
-            every=EVERY,
-            rate=CONTROL_RATE,
+            proprioception=data['proprioception'].shape[-1],
+            actions=data['action'].shape[-1],
+            horizon=recording.horizon,
+            every=every,
+            rate=recording.rate,
             eyes=eyes,
         )
     )
-    return fit(policy, data, torch.arange(len(data['action'])), steps, f'{bag.name}, {eyes}')
+    return fit(policy, data, torch.arange(len(data['action'])), steps, name)
 
 
 def fit(
@@ -126,16 +145,60 @@ def fit(
     return policy.eval()
 
 
-def main() -> None:
-    """Train what the command line names."""
+def pair(text: str) -> tuple[str, str]:
+    """``TOPIC:WORD``."""
+    topic, _, word = text.partition(':')
+    return topic, word
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('bag', type=Path)
     parser.add_argument('-o', '--output', type=Path, required=True, help='folder of the policy')
+    parser.add_argument('--cameras', nargs='+', required=True, help='names')
+    parser.add_argument('--rate', type=float, required=True, help='of the actions, Hz')
+    parser.add_argument('--every', type=int, default=1, help='actions for each image (1)')
+    parser.add_argument('--horizon', type=int, default=8, help='actions of a chunk (8)')
+    parser.add_argument(
+        '--view',
+        nargs='+',
+        type=pair,
+        default=[('/{camera}/tokenizer/tokens', 'lit')],
+        metavar='TOPIC:MODE',
+        help='of the tokens, and how they are restored (/{camera}/tokenizer/tokens:lit)',
+    )
+    for name, topic, what in (
+        ('--state', '/joint_states:position', 'proprioception'),
+        ('--action', '/actions:data', 'actions'),
+    ):
+        parser.add_argument(
+            name, type=pair, default=pair(topic), metavar='TOPIC:FIELD', help=f'{what} ({topic})'
+        )
+    parser.add_argument('--tokenizer', default='adaptok-tiny', help='name or folder')
     parser.add_argument('--eyes', choices=EYES, default='grid')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--steps', type=int, default=STEPS)
-    arguments = parser.parse_args()
-    train(arguments.bag, arguments.eyes, arguments.seed, arguments.steps).save(arguments.output)
+    parser.add_argument('--steps', type=int, default=STEPS, help=f'({STEPS})')
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Train what the command line names."""
+    arguments = parse()
+    torch.manual_seed(arguments.seed)
+    recording = Recording(
+        tuple(arguments.cameras),
+        arguments.rate,
+        arguments.horizon,
+        arguments.state,
+        arguments.action,
+        arguments.tokenizer,
+    )
+    views = [recording.read(arguments.bag, topic, mode) for topic, mode in arguments.view]
+    data = {name: torch.cat([view[name] for view in views]) for name in views[0]}
+    name = f'{arguments.bag.name}, {arguments.eyes}'
+    policy = train(recording, data, arguments.eyes, arguments.every, arguments.steps, name)
+    policy.save(arguments.output)
 
 
 if __name__ == '__main__':

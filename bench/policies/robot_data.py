@@ -1,4 +1,4 @@
-"""What do held and restored latents cost a prediction on a real robot's episodes?
+"""What held and restored latents cost a prediction on a real robot's episodes.
 
 python robot_data.py --data robot -o robot-bags
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from networks import Policy, PolicyDescription
+from example import Data, Policy, PolicyDescription, fit
 from numpy.typing import NDArray
 from robot_episodes import (
     ACTIONS,
@@ -43,7 +43,6 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
-from train import Data, fit
 
 from adaptok_ros import AdaptokError
 from adaptok_ros.evaluation.markdown import MISSING, table

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from example import Data, Recording
 from numpy.typing import NDArray
 from record import JOINT_STATE, joint_state, open_topics
 from scipy.spatial.transform import Rotation
-from train import Data, in_memory
 
-from adaptok_ros import AdaptokError, SelectionConfig, TokenDataset, read_packets
+from adaptok_ros import AdaptokError, SelectionConfig, read_packets
 from adaptok_ros.bags.bag import SPARSE_TOKENS, serialize
 from adaptok_ros.bags.writing import BagWriter
 from adaptok_ros.evaluation.streams import SharedEncoder, send
@@ -190,21 +190,8 @@ def record(episode: Episode, path: Path, encoder: SharedEncoder, taus: Sequence[
 
 def read(bag: Path, stream: str, mode: str, rate: float) -> Data:
     """All frames of a bag in memory; ``action_is_pad`` at the last, which nothing follows."""
-    dataset = TokenDataset(
-        bag,
-        cameras={camera: topic(camera, stream) for camera in CAMERAS},
-        values={
-            'action': ('/action', 'position'),
-            'proprioception': ('/proprioception', 'position'),
-        },
-        delta_timestamps={'action': [0.0]},
-        tolerance_s=0.4 / rate,
-        mode=mode,
-        cache='float16',
-    )
-    data = in_memory(dataset, CAMERAS)
-    dataset.close()
-    return data
+    state, action = (('/proprioception', 'position'), ('/action', 'position'))
+    return Recording(CAMERAS, rate, 1, state, action).read(bag, topic('{camera}', stream), mode)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 import torch
-from networks import Policy, load_policy
+from example import Policy, load_policy
 from numpy.typing import NDArray
 from simulation import (
     ACTIONS,
