@@ -113,7 +113,7 @@ def test_a_dataset_holds_what_the_bags_hold(tmp_path, tokenizer):
             assert image.shape == (64, 96, 3)
             decoded = tokenizer.decode(latents, 64, 96) / 255
             assert np.abs(image - decoded).max() < 1e-6
-            assert psnr(np.square(image - SCENE.frame(first + number) / 255).mean()) > 20
+            assert psnr(np.square(255 * image - SCENE.frame(first + number)).mean()) > 25
 
 
 def test_a_video_shows_the_same(tmp_path, tokenizer):
@@ -122,7 +122,7 @@ def test_a_video_shows_the_same(tmp_path, tokenizer):
     dataset = reopened(output)
     assert dataset.meta.video_keys == ['observation.images.front']
     image = dataset[COUNT - 1]['observation.images.front'].numpy().transpose(1, 2, 0)
-    assert psnr(np.square(image - SCENE.frame(100 + COUNT - 1) / 255).mean()) > 18
+    assert psnr(np.square(255 * image - SCENE.frame(100 + COUNT - 1)).mean()) > 22
 
 
 def test_a_lower_rate_takes_the_nearest_frames(tmp_path, tokenizer):
