@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip('rclpy', reason='rclpy is missing: bags go through real topics')
 pytest.importorskip('adaptok_ros.msg', reason='the messages are missing: make build')
 import rclpy
-from image_bags import age_bag, word, write_bag
+from image_bags import BEST_EFFORT, age_bag, word, write_bag
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
@@ -23,6 +23,7 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 
 from adaptok_ros.bags.bag import read_packets, typestore
+from adaptok_ros.bags.writing import offered_qos
 from adaptok_ros.cli import main
 from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.messages import packet_from_message
@@ -30,6 +31,7 @@ from adaptok_ros.msg import SparseTokens, TokenizerInfo
 from adaptok_ros.nodes import qos
 from adaptok_ros.nodes.message_types import definition, message_class
 from adaptok_ros.nodes.player import PlayedTopic, Player
+from adaptok_ros.nodes.recorded_qos import to_offer
 from adaptok_ros.nodes.topic_recorder import TopicRecorder
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
@@ -291,6 +293,22 @@ def test_what_is_latched_reaches_a_late_subscriber():
         with beside:
             pass
     assert [message.data for message in got] == ['new']
+
+
+def test_what_is_offered_is_what_was_recorded():
+    reliable, latched = offered_qos(5), offered_qos(1, latched=True)
+    for recorded, depth, reliability, durability in (
+        ([], 100, 'RELIABLE', 'VOLATILE'),
+        ([BEST_EFFORT], 100, 'BEST_EFFORT', 'VOLATILE'),
+        ([BEST_EFFORT, reliable], 100, 'RELIABLE', 'VOLATILE'),
+        ([latched, latched], 2, 'RELIABLE', 'TRANSIENT_LOCAL'),
+        ([reliable._replace(depth=300)], 300, 'RELIABLE', 'VOLATILE'),
+        ([reliable._replace(depth=1 << 62)], 10_000, 'RELIABLE', 'VOLATILE'),
+        ([latched._replace(depth=1 << 62)], 10_000, 'RELIABLE', 'TRANSIENT_LOCAL'),
+    ):
+        found = to_offer(recorded)
+        assert found.depth == depth
+        assert (found.reliability.name, found.durability.name) == (reliability, durability)
 
 
 def test_sim_time_is_that_of_the_recording():

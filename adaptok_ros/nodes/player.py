@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import rclpy
 from rclpy.duration import Duration
-from rclpy.exceptions import NameValidationException
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
@@ -18,6 +17,7 @@ from rosgraph_msgs.msg import Clock
 
 from adaptok_ros.errors import SettingError
 from adaptok_ros.messages import NANOSECONDS
+from adaptok_ros.nodes.endpoints import USER_ERRORS
 from adaptok_ros.nodes.message_types import message_class
 
 LOOK_SECONDS = 0.05
@@ -80,7 +80,7 @@ class Player:
                         message_class(topic.kind), topic.name, topic.profile
                     )
                 )
-        except NameValidationException as error:
+        except USER_ERRORS as error:
             self._close()
             raise SettingError(
                 f'topic is {topic.name!r}; allowed: a name of ROS: {error}'

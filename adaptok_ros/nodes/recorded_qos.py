@@ -19,6 +19,8 @@ from adaptok_ros.messages import NANOSECONDS
 
 QUEUE = 100
 """Messages that wait at most for a slow subscriber, unless the bag says more."""
+LONGEST_QUEUE = 10_000
+"""Whatever the bag says."""
 
 
 def to_bag(profile: QoSProfile) -> Qos:
@@ -44,15 +46,16 @@ def to_offer(profiles: Sequence[Qos]) -> QoSProfile:
     """
     best_effort = profiles and all(p.reliability is QosReliability.BEST_EFFORT for p in profiles)
     latched = [p for p in profiles if p.durability is QosDurability.TRANSIENT_LOCAL]
+    depth = (
+        sum(max(1, p.depth) for p in latched)
+        if latched
+        else max(QUEUE, *(p.depth for p in profiles), 0)
+    )
     return QoSProfile(
         history=HistoryPolicy.KEEP_LAST,
-        depth=(
-            sum(max(1, p.depth) for p in latched)
-            if latched
-            else max(QUEUE, *(p.depth for p in profiles), 0)
-        ),
+        depth=min(depth, LONGEST_QUEUE),
         reliability=ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE,
-        durability=(DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE),
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
     )
 
 
