@@ -93,7 +93,7 @@ SETTINGS = {
     'proprioception alone': Setting(eyes='blind'),
     'view frozen': Setting(DENSE, frozen=True),
     'LIT, 5 % lost': Setting(mode='lit', loss=0.05),
-    'sparse eyes, dense': Setting(DENSE, eyes='sparse'),
+    'sparse eyes, tau 0.2': Setting(SelectionConfig(tau=0.2), eyes='sparse'),
     'sparse eyes, gated': Setting(eyes='sparse', gating=Gating.NOISE),
     **{f'hold, tau {tau}': Setting(SelectionConfig(tau=tau)) for tau in (0.1, 0.2, 0.3)},
     **{f'LIT, tau {tau}': Setting(SelectionConfig(tau=tau), 'lit') for tau in (0.1, 0.2, 0.3)},
