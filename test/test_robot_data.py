@@ -16,29 +16,38 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / 'shared' / 'data' / 'robot'
 TAUS = (0.2,)
 RATE = 4
+CAMERAS = ('ext1', 'ext2', 'wrist')
 COLUMNS = ['x_m', 'y_m', 'z_m', 'roll_rad', 'pitch_rad', 'yaw_rad', 'gripper']
 
 
 def drawn_states(count, seed):
     """A hand that points down, so that its roll passes from 180 to -180 degrees."""
     moved = 0.01 * np.random.default_rng(seed).standard_normal((count, 7))
-    states = np.array([0.5, 0.0, 0.3, 3.14, 0.0, 0.0, 0.5]) + np.cumsum(moved, 0)
+    states = np.cumsum(moved, 0) + np.array([0.5, 0.0, 0.3, 3.14, 0.0, 0.0, 0.5])
     states[:, 3] = (states[:, 3] + np.pi) % (2 * np.pi) - np.pi
     return states
 
 
-def write_episode(folder, count=7, seed=0, frames=None, **changes):
-    """One in the layout of real ones."""
-    from adaptok_ros.footage.video_writing import VideoWriter
-
+def write_states(folder, count=2, seed=0, **changes):
+    """``states.json`` of an episode, and videos that nobody opens."""
     folder.mkdir(parents=True)
-    for number, camera in enumerate(('ext1', 'ext2', 'wrist')):
-        scene = Scene(width=96, height=64, noise=2.0, seed=10 * seed + number)
-        with VideoWriter(folder / f'{camera}.mp4') as video:
-            for frame in range(frames or count):
-                video.write(scene.frame(5 * frame), frame * 1_000_000_000 // RATE)
     fields = {'fps': RATE, 'columns': COLUMNS, 'states': drawn_states(count, seed).tolist()}
     (folder / 'states.json').write_text(json.dumps({**fields, **changes}))
+    for camera in CAMERAS:
+        (folder / f'{camera}.mp4').touch()
+    return folder
+
+
+def write_episode(folder, count, frames, seed=0):
+    """An episode in the layout of real ones."""
+    from adaptok_ros.footage.video_writing import VideoWriter
+
+    write_states(folder, count, seed)
+    for number, camera in enumerate(CAMERAS):
+        scene = Scene(width=96, height=64, noise=2.0, seed=10 * seed + number)
+        with VideoWriter(folder / f'{camera}.mp4') as video:
+            for frame in range(frames):
+                video.write(scene.frame(5 * frame), frame * 1_000_000_000 // RATE)
     return folder
 
 
@@ -50,7 +59,7 @@ def drawn(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp('drawn')
     for seed in range(2):
-        write_episode(folder / 'data' / f'{seed}', 7 + seed, seed, frames=9)
+        write_episode(folder / 'data' / f'{seed}', 7 + seed, 9, seed)
     episodes = find_episodes(folder / 'data')
     return episodes, record_all(episodes, folder / 'bags', TAUS)
 
@@ -120,7 +129,7 @@ def test_a_bag_holds_what_the_robot_saw_and_did(drawn, corpus):
     assert sparse.bytes < 0.9 * dense.bytes
 
 
-@pytest.mark.parametrize('camera', ['ext1', 'ext2', 'wrist'])
+@pytest.mark.parametrize('camera', CAMERAS)
 def test_views_are_of_the_same_frames(corpus, camera):
     views = ('dense', 'hold, tau 0.2', 'LIT, tau 0.2')
     dense, hold, lit = (corpus.data[camera][corpus.rows(view, 1)].float() for view in views)
@@ -175,8 +184,8 @@ def test_a_video_that_is_too_short_leaves_no_bag(tmp_path):
     from robot_data import record_all
     from robot_episodes import EpisodeError, read_episode
 
-    episode = read_episode(write_episode(tmp_path / 'data' / 'short', 5, frames=4))
-    with pytest.raises(EpisodeError, match=r'ext1.mp4: 4 frames; allowed: 5 or more'):
+    episode = read_episode(write_episode(tmp_path / 'data' / 'short', 5, 4))
+    with pytest.raises(EpisodeError, match=r'ext1\.mp4: 4 frames; allowed: 5 or more'):
         record_all([episode], tmp_path / 'bags', TAUS)
     assert not (tmp_path / 'bags' / 'short').exists()
 
@@ -189,7 +198,7 @@ def test_a_video_that_is_too_short_leaves_no_bag(tmp_path):
         ({'fps': 'four'}, 'cannot be read'),
         ({'states': [[0.0] * 7]}, r'states are \(1, 7\); allowed'),
         ({'states': [[0.0] * 6, [0.0]]}, 'cannot be read'),
-        ({'states': [[0.0] * 6 + [float('nan')]] * 2}, 'states are not all finite'),
+        ({'states': [[*[0.0] * 6, float('nan')]] * 2}, 'states are not all finite'),
         ({'states': None}, 'cannot be read|states are'),
     ],
 )
@@ -197,16 +206,16 @@ def test_damaged_states_are_one_error(changes, message, tmp_path):
     from robot_episodes import EpisodeError, read_episode
 
     with pytest.raises(EpisodeError, match=message):
-        read_episode(write_episode(tmp_path / 'damaged', 2, **changes))
+        read_episode(write_states(tmp_path / 'damaged', **changes))
 
 
 def test_a_missing_camera_and_other_rates_are_named(tmp_path):
     from robot_episodes import EpisodeError, find_episodes
 
-    write_episode(tmp_path / '1', 2)
+    write_states(tmp_path / '1')
     with pytest.raises(EpisodeError, match=r'1 folders with a states.json; allowed: 2 or more'):
         find_episodes(tmp_path)
-    write_episode(tmp_path / '2', 2, fps=5)
+    write_states(tmp_path / '2', fps=5)
     with pytest.raises(EpisodeError, match=r'fps are \[4.0, 5.0\]'):
         find_episodes(tmp_path)
     (tmp_path / '2' / 'wrist.mp4').unlink()

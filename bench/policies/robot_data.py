@@ -1,4 +1,4 @@
-"""What held and restored latents cost a prediction on a real robot's episodes.
+"""Predict what a real robot does next, from dense, held and restored latents.
 
 python robot_data.py --data robot -o robot-bags
 
