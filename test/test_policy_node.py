@@ -34,13 +34,15 @@ numbers = itertools.count()
 def cameras(tmp_path_factory):
     """A robot with one camera, whose LIT node says when it falls silent."""
     helpers.join_ros()
-    with Robot('robot', tmp_path_factory.mktemp('cameras')) as robot:
-        robot.start('tokenizer_node')
-        robot.start_lit(timeout=0.3)
-        robot.joints = robot.node.create_publisher(JointState, 'joint_states', 10)
-        robot.settle()
-        yield robot
-    rclpy.try_shutdown()
+    try:
+        with Robot('robot', tmp_path_factory.mktemp('cameras')) as robot:
+            robot.start('tokenizer_node')
+            robot.start_lit(timeout=0.3)
+            robot.joints = robot.node.create_publisher(JointState, 'joint_states', 10)
+            robot.settle()
+            yield robot
+    finally:
+        rclpy.try_shutdown()
 
 
 class PolicyNode:
@@ -182,6 +184,8 @@ def test_a_policy_that_cannot_act_ends_with_a_stop(cameras, make_policy):
     other = PolicyNode(cameras, make_policy(tokenizer='other@0123')[0])
     broken = PolicyNode(cameras, make_policy(broken=True)[0])
     broken.process.has_bug = True
+    # They say nothing but stops before they see anything; then they are found.
+    cameras.until(lambda: other.heard and broken.heard, 'stops of both', START)
     for node, said in (
         (other, "tokenizer of front is 'adaptok-tiny@"),
         (broken, 'allowed: finite numbers'),
