@@ -122,7 +122,9 @@ def test_a_bag_holds_what_the_robot_saw_and_did(drawn, corpus):
         assert len(rows) == len(episode.states) - 1, 'nothing follows the last frame'
         np.testing.assert_array_equal(corpus.data['action'][rows, 0], episode.actions)
         body = corpus.data['proprioception'][rows]
-        np.testing.assert_array_equal(body, episode.proprioception[:-1])
+        np.testing.assert_array_equal(body[:, :10], episode.proprioception[:-1])
+        np.testing.assert_array_equal(body[1:, 10:], episode.actions[:-1])
+        assert not body[0, 10:].any(), 'nothing was before the first'
     dense, sparse = traffic(bags, 'dense'), traffic(bags, 'tau_0_2')
     assert dense.kept == (1, 1, 1)
     assert max(sparse.kept) < 0.9
@@ -177,6 +179,10 @@ def test_from_bags_to_a_table(drawn, corpus):
     assert rows['dense'][5] == ''
     assert rows['no motion'][:4] == ['-'] * 4
     difference = found['no motion'][0] - found['dense'][0]
+    assert found['dense'][3] == 0
+    assert found['view frozen'][3] > 0
+    assert found['hold, tau 0.2'][3] > 0
+    assert rows['no motion'][-1] == '-'
     assert rows['no motion'][5] == f'{difference:+.2f} ({difference:+.2f} to {difference:+.2f})'
 
 

@@ -4,14 +4,17 @@ python robot_data.py --data robot -o robot-bags
 
 ``--data`` has a folder for each episode, as robot_episodes.py describes it. Each becomes a bag;
 bags and their caches stay in the folder of ``-o``, so that only training is done again. From what
-the robot has at one frame, policies predict what it did until the next: the displacement of the
-hand, its rotation, and the change of the gripper. Every episode is predicted by policies trained
-on all others: on dense latents, held ones and LIT's alike, at every tau.
+the robot has at one frame, which is latents, its state and its last motion, policies predict what
+it did until the next: the displacement of the hand, its rotation, and the change of the gripper.
+Every episode is predicted by policies trained on all others: on dense latents, held ones and
+LIT's alike, at every tau.
 
 Errors are means over the frames of an episode, then over episodes: the distance between predicted
 and true displacement, the angle between predicted and true rotation, and the difference of the
 gripper in percent of its way. Intervals are those of Student's t over the episodes, 95 %; the
-difference to ``dense`` is taken within each episode first.
+difference to ``dense`` is taken within each episode first. The distance between a prediction and
+that of the same policy on dense latents says how much a setting matters at all; with ``view
+frozen`` the policy sees the dense latents of the first frame for ever.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from example import Data, Policy, PolicyDescription, fit
 from numpy.typing import NDArray
 from robot_episodes import (
     ACTIONS,
+    BODY,
     CAMERAS,
-    PROPRIOCEPTION,
     TAUS,
     Episode,
     Numbers,
@@ -52,11 +55,12 @@ from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 
 STEPS, BATCH = 300, 32
 LEVEL = 0.95
-DENSE, BLIND = 'dense', 'proprioception alone'
+DENSE, FROZEN, BLIND = 'dense', 'view frozen', 'proprioception alone'
 ERRORS = ('position, mm', 'rotation, degrees', 'gripper, %')
+MOVED = 'prediction moved, mm'
 
 Results = dict[str, list[Numbers]]
-"""Errors ``[3]`` of each episode, by setting."""
+"""Of each episode by setting ``[4]``: :data:`ERRORS`, and :data:`MOVED`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,7 @@ def train_without(
         tokenizer=TokenizerDescription.load(find_model(DEFAULT_TOKENIZER)).id,
         grid=(height, width),
         channels=channels,
-        proprioception=PROPRIOCEPTION,
+        proprioception=BODY,
         actions=ACTIONS,
         horizon=1,
         every=1,
@@ -125,16 +129,22 @@ def train_without(
     unit = corpus.data['action'][rows].std((0, 1)).clamp(min=1e-6)
     scaled = {**corpus.data, 'action': corpus.data['action'] / unit}
     name = f'without {left_out + 1}, {eyes}'
-    return fit(Policy(description), scaled, rows, steps, name, BATCH).eval(), unit
+    return fit(Policy(description), scaled, rows, steps, name, BATCH), unit
 
 
-def predict(policy: Policy, unit: Tensor, data: Data, rows: Tensor) -> NDArray[np.float32]:
-    """Actions ``[N, 7]``."""
+def predict(
+    policy: Policy, unit: Tensor, data: Data, rows: Tensor, seen: Tensor
+) -> NDArray[np.float32]:
+    """Actions ``[N, 7]``.
+
+    :param rows: of what the robot feels, ``[N]``
+    :param seen: of what it sees, ``[N]``
+    """
     cameras = policy.description.cameras
     with torch.inference_mode():
         found = policy(
-            {name: data[name][rows].float() for name in cameras},
-            {name: data[f'{name}_age'][rows].float() for name in cameras},
+            {name: data[name][seen].float() for name in cameras},
+            {name: data[f'{name}_age'][seen].float() for name in cameras},
             data['proprioception'][rows],
         )
         actions: NDArray[np.float32] = (found[:, 0] * unit).numpy()
@@ -155,7 +165,7 @@ def errors(predicted: NDArray[np.float32], true: NDArray[np.float32]) -> Numbers
 
 
 def leave_out(corpus: Corpus, left_out: int, seed: int, steps: int) -> dict[str, Numbers]:
-    """Train on all episodes but one, and test on this one: errors by setting."""
+    """Train on all episodes but one, and test on this one, by setting."""
     rows = corpus.rows(DENSE, left_out)
     true = corpus.data['action'][rows, 0].numpy()
     others = [n for view, n in corpus.spans if view == DENSE and n != left_out]
@@ -163,16 +173,21 @@ def leave_out(corpus: Corpus, left_out: int, seed: int, steps: int) -> dict[str,
     mean = corpus.data['action'][learned, 0].mean(0).numpy()
     policy, unit = train_without(corpus, left_out, 'grid', seed, steps)
     predicted = {
-        view: predict(policy, unit, corpus.data, corpus.rows(view, number))
+        view: predict(policy, unit, corpus.data, rows, corpus.rows(view, number))
         for view, number in corpus.spans
         if number == left_out
     }
+    predicted[FROZEN] = predict(policy, unit, corpus.data, rows, rows[:1].expand(len(rows)))
     policy, unit = train_without(corpus, left_out, 'blind', seed, steps)
-    predicted[BLIND] = predict(policy, unit, corpus.data, rows)
+    predicted[BLIND] = predict(policy, unit, corpus.data, rows, rows)
     predicted['no motion'] = np.zeros_like(true)
-    predicted['mean motion of the others'] = np.broadcast_to(mean, true.shape)
-    predicted['as from the frame before'] = np.concatenate([np.zeros_like(true[:1]), true[:-1]])
-    return {name: errors(each, true) for name, each in predicted.items()}
+    predicted['mean motion in training'] = np.broadcast_to(mean, true.shape)
+    predicted['last motion again'] = np.concatenate([np.zeros_like(true[:1]), true[:-1]])
+    dense = predicted[DENSE]
+    return {
+        name: np.append(errors(each, true), errors(each, dense)[0])
+        for name, each in predicted.items()
+    }
 
 
 def interval(values: Numbers) -> tuple[float, float, float]:
@@ -201,6 +216,9 @@ def rows_of(results: Results, costs: Mapping[str, Traffic], rate: float) -> list
             cells.append(f'{mean:.2f} ({low:.2f} to {high:.2f})')
             mean, low, high = interval(own[:, column] - dense[:, column])
             cells.append('' if name == DENSE else f'{mean:+.2f} ({low:+.2f} to {high:+.2f})')
+        same_policy = name in costs or name == FROZEN
+        mean, low, high = interval(own[:, -1])
+        cells.append(f'{mean:.2f} ({low:.2f} to {high:.2f})' if same_policy else MISSING)
         rows.append(cells)
     return rows
 
@@ -210,6 +228,7 @@ HEADER = [
     *(f'{camera} kept, %' for camera in CAMERAS),
     'kB/s',
     *(cell for error in ERRORS for cell in (error, 'against dense')),
+    MOVED,
 ]
 
 

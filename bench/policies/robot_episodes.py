@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from example import Data, Recording
 from numpy.typing import NDArray
 from record import JOINT_STATE, joint_state, open_topics
@@ -37,6 +38,8 @@ jump: the hands point down, with a roll of about plus or minus 180 degrees."""
 ACTIONS = 7
 """Displacement to the next frame, in the robot's base: metres, a rotation vector in radians, and
 the change of the gripper."""
+BODY = PROPRIOCEPTION + ACTIONS
+"""Numbers that a policy has beside the latents: proprioception, and the last motion."""
 START = 1_000_000_000
 
 Numbers = NDArray[np.float64]
@@ -189,9 +192,18 @@ def record(episode: Episode, path: Path, encoder: SharedEncoder, taus: Sequence[
 
 
 def read(bag: Path, stream: str, mode: str, rate: float) -> Data:
-    """All frames of a bag in memory; ``action_is_pad`` at the last, which nothing follows."""
+    """All frames of a bag in memory; ``action_is_pad`` at the last, which nothing follows.
+
+    ``proprioception`` is :data:`BODY` numbers: as recorded, and then the last motion, which is
+    zero at the first frame.
+    """
     state, action = (('/proprioception', 'position'), ('/action', 'position'))
-    return Recording(CAMERAS, rate, 1, state, action).read(bag, topic('{camera}', stream), mode)
+    recording = Recording(CAMERAS, rate, 1, state, action)
+    data = recording.read(bag, topic('{camera}', stream), mode)
+    last = torch.zeros_like(data['action'][:, 0])
+    last[1:] = data['action'][:-1, 0]
+    data['proprioception'] = torch.cat([data['proprioception'], last], 1)
+    return data
 
 
 @dataclasses.dataclass(frozen=True)
