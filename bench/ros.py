@@ -189,6 +189,10 @@ class Processes:
         """Start one of the files beside this one."""
         return self._start(file, [str(HERE / f'{file}.py'), *arguments])
 
+    def script(self, path: Path, *arguments: str) -> Process:
+        """Start a script from elsewhere."""
+        return self._start(path.stem, [str(path), *arguments])
+
     def node(self, executable: str, namespaces: list[str], *arguments: str) -> Process:
         """Start a node of the package, or one for each namespace in one process.
 
