@@ -218,7 +218,8 @@ def rows_of(results: Results, costs: Mapping[str, Traffic], rate: float) -> list
             cells.append('' if name == DENSE else f'{mean:+.2f} ({low:+.2f} to {high:+.2f})')
         same_policy = name in costs or name == FROZEN
         mean, low, high = interval(own[:, -1])
-        cells.append(f'{mean:.2f} ({low:.2f} to {high:.2f})' if same_policy else MISSING)
+        moved = f'{mean:.2f} ({low:.2f} to {high:.2f})' if same_policy else MISSING
+        cells.append('' if name == DENSE else moved)
         rows.append(cells)
     return rows
 
