@@ -75,18 +75,27 @@ def test_sparse_eyes_see_what_reading_everything_would_show(latents, every):
             values = {'front': torch.from_numpy(seen.values)[None]}
             whole = policy(values, values, torch.from_numpy(given.proprioception)[None])[0]
         np.testing.assert_allclose(acted, whole.numpy(), atol=2e-5)
-    positions = latents[0].age.size
-    assert changed[0] == positions
-    assert changed.count(positions) == 2, 'the first, and the new epoch'
-    assert min(changed) < positions / 2
+    blocks = 12  # of 5x5 positions
+    assert changed[0] == blocks
+    assert changed.count(blocks) == 2, 'the first, and the new epoch'
+    assert min(changed) < blocks / 2
 
 
-def test_work_of_sparse_eyes_follows_change(latents):
-    sparse = make_policy(latents[0], 'sparse').eyes['front']
-    grid = make_policy(latents[0], 'grid').eyes['front']
-    positions = latents[0].age.size
-    assert sparse.multiply_adds(0) < sparse.multiply_adds(0.1 * positions)
-    assert 3 * sparse.multiply_adds(0.1 * positions) < grid.multiply_adds(0.1 * positions)
+def test_work_of_sparse_eyes_follows_change():
+    from networks import GridEyes, SparseEyes
+
+    sparse, grid = SparseEyes((30, 40), 16), GridEyes((30, 40), 16)
+    assert (sparse.block, sparse.blocks) == ((5, 5), 48)
+    assert sparse.multiply_adds(0) < sparse.multiply_adds(1) < grid.multiply_adds(1)
+    assert 3 * sparse.multiply_adds(0.3 * 48) < grid.multiply_adds(0.3 * 48)
+    assert sparse.multiply_adds(48) < grid.multiply_adds(48)
+
+
+@pytest.mark.parametrize(('side', 'part'), [(30, 5), (24, 4), (64, 4), (17, 1)])
+def test_blocks_fill_the_grid(side, part):
+    from networks import SparseEyes
+
+    assert SparseEyes((side, side), 4).block == (part, part)
 
 
 @pytest.mark.parametrize('eyes', ['grid', 'sparse', 'blind'])

@@ -231,8 +231,7 @@ def run_episode(
         policy.description.cameras, 0.5 / CONTROL_RATE, PROPRIOCEPTION, STALE_LIMIT
     )
     first: dict[str, DenseLatents] = {}
-    looks = changed = 0
-    work = 0.0
+    looks, work = 0, 0.0
     success, step = False, 0
     for step in range(LONGEST):
         if step % every == 0:
@@ -252,7 +251,6 @@ def run_episode(
                 if setting.frozen:
                     observation = dataclasses.replace(observation, cameras=first)
                 chunk = clock('policy', policy.act, observation)
-                changed += policy.changed
                 work += policy.multiply_adds
         success = clock('simulation', simulation.step, chunk[step % every])
         if success:
@@ -266,7 +264,6 @@ def run_episode(
         'looks': looks,
         'bytes': {name: camera.bytes for name, camera in cameras.items()},
         'kept': {name: camera.kept for name, camera in cameras.items()},
-        'changed': changed,
         'multiply_adds': work,
         'cpu_ms': {part: round(spent, 2) for part, spent in clock.spent.items()},
     }

@@ -1,16 +1,14 @@
 """Small visuomotor policies on latents: action chunks, and three kinds of eyes.
 
 ``grid`` sees the latents as an image, through a small convolution tower. ``sparse`` has a memory
-that only the tokens that changed enter; its whole cost follows change. ``blind`` has only
-proprioception, for comparison. Everything else is the same: train on what :mod:`train` reads from
-token bags, act on an :class:`~adaptok_ros.policy.observation.Observation`.
+that only what changed enters, so that its cost follows change. ``blind`` has only proprioception,
+for comparison. Everything else is the same: train with :mod:`train` from token bags, act on an
+:class:`~adaptok_ros.Observation`.
 
-How ``sparse`` reads. Every token has a weight for each of a few learned queries, and a value; a
-query reads the mean of the values by these weights, which is attention with queries that do not
-depend on the input. Numerator and denominator are sums over positions. So a token that changed
-is subtracted as it was, and added as it is: exactly what reading all tokens anew would give.
-The coordinates of a position are part of its value, as in a spatial softmax (Levine et al.,
-"End-to-end training of deep visuomotor policies", JMLR 2016).
+How ``sparse`` sees. The grid is cut into blocks of up to 5x5 tokens. A small network sees each
+block by itself, and its place; one layer joins what all blocks gave. A block in which nothing
+changed gives what it gave before, exactly, so only the others are seen anew. Overlapping
+convolutions would not do: there a change spreads over its neighbours with every layer.
 """
 
 from __future__ import annotations
@@ -37,13 +35,9 @@ FEATURES = 128
 HIDDEN = 256
 AGE_SCALE = 1 / 8
 """Of log2(1 + age), which is 8 at the oldest."""
-TOKEN = 32
-"""Width of what is computed of a token."""
-QUERIES, VALUES = 24, 24
-LARGEST_SCORE = 6.0
-"""Weights are between exp(-6) and exp(6), so that sums in float32 forget nothing."""
-RENEWAL = 256
-"""Updates after which the sums of a memory are added anew, against rounding errors."""
+LARGEST_BLOCK = 5
+"""Positions on a side of a block that sparse eyes see at once."""
+BLOCK_HIDDEN, BLOCK_FEATURES = 96, 64
 
 DESCRIPTION, WEIGHTS = 'policy.json', 'policy.safetensors'
 UNREADABLE = (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError)
@@ -139,64 +133,40 @@ class GridEyes(nn.Module):
 
 
 class SparseEyes(nn.Module):
-    """A few queries that read all tokens by sums, which change where a token does."""
+    """Blocks of tokens, each seen by itself: what did not change stays as it was seen."""
 
     def __init__(self, grid: tuple[int, int], channels: int) -> None:
         super().__init__()
-        rows, columns = grid
-        self.place: Tensor
-        self.columns = columns
-        self.first = nn.Linear(channels, TOKEN)
-        self.row = nn.Parameter(0.1 * torch.randn(rows, TOKEN))
-        self.column = nn.Parameter(0.1 * torch.randn(columns, TOKEN))
-        self.second = nn.Linear(TOKEN, TOKEN)
-        self.score = nn.Linear(TOKEN, QUERIES)
-        self.value = nn.Linear(TOKEN, VALUES)
-        place = torch.stack(
-            torch.meshgrid(
-                torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing='ij'
-            ),
-            -1,
-        )
-        self.register_buffer('place', place.reshape(-1, 2), persistent=False)
-        width = QUERIES * (VALUES + 2)
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, FEATURES)
+        self.block = (_divisor(grid[0]), _divisor(grid[1]))
+        self.blocks = (grid[0] // self.block[0]) * (grid[1] // self.block[1])
+        self.first = nn.Linear(self.block[0] * self.block[1] * channels, BLOCK_HIDDEN)
+        self.place = nn.Parameter(torch.zeros(self.blocks, BLOCK_HIDDEN))
+        self.second = nn.Linear(BLOCK_HIDDEN, BLOCK_FEATURES)
+        self.out = nn.Linear(self.blocks * BLOCK_FEATURES, FEATURES)
 
-    def contributions(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights ``[..., N, 24]`` and values ``[..., N, 27]`` of tokens.
+    def see(self, tokens: Tensor, blocks: Tensor) -> Tensor:
+        """``[..., N, 64]`` of blocks.
 
-        :param tokens: ``[..., N, C]``
-        :param positions: ``[N]`` row * columns + column
+        :param tokens: ``[..., N, h * w * C]``, the positions of a block row by row
+        :param blocks: ``[N]``, counted row by row
         """
-        where = self.row[positions // self.columns] + self.column[positions % self.columns]
-        hidden = torch.relu(self.first(tokens) + where)
-        hidden = torch.relu(self.second(hidden))
-        score = LARGEST_SCORE * torch.tanh(self.score(hidden) / LARGEST_SCORE)
-        place = self.place[positions].expand(*tokens.shape[:-1], 2)
-        one = torch.ones_like(place[..., :1])
-        return score.exp(), torch.cat([self.value(hidden), place, one], -1)
-
-    def read(self, sums: Tensor) -> Tensor:
-        """``[..., 128]`` of sums ``[..., 24, 27]``."""
-        means = sums[..., :-1] / sums[..., -1:]
-        features: Tensor = self.out(self.norm(means.flatten(-2)))
-        return features
+        hidden = torch.relu(self.first(tokens) + self.place[blocks])
+        return torch.relu(self.second(hidden))
 
     def forward(self, values: Tensor, age: Tensor) -> Tensor:
-        """All tokens at once, for training: ``[B, 128]`` of ``[B, H, W, C]``."""
-        tokens = values.flatten(1, 2)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        weights, contents = self.contributions(tokens, positions)
-        return self.read(weights.transpose(1, 2) @ contents)
+        """All blocks at once, for training: ``[B, 128]`` of ``[B, H, W, C]``."""
+        count, rows, columns, channels = values.shape
+        high, wide = self.block
+        parts = values.view(count, rows // high, high, columns // wide, wide, channels)
+        tokens = parts.transpose(2, 3).reshape(count, self.blocks, -1)
+        seen = self.see(tokens, torch.arange(self.blocks, device=values.device))
+        features: Tensor = self.out(seen.flatten(1))
+        return features
 
-    def multiply_adds(self, changed: float) -> float:
-        """Of one look at which that many tokens changed."""
-        layers = (self.first, self.second, self.score, self.value)
-        per_token = sum(layer.weight.numel() for layer in layers)
-        per_token += 2 * QUERIES * (VALUES + 3)  # taken out of the sums, and put in
-        renewal = self.place.shape[0] * QUERIES * (VALUES + 3) / RENEWAL
-        return changed * per_token + renewal + self.out.weight.numel()
+    def multiply_adds(self, blocks: float) -> float:
+        """Of one look at which that many blocks changed."""
+        per_block = self.first.weight.numel() + self.second.weight.numel()
+        return blocks * per_block + self.out.weight.numel()
 
 
 class SparseMemory:
@@ -204,9 +174,8 @@ class SparseMemory:
 
     def __init__(self, eyes: SparseEyes) -> None:
         self._eyes = eyes
-        self._cache = TokenCache()
-        self._weights = self._values = self._sums = torch.empty(0)
-        self._updates = 0
+        self._cache = TokenCache(group=eyes.block)
+        self._seen = torch.zeros(eyes.blocks, BLOCK_FEATURES)
 
     def look(self, latents: DenseLatents) -> tuple[Tensor, int]:
         """``[128]``: features after what changed since the last look has entered; how much.
@@ -214,26 +183,22 @@ class SparseMemory:
         :param latents: those held, without LIT: tokens that were not sent are as they were
         """
         update = self._cache.update(latents)
-        positions = torch.from_numpy(update.positions)
-        weights, values = self._eyes.contributions(torch.from_numpy(update.tokens), positions)
-        self._updates += 1
-        if update.share == 1:
-            self._weights, self._values = weights, values
-        else:
-            self._sums += weights.T @ values
-            self._sums -= self._weights[positions].T @ self._values[positions]
-            self._weights[positions] = weights
-            self._values[positions] = values
-        if update.share == 1 or self._updates % RENEWAL == 0:
-            self._sums = self._weights.T @ self._values
-        return self._eyes.read(self._sums), len(positions)
+        blocks = torch.from_numpy(update.positions)
+        self._seen[blocks] = self._eyes.see(torch.from_numpy(update.tokens), blocks)
+        return self._eyes.out(self._seen.flatten()), len(blocks)
+
+
+def _divisor(side: int) -> int:
+    """Largest side of a block that divides that of the grid."""
+    return max(part for part in range(1, LARGEST_BLOCK + 1) if side % part == 0)
 
 
 class Policy(nn.Module):
     """Eyes for each camera, and a head that predicts a chunk of actions.
 
     :ivar description: what it is for
-    :ivar changed: tokens of all cameras that entered when it last acted; of ``grid`` all
+    :ivar changed: blocks that ``sparse`` eyes of all cameras saw anew when it last acted; with
+        ``grid``, positions
     :ivar multiply_adds: of the last time that it acted
     """
 
