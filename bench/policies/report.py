@@ -2,22 +2,22 @@
 
 python report.py results.jsonl --plot success.png
 
-All settings are compared with dense on the seeds that both have done: the difference is the mean
-over these pairs, with an interval of 95 % from the variance within tasks; the p-value is that of
-McNemar's exact test. Success alone has Wilson's interval. Rates are those of the two cameras
-together at the rate of the images.
+All settings are compared with dense on the seeds that both have done, with the interval of 95 % of
+Agresti and Min ("Simple improved confidence intervals for comparing matched proportions",
+Statistics in Medicine 2005) and the p-value of McNemar's exact test. Success alone has Wilson's
+interval. Rates are those of the two cameras together at the rate of the images.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from closed_loop import SETTINGS, read_results
 from scipy.stats import binomtest, norm
 from simulation import CAMERAS, CONTROL_RATE, EVERY
@@ -63,20 +63,18 @@ def success_rate(episodes: Episodes) -> tuple[float, float, float]:
 def paired(episodes: Episodes, others: Episodes) -> Paired | None:
     """Compare with others on the episodes that both have; None where there are none."""
     succeeded = {key(other): other['success'] for other in others}
-    by_task = defaultdict(list)
-    for episode in episodes:
-        if key(episode) in succeeded:
-            difference = int(episode['success']) - int(succeeded[key(episode)])
-            by_task[episode['task']].append(difference)
-    differences = np.concatenate([[], *by_task.values()])
-    if not differences.size:
+    both = [episode for episode in episodes if key(episode) in succeeded]
+    if not both:
         return None
-    squares = sum(np.var(each) * len(each) for each in by_task.values())
-    half = norm.ppf(0.5 + LEVEL / 2) * np.sqrt(squares) / differences.size
-    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    better = sum(episode['success'] > succeeded[key(episode)] for episode in both)
+    worse = sum(episode['success'] < succeeded[key(episode)] for episode in both)
     p = binomtest(better, better + worse).pvalue if better + worse else 1.0
-    mean = float(differences.mean())
-    return Paired(differences.size, mean, mean - half, mean + half, float(p))
+    # Half an episode more in each cell of the table of both outcomes.
+    count, sure = len(both) + 2, norm.ppf(0.5 + LEVEL / 2)
+    middle = (better - worse) / count
+    half = sure * math.sqrt(better + worse + 1 - (better - worse) ** 2 / count) / count
+    difference = (better - worse) / len(both)
+    return Paired(len(both), difference, middle - half, middle + half, float(p))
 
 
 def per_look(episodes: Episodes, what: str, part: str) -> float:
