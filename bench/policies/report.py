@@ -74,7 +74,8 @@ def paired(episodes: Episodes, others: Episodes) -> Paired | None:
     middle = (better - worse) / count
     half = sure * math.sqrt(better + worse + 1 - (better - worse) ** 2 / count) / count
     difference = (better - worse) / len(both)
-    return Paired(len(both), difference, middle - half, middle + half, float(p))
+    low, high = max(-1.0, middle - half), min(1.0, middle + half)
+    return Paired(len(both), difference, low, high, float(p))
 
 
 def per_look(episodes: Episodes, what: str, part: str) -> float:
