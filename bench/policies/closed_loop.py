@@ -3,14 +3,15 @@
 python closed_loop.py policies -o results.jsonl --tasks drawer-open reach --episodes 100
 
 ``policies`` has a folder for each task and kind of eyes, as ``drawer-open-grid``. An episode is
-one line of the result; those that are there already are not run again. All settings meet the same
-seeds. Everything between the image and the policy is what robots run: senders, packets, receivers.
+one line of the result; those that are there already, with the same policy, are not run again. All
+settings meet the same seeds. Everything between the image and the policy is what robots run:
+senders, packets, receivers, and the pairing of cameras. No time passes meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import hashlib
 import json
 import multiprocessing
 import time
@@ -20,10 +21,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
-from example import Policy, load_policy
+from example import WEIGHTS, Policy, load_policy
+from links import SETTINGS, Link, Setting, open_link
 from numpy.typing import NDArray
 from simulation import (
     ACTIONS,
@@ -37,70 +38,17 @@ from simulation import (
 )
 from tqdm import tqdm
 
-from adaptok_ros import LatentStream, Observation, Observer, SelectionConfig, Sender, Tokenizer
-from adaptok_ros.arrays import Image
-from adaptok_ros.messages import NANOSECONDS
+from adaptok_ros import DenseLatents, Observation, Observer, Tokenizer
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER
-from adaptok_ros.packet import Packet
-from adaptok_ros.receiving.latents import DenseLatents
-from adaptok_ros.receiving.receiver import CURABLE, RETRY
-from adaptok_ros.sending.selection import Reference
-from adaptok_ros.tokenizers.gating.changes import Gating
 
 AT_ONCE = 10
 """Episodes of one task and setting that a process does before it is given others."""
-FRAME_ID = 'camera'
 STALE_LIMIT = 1.0
 """Seconds that a policy goes on after a loss."""
 
-JPEG = NDArray[np.uint8]
 T = TypeVar('T')
-
-DEFAULT = SelectionConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What stands between the cameras and the policy.
-
-    :ivar selection: of both cameras
-    :ivar mode: how the receivers restore
-    :ivar eyes: which policy
-    :ivar loss: share of the packets that do not arrive; keyframes are asked for
-    :ivar frozen: the policy sees the first images for ever
-    :ivar gating: of both encoders
-    :ivar jpeg_bytes: by camera: images go as JPEG of at most that size, and the policy's side
-        encodes them
-    """
-
-    selection: SelectionConfig = DEFAULT
-    mode: str = 'hold'
-    eyes: str = 'grid'
-    loss: float = 0.0
-    frozen: bool = False
-    gating: Gating = Gating.OFF
-    jpeg_bytes: tuple[int, ...] = ()
-
-
-DENSE = SelectionConfig(keyframe_interval=1)
-LIT_BYTES = (2580, 8860)
-"""Of an image at the default tau, scene and wrist, as drawer-open has it."""
-SETTINGS = {
-    'dense': Setting(DENSE),
-    'hold': Setting(),
-    'LIT': Setting(mode='lit'),
-    'sparse eyes': Setting(eyes='sparse'),
-    'proprioception alone': Setting(eyes='blind'),
-    'view frozen': Setting(DENSE, frozen=True),
-    'LIT, 5 % lost': Setting(mode='lit', loss=0.05),
-    'sparse eyes, tau 0.2': Setting(SelectionConfig(tau=0.2), eyes='sparse'),
-    'sparse eyes, gated': Setting(eyes='sparse', gating=Gating.NOISE),
-    **{f'hold, tau {tau}': Setting(SelectionConfig(tau=tau)) for tau in (0.1, 0.2, 0.3)},
-    **{f'LIT, tau {tau}': Setting(SelectionConfig(tau=tau), 'lit') for tau in (0.1, 0.2, 0.3)},
-    'LIT, at most 100 tokens': Setting(SelectionConfig(max_tokens=100), 'lit'),
-    'JPEG, bytes of LIT': Setting(jpeg_bytes=LIT_BYTES),
-    'hold, reference previous': Setting(SelectionConfig(reference=Reference.PREVIOUS)),
-}
+Episode = dict[str, Any]
+"""One line of the result."""
 
 
 class Stopwatch:
@@ -117,81 +65,45 @@ class Stopwatch:
         return result
 
 
-class Camera:
-    """The stream of one camera, from the image to the latents."""
+class Commander:
+    """Gives one action for each control step, as the example's policy node does.
 
-    def __init__(self, setting: Setting, tokenizer: Tokenizer, seed: int) -> None:
-        self._sender = Sender(tokenizer, setting.selection, gating=setting.gating)
-        self._stream = LatentStream(DEFAULT_TOKENIZER, setting.mode, threads=1)
-        self._loss = setting.loss
-        self._random = np.random.default_rng(seed)
-        self._now, self._asked_at = 0, -round(RETRY * NANOSECONDS)
-        self.bytes = self.kept = 0
+    :ivar acts: how often the policy has acted
+    :ivar multiply_adds: of the policy, in all
+    """
 
-    def send(self, image: Image, stamp: int) -> Packet | None:
-        """The camera's side: the packet that arrives; None where it is lost."""
-        self._now = stamp
-        packet = self._sender.send(image, stamp, FRAME_ID)
-        assert packet is not None
-        self.bytes += packet.nbytes
-        self.kept += packet.kept
-        return None if self._random.random() < self._loss else packet
+    def __init__(self, policy: Policy, frozen: bool, clock: Stopwatch) -> None:
+        self._policy, self._frozen, self._clock = policy, frozen, clock
+        self._first: dict[str, DenseLatents] = {}
+        self._seen: Observation | None = None
+        self._chunk = np.zeros((0, ACTIONS), np.float32)
+        self._began = 0
+        self.acts, self.multiply_adds = 0, 0.0
+        policy.reset()
 
-    def receive(self, packet: Packet | None) -> DenseLatents | None:
-        """The policy's side: latents, if anything has arrived."""
-        if packet is not None:
-            self._stream.push(packet)
-        is_late = self._now - self._asked_at >= RETRY * NANOSECONDS
-        if self._stream.receiver.status in CURABLE and is_late:
-            self._sender.request_keyframe()  # by a service of the tokenizer node
-            self._asked_at = self._now
-        return self._stream.latents() if packet is not None else None
+    def look(self, observation: Observation, step: int) -> None:
+        """Act on what is new."""
+        self._first = self._first or observation.cameras
+        if self._frozen:
+            observation = Observation(observation.stamp, self._first, observation.proprioception)
+        if self._seen is None or observation.stamp != self._seen.stamp:
+            self._seen = observation
+            self._act(step)
 
-    def close(self) -> None:
-        """Free LIT's engine."""
-        self._stream.close()
+    def _act(self, step: int) -> None:
+        self._chunk = self._clock('policy', self._policy.act, self._seen)
+        self._began = step
+        self.acts += 1
+        self.multiply_adds += self._policy.multiply_adds
 
-
-class JPEGCamera:
-    """The images themselves, as small as asked for, encoded where the policy is."""
-
-    def __init__(self, limit: int, tokenizer: Tokenizer) -> None:
-        self._limit, self._tokenizer = limit, tokenizer
-        self._sender = Sender(tokenizer, DENSE)
-        self._stream = LatentStream(DEFAULT_TOKENIZER, 'hold')
-        self.bytes = self.kept = 0
-
-    def send(self, image: Image, stamp: int) -> tuple[int, JPEG]:
-        """The best quality whose size is within the limit, or the worst."""
-        bgr = image[..., ::-1]
-        low, high = 1, 95
-        found = self._encode(bgr, low)
-        while low < high:
-            middle = (low + high + 1) // 2
-            data = self._encode(bgr, middle)
-            if len(data) <= self._limit:
-                low, found = middle, data
-            else:
-                high = middle - 1
-        self.bytes += len(found)
-        return stamp, found
-
-    def receive(self, sent: tuple[int, JPEG]) -> DenseLatents:
-        """Dense latents of the decoded image."""
-        stamp, data = sent
-        bgr: Image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # type: ignore[assignment]
-        packet = self._sender.send(np.ascontiguousarray(bgr[..., ::-1]), stamp, FRAME_ID)
-        assert packet is not None
-        self._stream.push(packet)
-        return self._stream.latents()
-
-    @staticmethod
-    def _encode(bgr: Image, quality: int) -> JPEG:
-        data: JPEG = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-        return data
-
-    def close(self) -> None:
-        """Nothing to free."""
+    def action(self, step: int) -> NDArray[np.float32]:
+        """``[4]``: of the newest chunk, or of the last observation again; zero before any."""
+        if self._seen is None:
+            return np.zeros(ACTIONS, np.float32)
+        if step - self._began >= len(self._chunk):
+            self._act(step)
+        action: NDArray[np.float32] = self._chunk[step - self._began]
+        return action
 
 
 @cache
@@ -207,94 +119,94 @@ def open_simulation(task: str) -> Simulation:
 
 
 @lru_cache(maxsize=4)
-def open_policy(folder: str) -> Policy:
+def open_policy(folder: Path) -> Policy:
     """A policy, on one thread."""
     torch.set_num_threads(1)
     return load_policy(folder)
 
 
-def run_episode(
-    simulation: Simulation, policy: Policy, setting: Setting, seed: int
-) -> dict[str, Any]:
+def run_episode(simulation: Simulation, policy: Policy, setting: Setting, seed: int) -> Episode:
     """One episode from reset to success, or to the end of its time."""
-    cameras: dict[str, Any] = {}
-    for number, name in enumerate(CAMERAS):
-        tokenizer = open_tokenizer(name)
-        if setting.jpeg_bytes:
-            cameras[name] = JPEGCamera(setting.jpeg_bytes[number], tokenizer)
-        else:
-            cameras[name] = Camera(setting, tokenizer, 1000 * seed + number)
-    clock, every = Stopwatch(), policy.description.every
+    links: dict[str, Link] = {
+        name: open_link(setting, number, open_tokenizer(name), seed)
+        for number, name in enumerate(CAMERAS)
+    }
     simulation.reset(seed)
-    policy.reset()
-    observer = Observer(
-        policy.description.cameras, 0.5 / CONTROL_RATE, PROPRIOCEPTION, STALE_LIMIT
-    )
-    first: dict[str, DenseLatents] = {}
-    looks, work = 0, 0.0
-    success, step = False, 0
+    clock = Stopwatch()
+    commander = Commander(policy, setting.frozen, clock)
+    observer = Observer(CAMERAS, 0.5 / CONTROL_RATE, PROPRIOCEPTION, STALE_LIMIT)
+    looks, success, step = 0, False, 0
     for step in range(LONGEST):
-        if step % every == 0:
+        if step % policy.description.every == 0:
             looks += 1
             stamp = step * CONTROL_PERIOD
             images = clock('rendering', simulation.images)
             observer.push_proprioception(stamp, simulation.proprioception)
-            for name, camera in cameras.items():
-                sent = clock('camera', camera.send, images[name], stamp)
-                latents = clock('receiver', camera.receive, sent)
+            for name, link in links.items():
+                clock('camera', link.send, images[name], stamp)
+                latents = clock('receiver', link.receive)
                 if latents is not None:
                     observer.push(name, latents)
             observation = observer.observe()
-            chunk = np.zeros((every, ACTIONS), np.float32)
             if isinstance(observation, Observation):
-                first = first or observation.cameras
-                if setting.frozen:
-                    observation = dataclasses.replace(observation, cameras=first)
-                chunk = clock('policy', policy.act, observation)
-                work += policy.multiply_adds
-        success = clock('simulation', simulation.step, chunk[step % every])
+                commander.look(observation, step)
+        success = clock('simulation', simulation.step, commander.action(step))
         if success:
             break
-    for camera in cameras.values():
-        camera.close()
+    for link in links.values():
+        link.close()
     return {
         'seed': seed,
         'success': success,
         'steps': step + 1,
         'looks': looks,
-        'bytes': {name: camera.bytes for name, camera in cameras.items()},
-        'kept': {name: camera.kept for name, camera in cameras.items()},
-        'multiply_adds': work,
+        'acts': commander.acts,
+        'bytes': {name: link.bytes for name, link in links.items()},
+        'kept': {name: link.kept for name, link in links.items()},
+        'multiply_adds': commander.multiply_adds,
         'cpu_ms': {part: round(spent, 2) for part, spent in clock.spent.items()},
     }
 
 
-def run_episodes(policies: str, task: str, name: str, seeds: list[int]) -> list[dict[str, Any]]:
+def folder_of(policies: Path, task: str, setting: str) -> Path:
+    """Of the policy."""
+    return policies / f'{task}-{SETTINGS[setting].eyes}'
+
+
+@cache
+def digest(folder: Path) -> str:
+    """First 12 hex digits of the SHA-256 of a policy's weights."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:12]
+
+
+def run_episodes(policies: Path, task: str, setting: str, seeds: list[int]) -> list[Episode]:
     """Some episodes of one task and setting."""
-    setting = SETTINGS[name]
-    policy = open_policy(str(Path(policies) / f'{task}-{setting.eyes}'))
-    simulation = open_simulation(task)
+    folder = folder_of(policies, task, setting)
+    policy, simulation = open_policy(folder), open_simulation(task)
+    about = {'task': task, 'setting': setting, 'policy': digest(folder)}
     return [
-        {'task': task, 'setting': name, **run_episode(simulation, policy, setting, seed)}
-        for seed in seeds
+        {**about, **run_episode(simulation, policy, SETTINGS[setting], seed)} for seed in seeds
     ]
 
 
 Work = tuple[str, str, list[int]]
 
 
-def remaining(arguments: argparse.Namespace, done: set[tuple[str, str, int]]) -> Iterator[Work]:
+def remaining(
+    arguments: argparse.Namespace, done: set[tuple[str, str, str, int]]
+) -> Iterator[Work]:
     """Task, setting and seeds that are not done; all tasks and settings advance together."""
     for start in range(0, arguments.episodes, AT_ONCE):
         block = range(start, min(start + AT_ONCE, arguments.episodes))
         for task in arguments.tasks:
             for setting in arguments.settings:
-                seeds = [seed for seed in block if (task, setting, seed) not in done]
+                policy = digest(folder_of(arguments.policies, task, setting))
+                seeds = [seed for seed in block if (task, setting, policy, seed) not in done]
                 if seeds:
                     yield task, setting, seeds
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
+def read_results(path: Path) -> list[Episode]:
     """Episodes that are there; a line that was cut off is left out."""
     episodes = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -305,30 +217,47 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return episodes
 
 
-def main() -> None:
-    """Run what is missing."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('policies', help='folder of trained policies')
+    parser.add_argument('policies', type=Path, help='folder of trained policies')
     parser.add_argument('-o', '--output', type=Path, required=True, help='file of JSON lines')
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=TASKS)
     parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument('--episodes', type=int, default=100, help='of each (100)')
     parser.add_argument('--jobs', type=int, default=1, help='processes (1)')
     arguments = parser.parse_args()
-    done = {(e['task'], e['setting'], e['seed']) for e in read_results(arguments.output)}
+    for task in arguments.tasks:
+        for setting in arguments.settings:
+            folder = folder_of(arguments.policies, task, setting)
+            if not (folder / WEIGHTS).is_file():
+                parser.error(f'{folder}: no policy')
+    return arguments
+
+
+def main() -> None:
+    """Run what is missing."""
+    arguments = parse()
+    before = read_results(arguments.output)
+    done = {(e['task'], e['setting'], e['policy'], e['seed']) for e in before}
     works = list(remaining(arguments, done))
-    bar = tqdm(total=sum(len(seeds) for _, _, seeds in works), unit='episode')
     context = multiprocessing.get_context('spawn')
     with (
         arguments.output.open('a') as output,
         ProcessPoolExecutor(arguments.jobs, context) as pool,
+        tqdm(total=sum(len(seeds) for _, _, seeds in works), unit='episode') as bar,
     ):
+        if works:
+            output.write('\n')  # whatever was cut off before ends here
         futures = [pool.submit(run_episodes, arguments.policies, *work) for work in works]
-        for future in futures:
-            for episode in future.result():
-                output.write(json.dumps(episode) + '\n')
-                bar.update()
-            output.flush()
+        try:
+            for future in futures:
+                for episode in future.result():
+                    output.write(json.dumps(episode) + '\n')
+                    bar.update()
+                output.flush()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 if __name__ == '__main__':

@@ -77,6 +77,10 @@ class PolicyDescription:
     def __post_init__(self) -> None:
         if self.eyes not in EYES:
             raise PolicyError(f'eyes is {self.eyes!r}; allowed: {", ".join(EYES)}')
+        if not 1 <= self.every <= self.horizon:
+            raise PolicyError(f'every is {self.every}; allowed: 1 to {self.horizon}, the horizon')
+        if not 0 < self.rate < math.inf:
+            raise PolicyError(f'rate is {self.rate}; allowed: more than 0 Hz')
 
     def check(self, observation: Observation) -> None:
         """Compare with what is observed.
@@ -197,8 +201,6 @@ class Policy(nn.Module):
     """Eyes for each camera, and a head that predicts a chunk of actions.
 
     :ivar description: what it is for
-    :ivar changed: blocks that ``sparse`` eyes of all cameras saw anew when it last acted; with
-        ``grid``, positions
     :ivar multiply_adds: of the last time that it acted
     """
 
@@ -224,7 +226,6 @@ class Policy(nn.Module):
         ]
         first, second, last = self._layers
         self.head = nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
-        self.changed = 0
         self._memories: dict[str, SparseMemory] = {}
         self.multiply_adds = 0.0
 
@@ -255,7 +256,6 @@ class Policy(nn.Module):
         :raises PolicyError: the observation does not fit
         """
         self.description.check(observation)
-        self.changed = 0
         self.multiply_adds = float(sum(part.weight.numel() for part in self._layers))
         with torch.inference_mode():
             seen = [self._look(name, observation.cameras[name])[None] for name in self.eyes]
@@ -274,7 +274,6 @@ class Policy(nn.Module):
             values = torch.from_numpy(latents.values)[None]
             features = eyes(values, torch.from_numpy(latents.age)[None].float())[0]
             changed = latents.age.size
-        self.changed += changed
         self.multiply_adds += eyes.multiply_adds(changed)
         return features
 

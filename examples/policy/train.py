@@ -12,21 +12,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from networks import EYES, Policy, PolicyDescription
 from torch import Tensor
 from tqdm import tqdm
 
-from adaptok_ros import TokenDataset, Tokenizer
+from adaptok_ros import AdaptokError, Status, TokenDataset, Tokenizer
 
 STEPS, BATCH, RATE = 1500, 64, 1e-3
 READ_AT_ONCE = 64
+USABLE = (Status.OK, Status.UNBOUNDED)
+"""What a robot would act on; see :data:`~adaptok_ros.policy.observation.STATUS_RULE`."""
+
+TOKENS = '/{camera}/tokenizer/tokens'
 
 Data = dict[str, Tensor]
 """``[N, ...]`` by name, as an item of :class:`TokenDataset` has them."""
+
+
+class RecordingError(AdaptokError, ValueError):
+    """A bag without a frame that can be learned from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +81,35 @@ class Recording:
 
 
 def in_memory(dataset: TokenDataset, cameras: Sequence[str]) -> Data:
-    """A whole dataset of ``action`` and ``proprioception``: latents as float16, all else as is."""
+    """All frames that a robot would act on: latents as float16, all else as is.
+
+    :param dataset: with ``action`` and ``proprioception``
+    :raises RecordingError: there are none
+    """
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, len(dataset), READ_AT_ONCE):
         indices = range(start, min(start + READ_AT_ONCE, len(dataset)))
-        for item in dataset.__getitems__(indices):
+        for item in filter(partial(_is_usable, cameras), dataset.__getitems__(indices)):
             for name in (*cameras, *(f'{name}_age' for name in cameras)):
                 kind = torch.float16 if name in cameras else torch.uint8
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]).to(kind))
             for name in ('action', 'action_is_pad', 'proprioception'):
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]))
+    if not parts:
+        raise RecordingError(
+            f'none of {len(dataset)} frames can be used: their status is neither OK nor '
+            'UNBOUNDED, or a camera or the state is missing at their time'
+        )
+    left_out = len(dataset) - len(parts['action'])
+    if left_out:
+        print(f'{left_out} of {len(dataset)} frames are left out')
     return {name: torch.stack(part) for name, part in parts.items()}
+
+
+def _is_usable(cameras: Sequence[str], item: Mapping[str, Any]) -> bool:
+    return not item['proprioception_is_pad'] and all(
+        item[f'{name}_status'] in USABLE and not item[f'{name}_is_pad'] for name in cameras
+    )
 
 
 def loss_of(policy: Policy, data: Data, chosen: Tensor) -> Tensor:
@@ -147,7 +176,9 @@ def fit(
 
 def pair(text: str) -> tuple[str, str]:
     """``TOPIC:WORD``."""
-    topic, _, word = text.partition(':')
+    topic, _, word = text.rpartition(':')
+    if not topic or not word:
+        raise argparse.ArgumentTypeError(f'{text!r}; allowed: TOPIC:WORD')
     return topic, word
 
 
@@ -164,9 +195,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         '--view',
         nargs='+',
         type=pair,
-        default=[('/{camera}/tokenizer/tokens', 'lit')],
         metavar='TOPIC:MODE',
-        help='of the tokens, and how they are restored (/{camera}/tokenizer/tokens:lit)',
+        help=f'of the tokens, and how they are restored ({TOKENS}:lit; with sparse eyes :hold)',
     )
     for name, topic, what in (
         ('--state', '/joint_states:position', 'proprioception'),
@@ -179,7 +209,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--eyes', choices=EYES, default='grid')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--steps', type=int, default=STEPS, help=f'({STEPS})')
-    return parser.parse_args(arguments)
+    found = parser.parse_args(arguments)
+    if found.view is None:
+        found.view = [(TOKENS, 'hold' if found.eyes == 'sparse' else 'lit')]
+    for _, mode in found.view:
+        if mode not in ('lit', 'hold') or (found.eyes == 'sparse' and mode != 'hold'):
+            allowed = 'hold' if found.eyes == 'sparse' else 'lit, hold'
+            parser.error(f'mode of --view is {mode!r}; allowed with {found.eyes} eyes: {allowed}')
+    if not found.rate > 0:
+        parser.error(f'--rate is {found.rate}; allowed: more than 0')
+    if not 1 <= found.every <= found.horizon:
+        parser.error(f'--every is {found.every}; allowed: 1 to {found.horizon}, the horizon')
+    return found
 
 
 def main() -> None:
@@ -194,7 +235,10 @@ def main() -> None:
         arguments.action,
         arguments.tokenizer,
     )
-    views = [recording.read(arguments.bag, topic, mode) for topic, mode in arguments.view]
+    try:
+        views = [recording.read(arguments.bag, topic, mode) for topic, mode in arguments.view]
+    except AdaptokError as error:
+        sys.exit(f'error: {error}')
     data = {name: torch.cat([view[name] for view in views]) for name in views[0]}
     name = f'{arguments.bag.name}, {arguments.eyes}'
     policy = train(recording, data, arguments.eyes, arguments.every, arguments.steps, name)

@@ -1,0 +1,177 @@
+"""What stands between a camera and a policy: settings of the stream, and JPEG beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptok_ros import DenseLatents, LatentStream, SelectionConfig, Sender, Tokenizer
+from adaptok_ros.arrays import Image
+from adaptok_ros.bags.bag import serialize
+from adaptok_ros.messages import NANOSECONDS
+from adaptok_ros.models.folders import DEFAULT_TOKENIZER
+from adaptok_ros.packet import Packet
+from adaptok_ros.receiving.receiver import CURABLE, RETRY
+from adaptok_ros.sending.selection import Reference
+from adaptok_ros.tokenizers.gating.changes import Gating
+
+FRAME_ID = 'camera'
+JPEG = NDArray[np.uint8]
+DEFAULT, DENSE = SelectionConfig(), SelectionConfig(keyframe_interval=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What stands between the cameras and the policy.
+
+    :ivar selection: of both cameras
+    :ivar mode: how the receivers restore
+    :ivar eyes: which policy
+    :ivar loss: share of the packets that do not arrive, each by itself
+    :ivar frozen: the policy sees the first images for ever
+    :ivar gating: of both encoders
+    :ivar jpeg_bytes: images go as JPEG of at most that size, scene and wrist, or of the worst
+        quality where that is larger, and the policy's side encodes them
+    """
+
+    selection: SelectionConfig = DEFAULT
+    mode: str = 'hold'
+    eyes: str = 'grid'
+    loss: float = 0.0
+    frozen: bool = False
+    gating: Gating = Gating.OFF
+    jpeg_bytes: tuple[int, ...] = ()
+
+
+SETTINGS = {
+    'dense': Setting(DENSE),
+    'hold': Setting(),
+    'LIT': Setting(mode='lit'),
+    'sparse eyes': Setting(eyes='sparse'),
+    'proprioception alone': Setting(eyes='blind'),
+    'view frozen': Setting(DENSE, frozen=True),
+    'LIT, 5 % lost': Setting(mode='lit', loss=0.05),
+    'sparse eyes, tau 0.2': Setting(SelectionConfig(tau=0.2), eyes='sparse'),
+    'sparse eyes, gated': Setting(eyes='sparse', gating=Gating.NOISE),
+    **{f'hold, tau {tau}': Setting(SelectionConfig(tau=tau)) for tau in (0.1, 0.2, 0.3)},
+    **{f'LIT, tau {tau}': Setting(SelectionConfig(tau=tau), 'lit') for tau in (0.1, 0.2, 0.3)},
+    'LIT, at most 100 tokens': Setting(SelectionConfig(max_tokens=100), 'lit'),
+    'hold, reference previous': Setting(SelectionConfig(reference=Reference.PREVIOUS)),
+    # About as large as the packets of LIT.
+    'JPEG, at most 3.0 and 8.5 kB': Setting(jpeg_bytes=(3000, 8500)),
+    'JPEG, worst quality': Setting(jpeg_bytes=(0, 0)),
+}
+
+
+class Link(Protocol):
+    """The way of one camera's images to a policy."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all messages so far, as a wire would carry them."""
+
+    @property
+    def kept(self) -> int | None:
+        """Tokens in them; None where there are none."""
+
+    def send(self, image: Image, stamp: int) -> None:
+        """The camera's side."""
+
+    def receive(self) -> DenseLatents | None:
+        """The policy's side: latents, if anything has arrived."""
+
+    def close(self) -> None:
+        """Free what is open."""
+
+
+class TokenLink:
+    """A real sender and a real receiver."""
+
+    def __init__(self, setting: Setting, tokenizer: Tokenizer, seed: int) -> None:
+        self._sender = Sender(tokenizer, setting.selection, gating=setting.gating)
+        self._stream = LatentStream(DEFAULT_TOKENIZER, setting.mode, threads=1)
+        self._loss = setting.loss
+        self._random = np.random.default_rng(seed)
+        self._now, self._asked_at = 0, -round(RETRY * NANOSECONDS)
+        self._arriving: Packet | None = None
+        self.bytes = self.kept = 0
+
+    def send(self, image: Image, stamp: int) -> None:
+        """See :class:`Link`."""
+        self._now = stamp
+        packet = self._sender.send(image, stamp, FRAME_ID)
+        assert packet is not None
+        self.bytes += len(serialize(packet))
+        self.kept += packet.kept
+        self._arriving = None if self._random.random() < self._loss else packet
+
+    def receive(self) -> DenseLatents | None:
+        """See :class:`Link`; asks for keyframes as LIT nodes do."""
+        if self._arriving is not None:
+            self._stream.push(self._arriving)
+        is_due = self._now - self._asked_at >= RETRY * NANOSECONDS
+        if self._stream.receiver.status in CURABLE and is_due:
+            self._sender.request_keyframe()
+            self._asked_at = self._now
+        return self._stream.latents() if self._arriving is not None else None
+
+    def close(self) -> None:
+        """See :class:`Link`."""
+        self._stream.close()
+
+
+class JPEGLink:
+    """The images themselves, encoded where the policy is."""
+
+    def __init__(self, limit: int, tokenizer: Tokenizer) -> None:
+        self._limit = limit
+        self._dense = TokenLink(Setting(DENSE), tokenizer, 0)
+        self._arriving: tuple[JPEG, int] = (np.empty(0, np.uint8), 0)
+        self.bytes = 0
+        self.kept = None
+
+    def send(self, image: Image, stamp: int) -> None:
+        """See :class:`Link`; the best quality whose size is within the limit."""
+        bgr = image[..., ::-1]
+        low, high = 1, 95
+        found = _encode(bgr, low)
+        while low < high:
+            middle = (low + high + 1) // 2
+            data = _encode(bgr, middle)
+            if len(data) <= self._limit:
+                low, found = middle, data
+            else:
+                high = middle - 1
+        self.bytes += len(found)
+        self._arriving = found, stamp
+
+    def receive(self) -> DenseLatents | None:
+        """See :class:`Link`; what the tokenizer gives of the decoded image."""
+        data, stamp = self._arriving
+        bgr: Image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # type: ignore[assignment]
+        self._dense.send(np.ascontiguousarray(bgr[..., ::-1]), stamp)
+        return self._dense.receive()
+
+    def close(self) -> None:
+        """See :class:`Link`."""
+        self._dense.close()
+
+
+def _encode(bgr: Image, quality: int) -> JPEG:
+    data: JPEG = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return data
+
+
+def open_link(setting: Setting, number: int, tokenizer: Tokenizer, seed: int) -> Link:
+    """The way of a camera.
+
+    :param number: of the camera
+    :param seed: of the episode
+    """
+    if setting.jpeg_bytes:
+        return JPEGLink(setting.jpeg_bytes[number], tokenizer)
+    return TokenLink(setting, tokenizer, 1000 * seed + number)
