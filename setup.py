@@ -37,7 +37,7 @@ setup(
         'store': ['fsspec>=2023.1'],  # and s3fs, gcsfs … for what lies there
         'rerun': ['rerun-sdk>=0.24'],
         'watch': ['rich>=13'],  # adaptok watch --terminal
-        'zenoh': ['eclipse-zenoh>=1.0'],  # adaptok_ros.zenoh
+        'zenoh': ['eclipse-zenoh>=1.1'],  # adaptok_ros.zenoh
         'tokenizers': requirements('tokenizers'),
         'test': requirements('test'),
     },

@@ -99,7 +99,7 @@ class PolicyNode(Node):
         folder = self._text('policy', '', 'folder of a checkpoint; empty = a demonstration')
         cameras = self._text('demo_cameras', 'camera', 'names, without a policy')
         tolerance = self._seconds('tolerance', 0.02, 'between the images of one instant')
-        stale_limit = self._seconds('stale_limit', 0.0, 'that STALE latents are used; 0 = never')
+        stale_limit = self._seconds('stale_limit', 0.0, 'that STALE latents are used; 0 stops at once')
         self._timeout = self._seconds('timeout', 0.5, 'without a new observation before it stops')
         stop = self._text('stop', 'zero', 'what a stop is: zero or hold')
         if stop not in ('zero', 'hold'):
