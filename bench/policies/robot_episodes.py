@@ -211,7 +211,7 @@ class Traffic:
     """Means over the frames of one or more episodes.
 
     :ivar kept: share of the positions that was sent, by camera
-    :ivar bytes: of a frame of all cameras together
+    :ivar bytes: of a frame of all cameras together, in whole messages
     """
 
     kept: tuple[float, ...]
@@ -223,7 +223,7 @@ def traffic(bags: Sequence[Path], stream: str) -> Traffic:
     kept, size = [], 0.0
     for camera in CAMERAS:
         packets = [
-            (packet.kept / packet.positions, packet.nbytes)
+            (packet.kept / packet.positions, len(serialize(packet)))
             for bag in bags
             for packet in read_packets(bag, topic(camera, stream))
         ]
