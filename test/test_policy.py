@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-from time import monotonic
 from types import SimpleNamespace
 
 import numpy as np
@@ -282,78 +281,124 @@ class Counting:
         self.resets += 1
 
     def act(self, observation):
+        number = len(self.seen)
         self.seen.append(observation.stamp)
         self.may_act.wait()
-        number = len(self.seen) - 1
         return np.array([(number, i) for i in range(self.description.horizon)], np.float32)
+
+
+class Steps:
+    """Control steps of a policy, and what each gave: chunk and step of the action, or None."""
+
+    def __init__(self, policy):
+        self._policy = policy
+        self._done = threading.Semaphore(0)
+        self.runner = ChunkRunner(policy, self._done.release)
+
+    def settle(self):
+        """Wait until the policy has acted on all that it was given, if it may."""
+        is_free = self._policy.may_act.is_set()
+        while is_free and self.runner._is_busy and self.runner._results.empty():
+            assert self._done.acquire(timeout=PATIENCE)
+
+    def prepare(self, stamp):
+        """An observation between two steps."""
+        self.runner.prepare(observation(stamp))
+        self.settle()
+
+    def run(self, stamps):
+        given = []
+        for stamp in stamps:
+            action = self.runner.step(None if stamp is None else observation(stamp))
+            self.settle()
+            if action is None:
+                action = self.runner.take()
+            given.append(None if action is None else tuple(action.astype(int)))
+        return given
 
 
 def observation(stamp):
     return Observation(stamp, {}, np.zeros(0, np.float32))
 
 
-def run(runner, stamps, patience=PATIENCE):
-    """What each step gave: chunk and step of the action, or None."""
-    given = []
-    for stamp in stamps:
-        action = runner.step(None if stamp is None else observation(stamp), patience)
-        given.append(None if action is None else tuple(action.astype(int)))
-    return given
-
-
 def test_a_new_chunk_replaces_the_rest_of_the_one_before():
     policy = Counting()
-    assert run(ChunkRunner(policy), range(5)) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
-    assert policy.seen == [0, 2, 4] and policy.resets == 1
+    given = Steps(policy).run(range(7))
+    # A step that still has an action does not wait for the newer one.
+    assert given == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert policy.seen == [0, 2, 4, 6] and policy.resets == 1
+
+
+def test_what_comes_between_two_steps_is_acted_on_before_the_next():
+    policy = Counting()
+    steps, given = Steps(policy), []
+    for stamp in range(5):
+        steps.prepare(stamp)
+        given += steps.run([stamp])
+    assert given == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    assert policy.seen == [0, 2, 4]
 
 
 def test_without_a_newer_observation_a_chunk_is_used_up_and_then_made_anew():
-    policy = Counting()
-    given = run(ChunkRunner(policy), [7] * 5)
-    assert given == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    steps = Steps(Counting())
+    given = steps.run([7] * 4)
+    steps.prepare(7)
+    assert [*given, *steps.run([7])] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
 
 
 def test_without_any_observation_a_chunk_is_used_up():
-    given = run(ChunkRunner(Counting(horizon=2)), [None, 0, None, None, 1])
+    given = Steps(Counting(horizon=2)).run([None, 0, None, None, 1])
     assert given == [None, (0, 0), (0, 1), None, (1, 0)]
 
 
 def test_a_policy_that_reacts():
-    assert run(ChunkRunner(Counting(horizon=1, every=1)), [0, 0, 1]) == [(0, 0), (1, 0), (2, 0)]
+    assert Steps(Counting(1, 1)).run([0, 0, 1]) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_a_step_that_waits_is_open_until_its_action_is_there():
+    policy = Counting(1, 1)
+    policy.may_act.clear()
+    steps = Steps(policy)
+    assert steps.run([0]) == [None] and steps.runner.is_open
+    policy.may_act.set()
+    steps.settle()
+    assert steps.runner.take().tolist() == [0, 0]
+    assert not steps.runner.is_open and steps.runner.take() is None
 
 
 def test_a_slow_policy_is_joined_where_time_stands():
-    policy = Counting(horizon=4, every=2)
-    runner = ChunkRunner(policy)
-    assert run(runner, [0, 1]) == [(0, 0), (0, 1)]
+    policy = Counting()
+    steps = Steps(policy)
+    assert steps.run([0, 1]) == [(0, 0), (0, 1)]
     policy.may_act.clear()
-    assert run(runner, [2, 3], 0.01) == [(0, 2), (0, 3)]
+    assert steps.run([2, 3, 4]) == [(0, 2), (0, 3), None]
+    assert not steps.runner.is_open  # what is computed is of an earlier step
     policy.may_act.set()
-    assert run(runner, [4]) == [(1, 2)]  # of an observation two steps ago
+    steps.settle()
+    assert steps.run([5]) == [(1, 3)]  # of an observation three steps ago
 
 
 def test_a_stuck_policy_gives_nothing_and_blocks_nothing():
     policy = Counting(horizon=2, every=1)
     policy.may_act.clear()
-    runner = ChunkRunner(policy)
-    assert run(runner, range(4), 0.01) == [None] * 4
+    steps = Steps(policy)
+    assert steps.run(range(4)) == [None] * 4
     policy.may_act.set()
-    assert run(runner, [4, 5]) == [None, (1, 0)]  # the first came too late
+    steps.settle()
+    assert steps.run([4, 5]) == [(1, 0), (1, 1)]  # the first came too late
 
 
 def test_after_a_halt_nothing_of_before_is_carried_out():
     policy = Counting()
-    runner = ChunkRunner(policy)
-    run(runner, [0])
+    steps = Steps(policy)
+    steps.run([0])
     policy.may_act.clear()
-    run(runner, [1, 2], 0.01)
-    runner.halt()
-    assert run(runner, [3], 0.01) == [None]
+    steps.run([1, 2])
+    steps.runner.halt()
+    assert steps.run([3]) == [None] and not steps.runner.is_open
     policy.may_act.set()
-    given, end = [None], monotonic() + PATIENCE
-    while given[-1] is None and monotonic() < end:  # the thread is done with the former
-        given += run(runner, [4])
-    assert given[-1] == (2, 0) and policy.resets == 2
+    steps.settle()
+    assert steps.run([4]) == [(2, 0)] and policy.resets == 2
 
 
 @pytest.mark.parametrize(
@@ -367,11 +412,11 @@ def test_actions_that_are_none_are_refused(actions, said):
     policy = Counting()
     policy.act = lambda observation: actions
     with pytest.raises(ValueError, match=said):
-        run(ChunkRunner(policy), [0])
+        Steps(policy).run([0])
 
 
 def test_what_a_policy_raises_is_raised():
     policy = Counting()
     policy.act = lambda observation: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        run(ChunkRunner(policy), [0])
+        Steps(policy).run([0])

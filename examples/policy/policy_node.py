@@ -13,6 +13,7 @@ With a folder that ``train.py`` wrote (this needs torch)::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -25,11 +26,12 @@ from typing import Any
 
 import numpy as np
 import rclpy
-from chunks import ChunkRunner, Policy
+from chunks import ChunkRunner, Description, Policy
 from numpy.typing import NDArray
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]  # Humble has both here
 from rclpy.duration import Duration
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
@@ -99,7 +101,9 @@ class PolicyNode(Node):
         folder = self._text('policy', '', 'folder of a checkpoint; empty = a demonstration')
         cameras = self._text('demo_cameras', 'camera', 'names, without a policy')
         tolerance = self._seconds('tolerance', 0.02, 'between the images of one instant')
-        stale_limit = self._seconds('stale_limit', 0.0, 'that STALE latents are used; 0 stops at once')
+        stale_limit = self._seconds(
+            'stale_limit', 0.0, 'that STALE latents are used; 0 stops at once'
+        )
         self._timeout = self._seconds('timeout', 0.5, 'without a new observation before it stops')
         stop = self._text('stop', 'zero', 'what a stop is: zero or hold')
         if stop not in ('zero', 'hold'):
@@ -110,8 +114,9 @@ class PolicyNode(Node):
         self._observer = Observer(
             wanted.cameras, tolerance, wanted.proprioception, stale_limit, wanted.tokenizer, shape
         )
-        self._runner = ChunkRunner(policy)
-        self._period = 1 / wanted.rate
+        # Its actions are published by the executor's thread, which this wakes.
+        self._is_done = self.create_guard_condition(self._on_actions)
+        self._runner = ChunkRunner(policy, self._wake)
         self._holds = stop == 'hold'
         self._rest = None if self._holds else np.zeros(wanted.actions, np.float32)
         self._is_moving = self._has_warned = False
@@ -120,7 +125,7 @@ class PolicyNode(Node):
         self._resets = 0
         self._started_at = self._seen_at = time.monotonic()
         self._heard: dict[str, tuple[int, float]] = {}
-        self._connect(wanted.cameras, wanted.proprioception)
+        self._connect(wanted)
 
     def _text(self, name: str, default: str, description: str) -> str:
         descriptor = ParameterDescriptor(
@@ -148,22 +153,22 @@ class PolicyNode(Node):
         policy: Policy = load_policy(folder)
         return policy
 
-    def _connect(self, cameras: tuple[str, ...], proprioception: int) -> None:
+    def _connect(self, wanted: Description) -> None:
         # Depth 1, best effort: a policy wants the newest latents, not all of them.
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         states = QoSProfile(depth=STATES_IN_QUEUE, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._topics = {}
-        for name in cameras:
+        for name in wanted.cameras:
             topic, take = f'{name}/lit/latents', functools.partial(self._on_latents, name)
             self.create_subscription(DenseLatents, topic, take, newest)
             self._topics[name] = self.resolve_topic_name(topic)
-        if proprioception:
+        if wanted.proprioception:
             self.create_subscription(JointState, 'joint_states', self._on_state, states)
             self._topics[PROPRIOCEPTION] = self.resolve_topic_name('joint_states')
         self._actions = self.create_publisher(Float64MultiArray, 'actions', 1)
         # Whatever is dead, this timer is not; it also runs while simulated time stands.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(self._period, self._step, clock=steady)
+        self.create_timer(1 / wanted.rate, self._step, clock=steady)
 
     def _on_latents(self, camera: str, message: DenseLatents) -> None:
         try:
@@ -173,6 +178,9 @@ class PolicyNode(Node):
             return
         self._observer.push(camera, latents)  # what the policy was not trained on ends the node
         self._hear(camera, latents.stamp)
+        found = self._observer.observe()
+        if isinstance(found, Observation):
+            self._runner.prepare(found)
 
     def _on_state(self, message: JointState) -> None:
         time_of = message.header.stamp
@@ -211,13 +219,25 @@ class PolicyNode(Node):
                 f'{now - self._heard[source][1]:.1f} s ago on {self._topics[source]}'
             )
         else:
-            action = self._runner.step(observation, self._period)
+            action = self._runner.step(observation)
             if action is not None:
                 self._move(action)
+            elif self._runner.is_open and self._is_moving:
+                pass  # its action follows as soon as it is there; else the next step stops
             elif isinstance(found, Observation):
                 self._stop('the policy has no action yet, or takes longer than a chunk lasts')
             else:
                 self._stop(self._explain(found))
+
+    def _wake(self) -> None:
+        with contextlib.suppress(InvalidHandle):  # a policy may outlive the node
+            self._is_done.trigger()
+
+    def _on_actions(self) -> None:
+        """Publish the action of a step that had to wait for it."""
+        action = self._runner.take()
+        if action is not None:
+            self._move(action)
 
     def _explain(self, absence: Absence) -> str:
         """Why there is no observation; if nothing came, also whether somebody publishes it."""
