@@ -1,6 +1,8 @@
 """The example's policy node on a running camera: what it commands, and when and how it stops."""
 
+import functools
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,25 +66,25 @@ class PolicyNode:
     def heard(self):
         return [message.data.tolist() for message in self._messages]
 
-    def sense(self):
+    def sense(self, names=()):
         """Show an image, and say where the joints are."""
         self.robot.show(picture(0))
-        self.sense_joints()
+        self.sense_joints(names)
 
-    def sense_joints(self):
+    def sense_joints(self, names=()):
         """Only say where the joints are."""
-        message = JointState(position=JOINTS)
+        message = JointState(position=JOINTS, name=names)
         self.robot.stamp += 1
         set_header(message.header, self.robot.stamp, 'base')
         self.robot.joints.publish(message)
 
-    def until_acting(self):
+    def until_acting(self, poke=None):
         before = len(self.heard)
         self.robot.until(
             lambda: any(any(each) for each in self.heard[before:]),
             'an action',
             START,
-            self.sense,
+            poke or self.sense,
             0.05,
         )
 
@@ -161,7 +163,7 @@ def test_what_is_not_connected_is_named(cameras):
 def test_it_carries_out_chunks_and_stops_without_its_camera(cameras, make_policy):
     folder, chunk = make_policy()
     # The LIT node says STALE earlier, which is used: the timeout counts.
-    node = PolicyNode(cameras, folder, stale_limit=10.0)
+    node = PolicyNode(cameras, folder, stop='zero', stale_limit=10.0)
     one, action = make_policy(every=1, horizon=1)
     holding = PolicyNode(cameras, one, stop='hold')
     for each in (node, holding):
@@ -180,9 +182,25 @@ def test_it_carries_out_chunks_and_stops_without_its_camera(cameras, make_policy
     np.testing.assert_allclose(holding.heard, np.tile(action, (len(holding.heard), 1)), rtol=1e-4)
 
 
+def test_late_images_and_other_joints_stop_it(cameras, make_policy):
+    node = PolicyNode(cameras, make_policy()[0], stop='zero', max_age=1000.0)
+    right, wrong = (functools.partial(node.sense, names) for names in (['a', 'b'], ['b', 'a']))
+    # It sees images of 1970, then some of now.
+    node.until_said('s old by its stamp; allowed: max_age, 1000 s', poke=right)
+    assert not np.any(node.heard)
+    cameras.stamp = time.time_ns()
+    node.until_acting(right)
+    node.until_said("names in joint_states are ['b', 'a']; allowed: ['a', 'b']", poke=wrong)
+    node.until_said('the last of proprioception came', poke=wrong)
+    node.until_acting(right)
+    cameras.stamp += 2000 * 1_000_000_000
+    node.until_said('the newest observation is -', poke=right)
+    node.process.stop()
+
+
 def test_a_policy_that_cannot_act_ends_with_a_stop(cameras, make_policy):
-    other = PolicyNode(cameras, make_policy(tokenizer='other@0123')[0])
-    broken = PolicyNode(cameras, make_policy(broken=True)[0])
+    other = PolicyNode(cameras, make_policy(tokenizer='other@0123')[0], stop='zero')
+    broken = PolicyNode(cameras, make_policy(broken=True)[0], stop='zero')
     broken.process.has_bug = True
     # They say nothing but stops before they see anything; then they are found.
     cameras.until(lambda: other.heard and broken.heard, 'stops of both', START)
@@ -197,7 +215,8 @@ def test_a_policy_that_cannot_act_ends_with_a_stop(cameras, make_policy):
 
 def test_wrong_parameters_end_it_with_one_line(cameras):
     wrong = {
-        "stop is 'brake'; allowed: zero, hold": {'stop': 'brake'},
+        "stop is 'brake'; allowed: zero (": {'stop': 'brake'},
+        "stop is ''; allowed: zero (zeros, for ": {'policy': 'somewhere'},
         "timeout is 'soon'; allowed: finite seconds": {'timeout': 'soon'},
     }
     nodes = {said: PolicyNode(cameras, **parameters) for said, parameters in wrong.items()}

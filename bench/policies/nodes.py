@@ -114,7 +114,9 @@ def start_nodes(processes: ros.Processes, policy: Path, tau: float, mode: str) -
     processes.node('tokenizer_node', namespaces, '-p', f'tau:={tau}')
     remap = ('-r', 'tokens:=tokenizer/tokens')
     processes.node('lit_node', namespaces, '-p', f'mode:={mode}', *remap)
-    processes.script(NODE, '--ros-args', '-p', f'policy:={policy.resolve()}')
+    # The actions of the tasks are displacements of the hand.
+    folder = f'policy:={policy.resolve()}'
+    processes.script(NODE, '--ros-args', '-p', folder, '-p', 'stop:=zero')
 
 
 def wait_for_actions(robot: Robot, processes: ros.Processes) -> None:

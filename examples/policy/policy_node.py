@@ -6,7 +6,7 @@ Without a checkpoint it prints what a policy would be given, and commands zero::
 
 With a folder that ``train.py`` wrote (this needs torch)::
 
-    python3 examples/policy/policy_node.py --ros-args -p policy:=FOLDER -r actions:=/arm/commands
+    python3 examples/policy/policy_node.py --ros-args -p policy:=FOLDER -p stop:=hold
 
 ``docs/policies.md`` has the parameters, the topics and the rules.
 """
@@ -49,8 +49,15 @@ OLD = 30
 """Frames after which the demonstration counts a position as old."""
 STATES_IN_QUEUE = 100
 """An image is paired with the state of its time, so all states count, not the newest alone."""
+LONGEST = 512
+"""Characters of names of joints in a message to people."""
 DISCOVERY = 2.0
 """Seconds that ROS gets to find who takes the actions, before one is warned of."""
+STOPS = {
+    'zero': 'zeros, for actions that are velocities or displacements',
+    'hold': 'the last action once more, for actions that are positions',
+}
+"""What a stop publishes."""
 SIGNAL_PERIOD = 0.2
 """Seconds within which a signal to stop is noticed."""
 FAREWELL = 1.0
@@ -105,9 +112,12 @@ class PolicyNode(Node):
             'stale_limit', 0.0, 'that STALE latents are used; 0 stops at once'
         )
         self._timeout = self._seconds('timeout', 0.5, 'without a new observation before it stops')
-        stop = self._text('stop', 'zero', 'what a stop is: zero or hold')
-        if stop not in ('zero', 'hold'):
-            raise AdaptokError(f'stop is {stop!r}; allowed: zero, hold')
+        self._max_age = self._seconds('max_age', 0.0, 'from image to control step; 0 = any')
+        # Zeros would move an arm that takes positions, so nothing is assumed of a policy.
+        stop = self._text('stop', '' if folder else 'zero', 'what a stop is: zero or hold')
+        if stop not in STOPS:
+            allowed = '; '.join(f'{name} ({what})' for name, what in STOPS.items())
+            raise AdaptokError(f'stop is {stop!r}; allowed: {allowed}')
         policy = self._load(folder, tuple(cameras.split(',')))
         wanted = policy.description
         shape = (*wanted.grid, wanted.channels) if wanted.tokenizer else None
@@ -122,6 +132,7 @@ class PolicyNode(Node):
         self._is_moving = self._has_warned = False
         self._said = ''
         self._stamp: int | None = None
+        self._joints: list[str] | None = None
         self._resets = 0
         self._started_at = self._seen_at = time.monotonic()
         self._heard: dict[str, tuple[int, float]] = {}
@@ -185,11 +196,22 @@ class PolicyNode(Node):
     def _on_state(self, message: JointState) -> None:
         time_of = message.header.stamp
         stamp = time_of.sec * 1_000_000_000 + time_of.nanosec
+        names = list(message.name)
+        if self._joints is not None and names != self._joints:
+            self.get_logger().error(
+                f'names in joint_states are {str(names)[:LONGEST]}; '
+                f'allowed: {str(self._joints)[:LONGEST]}, as in the first message',
+                throttle_duration_sec=1.0,
+            )
+            return
         try:
             self._observer.push_proprioception(stamp, message.position)
         except AdaptokError as error:  # drivers that start give NaN
             self.get_logger().error(str(error), throttle_duration_sec=1.0)
             return
+        if self._joints is None:
+            self._joints = names
+            self.get_logger().info(f'names in joint_states: {str(names)[:LONGEST]}')
         self._hear(PROPRIOCEPTION, stamp)
 
     def _hear(self, source: str, stamp: int) -> None:
@@ -207,6 +229,7 @@ class PolicyNode(Node):
         observation = found if isinstance(found, Observation) else None
         if observation is not None and observation.stamp != self._stamp:
             self._stamp, self._seen_at = observation.stamp, now
+        age = 0.0 if observation is None else self._age(observation)
         is_late = self._stamp is None or now - self._seen_at > self._timeout
         if not isinstance(found, Observation) and (found.must_stop or is_late):
             self._runner.halt()
@@ -217,6 +240,12 @@ class PolicyNode(Node):
             self._stop(
                 f'no new observation for {now - self._seen_at:.1f} s; the last of {source} came '
                 f'{now - self._heard[source][1]:.1f} s ago on {self._topics[source]}'
+            )
+        elif self._max_age and abs(age) > self._max_age:
+            self._runner.halt()
+            self._stop(
+                f'the newest observation is {age:.3g} s old by its stamp; allowed: max_age, '
+                f'{self._max_age:g} s: a stream lags, or clocks differ'
             )
         else:
             action = self._runner.step(observation)
@@ -238,6 +267,10 @@ class PolicyNode(Node):
         action = self._runner.take()
         if action is not None:
             self._move(action)
+
+    def _age(self, observation: Observation) -> float:
+        """Seconds from its stamp to this node's clock."""
+        return 1e-9 * (self.get_clock().now().nanoseconds - observation.stamp)
 
     def _explain(self, absence: Absence) -> str:
         """Why there is no observation; if nothing came, also whether somebody publishes it."""
