@@ -166,7 +166,7 @@ def plot(results: Mapping[str, Episodes], path: Path) -> None:
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(10, 6), layout='constrained')
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout='constrained')
     baseline = results.get(BASELINE, [])
     for name, episodes in results.items():
         done, _ = succeeded(episodes, baseline)
@@ -175,12 +175,10 @@ def plot(results: Mapping[str, Episodes], path: Path) -> None:
         rate, low, high = (100 * value for value in success_rate(both(episodes, baseline)))
         across = kilobytes_per_second(done)
         marker = {'hold': 's', 'LIT': 'o', 'JPEG': 'D'}.get(name.split()[0].strip(','), '^')
-        axes.errorbar(across, rate, [[rate - low], [high - rate]], marker=marker, capsize=3)
-        axes.annotate(
-            name, (across, rate), (3, 6), textcoords='offset points', fontsize=8, rotation=35
-        )
-    axes.set(xscale='log', xlabel='two cameras, kB/s', ylabel='success, %', ylim=(0, 130))
-    axes.set_yticks(range(0, 101, 20))
+        bars = [[rate - low], [high - rate]]
+        axes.errorbar(across, rate, bars, marker=marker, capsize=3, label=name)
+    axes.set(xscale='log', xlabel='two cameras, kB/s', ylabel='success, %', ylim=(0, 105))
+    axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
