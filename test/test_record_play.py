@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,15 +24,20 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import String
 
 from adaptok_ros.bags.bag import read_packets, typestore
-from adaptok_ros.bags.writing import offered_qos
+from adaptok_ros.bags.writing import BagWriter, offered_qos
 from adaptok_ros.cli import main
+from adaptok_ros.cli.bag import play, record
+from adaptok_ros.cli.output import StatusLine
 from adaptok_ros.errors import MissingPackageError
 from adaptok_ros.messages import packet_from_message
 from adaptok_ros.msg import SparseTokens, TokenizerInfo
-from adaptok_ros.nodes import qos
+from adaptok_ros.nodes import player as playing
+from adaptok_ros.nodes import qos, stopping, topic_recorder
 from adaptok_ros.nodes.message_types import definition, message_class
+from adaptok_ros.nodes.own_node import own_node
 from adaptok_ros.nodes.player import PlayedTopic, Player
 from adaptok_ros.nodes.recorded_qos import to_offer
+from adaptok_ros.nodes.stopping import Stop
 from adaptok_ros.nodes.topic_recorder import TopicRecorder
 from adaptok_ros.receiving.latents import LatentStream
 from adaptok_ros.receiving.receiver import Status
@@ -41,11 +47,29 @@ SECOND = 1_000_000_000
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+STUCK = """
+import ctypes
+from adaptok_ros.nodes import stopping
+stopping.LONGEST_STOP = 0.1
+stop = stopping.Stop()
+stopping.stop_on_signals('stuck', stop, enough=2)
+print('ready', flush=True)
+assert stop.wait(600)
+print('stops', flush=True)
+mutex = ctypes.create_string_buffer(64)
+for _ in range(2):  # the second time it hangs outside Python
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
 @pytest.fixture(scope='module', autouse=True)
 def ros():
+    # Commands that run within the tests must not end them.
+    stopping.LONGEST_STOP, before = 1e6, stopping.LONGEST_STOP
     join_ros()
     yield
     rclpy.shutdown()
+    stopping.LONGEST_STOP = before
 
 
 @pytest.fixture(autouse=True)
@@ -286,7 +310,7 @@ def test_what_is_latched_reaches_a_late_subscriber():
     data = [serialize_message(String(data=text)) for text in ('old', 'new')]
     topics = [PlayedTopic('/latched', STRING, profile)]
     beside = Beside(lambda beside: beside.until(lambda: got, 'the latched message'))
-    with Player(topics, 1.0, threading.Event(), clock=False) as player:
+    with Player(topics, 1.0, Stop(), clock=False) as player:
         for _ in player.play([(0, SECOND, data[0]), (0, SECOND, data[1])]):
             pass
         got = beside.collect(String, '/latched', profile)
@@ -324,7 +348,7 @@ def test_sim_time_is_that_of_the_recording():
     sim.node.create_subscription(String, '/timed', take, 10)
     topics = [PlayedTopic('/timed', STRING, QoSProfile(depth=10))]
     data = [serialize_message(String(data=text)) for text in 'ab']
-    with sim, Player(topics, 2.0, threading.Event(), clock=True) as player:
+    with sim, Player(topics, 2.0, Stop(), clock=True) as player:
         try:
             assert not player.wait_for_subscribers(DEADLINE)
             for _ in player.play([(0, begin, data[0]), (0, begin + SECOND, data[1])]):
@@ -340,7 +364,7 @@ def test_sim_time_is_that_of_the_recording():
 
 
 def test_a_player_that_is_told_to_stop_does(tmp_path):
-    stopping = threading.Event()
+    stopping = Stop()
     data = serialize_message(String(data='a'))
     topics = [PlayedTopic('/stopped', STRING, QoSProfile(depth=1))]
     with Player(topics, 1.0, stopping, clock=False) as player:
@@ -357,6 +381,8 @@ def test_a_player_that_is_told_to_stop_does(tmp_path):
         (['record', '/a', '--all-tokens', '-o', 'out'], 'allowed: one of both'),
         (['record', '/a', '-o', 'out', '--duration', '0'], '--duration is 0; allowed: more than'),
         (['record', '/a', '-o', 'bag'], 'bag: exists already'),
+        (['record', '/a b', '-o', 'out'], "topic is '/a b'; allowed: letters, digits and _ after"),
+        (['record', '/', '-o', 'out'], "topic is '/'; allowed: letters, digits and _ after"),
         (['play', 'bag', '--rate', '0'], '--rate is 0; allowed: 0.001 to 1000'),
         (['play', 'bag', '--remap', '/word'], "--remap is '/word'; allowed: /TOPIC:=/OTHER"),
         (['play', 'bag', '--remap', '/a:=/b'], 'topic is /a; allowed: /word'),
@@ -370,3 +396,196 @@ def test_what_is_wrong_is_named(tmp_path, capsys, monkeypatch, words, said):
     write_bag(tmp_path / 'bag', {'/word': [word('a')]})
     assert main(['bag', *words]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_bad_topics_to_tune_are_named(capsys):
+    assert main(['tune', '/bad topic']) == 1
+    assert '/bad topic: no such file, and not a topic of ROS: topic is' in capsys.readouterr().err
+
+
+def test_signals_end_what_hangs_outside_python():
+    process = subprocess.Popen(
+        [sys.executable, '-c', STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for said, number in (('ready', signal.SIGINT), ('stops', signal.SIGTERM)):
+        assert process.stdout.readline().strip() == said
+        process.send_signal(number)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert 'stuck: did not stop within 0.1 s' in errors
+
+
+def test_a_loop_over_one_message_does_not_flood(tmp_path, capsys, monkeypatch):
+    for name, count in (('one', 1), ('none', 0)):
+        with BagWriter(tmp_path / name) as bag:
+            topic = bag.add_topic('/word', STRING)
+            for _ in range(count):
+                bag.write(topic, SECOND, serialize_message(String(data='a')))
+    monkeypatch.setattr(play, 'LEAST_ROUND', 3600.0)
+
+    def listen(beside):
+        beside.until(lambda: got, 'a message')
+        beside.interrupt()
+
+    beside = Beside(listen)
+    got = beside.collect(String, '/word', 10)
+    with beside:
+        command = ['bag', 'play', str(tmp_path / 'one'), '--loop', '--wait', f'{DEADLINE}']
+        assert main(command) == 0
+    assert '1 messages' in capsys.readouterr().out
+    assert main(['bag', 'play', str(tmp_path / 'none'), '--loop', '--wait', '0']) == 1
+    assert 'no message to be played with --loop' in capsys.readouterr().err
+
+
+def test_there_is_one_clock(tmp_path, capsys):
+    write_bag(tmp_path / 'bag', {'/word': [word('a')], '/clock': [word('b')]})
+    assert main(['bag', 'play', str(tmp_path / 'bag'), '--clock', '--wait', '0']) == 0
+    said = capsys.readouterr()
+    assert '/clock is not played: --clock publishes /clock' in said.err
+    assert '1 messages' in said.out
+
+
+def test_messages_that_wait_are_not_lost_when_a_weaker_publisher_comes(monkeypatch):
+    monkeypatch.setattr(topic_recorder, 'LOOK_SECONDS', 0.0)
+    got = []
+    node = rclpy.create_node('publishers')
+
+    def until(condition):
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < end
+            recorder.step()
+
+    try:
+        reliable = node.create_publisher(String, '/waits', 100)
+        with TopicRecorder('recorder', ['/waits'], (), lambda *of: got.append(of)) as recorder:
+            until(reliable.get_subscription_count)
+            for number in range(50):
+                reliable.publish(String(data=f'{number}'))
+            assert reliable.wait_for_all_acked(Duration(seconds=DEADLINE))
+            weak = node.create_publisher(String, '/waits', best_effort())
+            until(weak.get_subscription_count)
+            until(lambda: len(got) >= 50)
+    finally:
+        node.destroy_node()
+    numbers = [serialize_message(String(data=f'{number}')) for number in range(50)]
+    assert [data for _, _, data in got] == numbers
+
+
+def test_what_later_publishers_offer_is_in_the_bag(tmp_path):
+    node = rclpy.create_node('publishers')
+    try:
+        with BagWriter(tmp_path / 'bag') as bag:
+            into, profiles = record._Into(bag, StatusLine()), []
+
+            def add(topic, kind, of):
+                into.add(topic, kind, of)
+                profiles.extend(of)
+
+            with TopicRecorder('recorder', ['/static'], (), into.take, add) as recorder:
+                for count in (1, 2):
+                    publisher = node.create_publisher(String, '/static', qos.latched())
+                    publisher.publish(String(data=f'{count}'))
+                    end = time.monotonic() + DEADLINE
+                    while into.messages < count or len(profiles) < count:
+                        assert time.monotonic() < end
+                        recorder.step()
+    finally:
+        node.destroy_node()
+    # So a late subscriber gets what each of them has latched.
+    assert to_offer(offered(tmp_path / 'bag', '/static')).depth == 2
+
+
+def test_what_cannot_be_put_in_place_is_found(tmp_path, capsys):
+    path = tmp_path / 'bag'
+
+    def publish(beside):
+        publisher = beside.node.create_publisher(String, '/word', 10)
+        beside.until(publisher.get_subscription_count, 'the recorder')
+        publisher.publish(String(data='a'))
+        assert publisher.wait_for_all_acked(Duration(seconds=DEADLINE))
+        path.mkdir()
+        beside.interrupt()
+
+    with Beside(publish):
+        assert main(['bag', 'record', '/word', '-o', str(path)]) == 1
+    said = capsys.readouterr().err
+    (partial,) = tmp_path.glob('.bag.*.partial/bag')
+    assert f'what was recorded is in {partial}' in said and 'exists already' in said
+    assert len(messages_in(partial)) == 1
+
+    (tmp_path / 'file').touch()
+    assert main(['bag', 'record', '/word', '-o', str(tmp_path / 'file' / 'bag')]) == 1
+    said = capsys.readouterr().err
+    assert 'cannot be written' in said and 'what was recorded' not in said
+
+
+def test_times_that_ros_cannot_tell_are_refused(tmp_path, capsys):
+    with BagWriter(tmp_path / 'far') as bag:
+        topic = bag.add_topic('/word', STRING)
+        for recorded in (1, 1 << 62):
+            bag.write(topic, recorded, serialize_message(String(data='a')))
+    assert main(['bag', 'play', str(tmp_path / 'far'), '--rate', '0.001', '--wait', '0']) == 1
+    assert f'/word was recorded at {1 << 62} ns; allowed: 0 to' in capsys.readouterr().err
+
+
+def test_something_may_be_told_while_a_message_is_waited_for(monkeypatch):
+    monkeypatch.setattr(playing, 'LONGEST_WAIT', 0.01)
+    data = serialize_message(String(data='a'))
+    topics = [PlayedTopic('/slow', STRING, QoSProfile(depth=1))]
+    with Player(topics, 1.0, Stop(), clock=False) as player:
+        at = []
+        for _ in player.play([(0, 0, data), (0, 3600 * SECOND, data)]):
+            at.append(player.position)
+            if len(at) == 4:
+                break
+        assert player.messages == 1
+    assert 0 == at[0] < at[2] < at[3] < 3600 * SECOND
+
+
+def test_nothing_is_left_of_a_player_that_cannot_start():
+    def names():
+        return beside.node.get_node_names()
+
+    def look(beside):
+        beside.until(lambda: 'sign' in names(), 'sign')
+        beside.until(lambda: 'bag_player' not in names(), 'end of the player')
+
+    beside = Beside(look)
+    topics = [PlayedTopic('/a', 'nobody_msgs/msg/X', QoSProfile(depth=1))]
+    with pytest.raises(MissingPackageError), Player(topics, 1.0, Stop(), clock=False):
+        pass
+    with own_node('sign'), beside:  # whoever sees it has seen the player, too, if it is there
+        pass
+
+
+def test_of_several_types_one_that_is_installed_is_recorded(monkeypatch):
+    got = []
+    with own_node('first') as first, own_node('second') as second:
+        first.create_publisher(CameraInfo, '/both', 1)
+        second.create_publisher(String, '/both', qos.latched()).publish(String(data='a'))
+        monkeypatch.setitem(sys.modules, 'sensor_msgs.msg', None)
+        with TopicRecorder('recorder', ['/both'], (), lambda *of: got.append(of)) as recorder:
+            end = time.monotonic() + DEADLINE
+            while not (got and recorder.left_out):
+                assert time.monotonic() < end
+                recorder.step()
+    assert recorder.left_out == {
+        '/both as sensor_msgs/msg/CameraInfo': f'it is recorded as {STRING}'
+    }
+
+
+def test_lost_messages_are_counted_and_told(tmp_path):
+    with BagWriter(tmp_path / 'bag') as bag, own_node('publisher') as node:
+        into = record._Into(bag, StatusLine())
+        node.create_publisher(String, '/word', qos.latched()).publish(String(data='a'))
+        with TopicRecorder('recorder', ['/word'], (), into.take, into.add) as recorder:
+            end = time.monotonic() + DEADLINE
+            while not into.messages:
+                assert time.monotonic() < end
+                recorder.step()
+            into.tell(recorder)
+            assert str(into).endswith('MB')
+            recorder._count_lost(3)  # no middleware loses messages on demand
+            into.tell(recorder)
+            assert str(into).endswith('MB, 3 messages lost')

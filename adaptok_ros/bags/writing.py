@@ -69,6 +69,7 @@ class BagWriter:
     ``OSError``, from every method.
 
     :ivar partial: where the bag is as long as it is not whole
+    :ivar kept: whether what was written stays there after an exception
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class BagWriter:
         self.path = path
         self._storage, self._replace, self._keep = storage, replace, keep_partial
         self.partial = path
-        self._kept = False
+        self.kept = False
         self._data = dict(data or {})
         if not replace:
             self._check_free()
@@ -104,7 +105,7 @@ class BagWriter:
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._partial = stack.enter_context(
-                partial_folder(self.path, (lambda: self._kept) if self._keep else None)
+                partial_folder(self.path, (lambda: self.kept) if self._keep else None)
             )
             plugin = StoragePlugin[self._storage.upper()]
             self.partial = self._partial / self.path.name
@@ -148,6 +149,11 @@ class BagWriter:
                 topic, kind, msgdef=text, rihs01=digest, offered_qos_profiles=qos
             )
 
+    def add_qos(self, topic: Connection, qos: Sequence[Qos]) -> None:
+        """Add what further publishers of a topic offer; it goes into ``metadata.yaml``."""
+        assert isinstance(topic.ext, ConnectionExtRosbag2)
+        topic.ext.offered_qos_profiles.extend(qos)
+
     def copy_topic(self, source: Connection) -> Connection:
         """A topic of another bag: name, type with its definition, and QoS are the same."""
         assert isinstance(source.ext, ConnectionExtRosbag2)
@@ -168,7 +174,7 @@ class BagWriter:
         :param topic: of :meth:`add_topic` or :meth:`copy_topic`
         :param time: when it was received, in nanoseconds
         """
-        self._kept = self._keep
+        self.kept = self._keep
         with _disk_errors():
             self._writer.write(topic, time, message)
 
@@ -190,7 +196,7 @@ class BagWriter:
         elif self.path.exists():
             self.path.rename(self._partial / 'replaced')
         self.partial.rename(self.path)
-        self._kept = False
+        self.kept = False
         _sync(self.path.parent)
 
 

@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -52,11 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     from rclpy.signals import SignalHandlerOptions
 
     from adaptok_ros.monitor.subscriptions import Subscriptions
-    from adaptok_ros.nodes.stopping import stop_on_signals
+    from adaptok_ros.nodes.stopping import Stop, stop_on_signals
     from adaptok_ros.nodes.transport import profile_environment
 
     asked, wanted = _choose(arguments)
-    board, stopping = Board(), threading.Event()
+    board, stopping = Board(), Stop()
     with _terminal(board) if arguments.terminal else _page(board, arguments) as draw:
         stop_on_signals('adaptok watch', stopping)
         os.environ.update(profile_environment(None))

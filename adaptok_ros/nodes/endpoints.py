@@ -13,6 +13,7 @@ from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.node import Node
 from rclpy.qos import InvalidQoSProfileException, QoSProfile
+from rclpy.subscription import Subscription
 
 from adaptok_ros.errors import SettingError
 from adaptok_ros.nodes import qos
@@ -92,13 +93,7 @@ class Endpoints:
             if on_lost is None:
                 subscription = create()
             else:
-                events = SubscriptionEventCallbacks(
-                    message_lost=lambda event: on_lost(event.total_count_change)
-                )
-                try:
-                    subscription = create(event_callbacks=events)
-                except UnsupportedEventTypeError:
-                    subscription = create()
+                subscription = create_counting(create, on_lost)
         self.add(lambda: node.destroy_subscription(subscription))
 
     def timer(self, period: float, callback: Callable[[], None]) -> None:
@@ -133,6 +128,22 @@ class Endpoints:
         """Destroy everything, the newest first."""
         while self._undo:
             self._undo.pop()()
+
+
+def create_counting(
+    create: Callable[..., Subscription[Any]], on_lost: Callable[[int], None]
+) -> Subscription[Any]:
+    """A subscription that tells of messages that were sent and did not arrive.
+
+    :param on_lost: is told how many, where the middleware can tell
+    """
+    events = SubscriptionEventCallbacks(
+        message_lost=lambda event: on_lost(event.total_count_change)
+    )
+    try:
+        return create(event_callbacks=events)
+    except UnsupportedEventTypeError:
+        return create()
 
 
 def matched_events(callback: Callable[[], None]) -> dict[str, Any]:

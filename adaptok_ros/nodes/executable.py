@@ -6,7 +6,6 @@ import argparse
 import io
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 
 import rclpy
@@ -24,7 +23,7 @@ from adaptok_ros.nodes.faults import FaultLog
 from adaptok_ros.nodes.lifecycle import ManagedNode
 from adaptok_ros.nodes.parameter import usage
 from adaptok_ros.nodes.parameters import NODES
-from adaptok_ros.nodes.stopping import EndOfNode, stop_on_signals
+from adaptok_ros.nodes.stopping import EndOfNode, Stop, stop_on_signals
 from adaptok_ros.nodes.transport import profile_environment
 from adaptok_ros.nodes.transport_check import check_start
 from adaptok_ros.nodes.unknown import tell_misnamed_sections, tell_unknown
@@ -112,7 +111,7 @@ def _run(
     image_bytes: int | None = None,
 ) -> int:
     arguments = list(sys.argv if args is None else args)
-    stopping = threading.Event()
+    stopping = Stop()
     stop_on_signals(parser.prog, stopping)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='replace')  # not every terminal can show the help
@@ -144,7 +143,7 @@ def _tell_transport(node: Node) -> None:
         node.get_logger().warning(wrong)
 
 
-def _live(nodes: Sequence[Node], stopping: threading.Event) -> int:
+def _live(nodes: Sequence[Node], stopping: Stop) -> int:
     """Let the nodes work until it is time to stop; the exit code."""
     code = 0
     managed = [node for node in nodes if isinstance(node, ManagedNode)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rclpy.serialization import deserialize_message
 
-from adaptok_ros.errors import MissingPackageError
+from adaptok_ros.errors import MissingPackageError, SettingError
 from adaptok_ros.footage.errors import FootageError
 from adaptok_ros.footage.video import TimedFrame
 from adaptok_ros.messages import NANOSECONDS
@@ -32,6 +32,7 @@ def record_images(topic: str, seconds: float) -> Iterator[TimedFrame]:
     They are decoded once all have come; until then their messages are in memory.
 
     :raises FootageError: no image comes
+    :raises SettingError: no name of a topic
     :raises MissingPackageError: the messages of the topic's type are not installed
     :raises ImageError: an image cannot be decoded
     """
@@ -58,7 +59,11 @@ def _record(topic: str, seconds: float) -> tuple[str, list[tuple[int, bytes]]]:
         messages.append((received, data))
 
     deadline = time.monotonic() + PATIENCE
-    with TopicRecorder('image_recorder', [topic], KINDS, on_message, on_topic) as recorder:
+    try:
+        recorder = TopicRecorder('image_recorder', [topic], KINDS, on_message, on_topic)
+    except SettingError as error:
+        raise SettingError(f'{topic}: no such file, and not a topic of ROS: {error}') from error
+    with recorder:
         while time.monotonic() < deadline:
             waiting = not messages
             recorder.step()

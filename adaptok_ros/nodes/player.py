@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import rclpy
 from rclpy.duration import Duration
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 
 from adaptok_ros.errors import SettingError
 from adaptok_ros.messages import NANOSECONDS
 from adaptok_ros.nodes.endpoints import USER_ERRORS
 from adaptok_ros.nodes.message_types import message_class
+from adaptok_ros.nodes.own_node import own_node
+from adaptok_ros.nodes.stopping import Stop
 
 LOOK_SECONDS = 0.05
 CLOCK_SECONDS = 0.01
 """Between two messages of ``/clock``."""
 LEAST_WAIT = 0.0005
 """Seconds that are not waited for."""
+LONGEST_WAIT = 1.0
+"""Seconds after which something may be told while a message is waited for."""
 LAST_SECONDS = 5.0
 """So long the last messages may take to arrive."""
 
@@ -44,11 +46,11 @@ class Player:
     """Publishes topics of a recording; a context manager, with a context of ROS of its own.
 
     :ivar messages: published so far, likewise ``bytes``
-    :ivar position: nanoseconds from the first message of this round to the last one so far
+    :ivar position: nanoseconds of the recording that have passed in this round
     """
 
     def __init__(
-        self, topics: Sequence[PlayedTopic], rate: float, stopping: threading.Event, clock: bool
+        self, topics: Sequence[PlayedTopic], rate: float, stopping: Stop, clock: bool
     ) -> None:
         """Prepare.
 
@@ -64,27 +66,19 @@ class Player:
         self._publishers: list[Publisher[Any]] = []
 
     def __enter__(self) -> Player:
-        self._context = rclpy.Context()
-        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = rclpy.create_node(
-            'bag_player',
-            context=self._context,
-            enable_rosout=False,
-            start_parameter_services=False,
-        )
-        self._clock = self._node.create_publisher(Clock, '/clock', 1) if self._with_clock else None
-        try:
+        with contextlib.ExitStack() as stack:
+            node = stack.enter_context(own_node('bag_player'))
+            self._clock = node.create_publisher(Clock, '/clock', 1) if self._with_clock else None
             for topic in self._topics:
-                self._publishers.append(
-                    self._node.create_publisher(
-                        message_class(topic.kind), topic.name, topic.profile
-                    )
-                )
-        except USER_ERRORS as error:
-            self._close()
-            raise SettingError(
-                f'topic is {topic.name!r}; allowed: a name of ROS: {error}'
-            ) from error
+                of = message_class(topic.kind)
+                try:
+                    publisher = node.create_publisher(of, topic.name, topic.profile)
+                except USER_ERRORS as error:
+                    raise SettingError(
+                        f'topic is {topic.name!r}; allowed: a name of ROS: {error}'
+                    ) from error
+                self._publishers.append(publisher)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -93,11 +87,7 @@ class Player:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        self._node.destroy_node()
-        rclpy.shutdown(context=self._context)
+        self._stack.close()
 
     def wait_for_subscribers(self, seconds: float) -> list[str]:
         """Until every topic has one, but no longer; the topics that have none."""
@@ -113,9 +103,10 @@ class Player:
                 return alone
 
     def play(self, messages: Iterable[tuple[int, int, bytes]]) -> Iterable[None]:
-        """Publish messages when they are due; yields now and then, so that something may be told.
+        """Publish messages when they are due.
 
-        None is left out: those that are late come at once.
+        Yields at least once a second, so that something may be told. No message is left out:
+        those that are late come at once.
 
         :param messages: number of the topic, time of recording in nanoseconds, and CDR
         """
@@ -123,14 +114,17 @@ class Player:
         for number, recorded, data in messages:
             if begin is None:
                 begin, started = recorded, time.monotonic()
-            self.position = recorded - begin
-            due = started + self.position / NANOSECONDS / self._rate
+            due = started + (recorded - begin) / NANOSECONDS / self._rate
             while (left := due - time.monotonic()) > LEAST_WAIT and not self._stopping.is_set():
+                now = recorded - round(left * self._rate * NANOSECONDS)
+                self.position = now - begin
+                yield
                 if self._clock is not None:
-                    self._tell_clock(recorded - round(left * self._rate * NANOSECONDS))
-                self._stopping.wait(min(left, CLOCK_SECONDS) if self._clock else left)
+                    self._tell_clock(now)
+                self._stopping.wait(min(left, CLOCK_SECONDS if self._clock else LONGEST_WAIT))
             if self._stopping.is_set():
                 return
+            self.position = recorded - begin
             if self._clock is not None:
                 self._tell_clock(recorded)
             self._publishers[number].publish(bytes(data))

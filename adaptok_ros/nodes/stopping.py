@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 LONGEST_STOP = 5.0
 """Seconds that the nodes may take to stop."""
+STEP_SECONDS = 0.02
+"""A wait notices so soon that it is over."""
 
 
 class EndOfNode(Exception):  # noqa: N818  # no error
@@ -21,29 +24,62 @@ class EndOfNode(Exception):  # noqa: N818  # no error
         self.code = code
 
 
-def stop_on_signals(
-    program: str, stopping: threading.Event, longest: float | None = LONGEST_STOP
-) -> None:
-    """Set the event when the process is told to stop, and end it if it does not stop in time.
+class Stop:
+    """Whether it is time to stop.
 
-    :param longest: seconds that it may take; None = as long as it takes
+    It has no lock, unlike ``threading.Event``: a signal handler that sets it would wait for ever
+    if the code that it interrupts held the lock.
     """
 
-    def give_up() -> None:
-        # Not by print: whoever does not stop may hold the lock of the stream.
-        os.write(2, f'{program}: did not stop within {longest:g} s, so it ends\n'.encode())
-        os._exit(1)
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._is_set
+
+    def set(self) -> None:
+        """It is, from now on."""
+        self._is_set = True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it is set; whether it is."""
+        end = time.monotonic() + seconds
+        while not self._is_set and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, STEP_SECONDS))
+        return self._is_set
+
+
+def stop_on_signals(program: str, stopping: Stop, enough: int = 1) -> None:
+    """Tell when the process is told to stop, and end it if it does not stop in time.
+
+    :param enough: with so many signals, the time that it may take begins
+    """
 
     def stop(*_: object) -> None:
-        if stopping.is_set():
-            return
         stopping.set()
-        if longest is not None:
-            timer = threading.Timer(longest, give_up)
-            timer.daemon = True
-            timer.start()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        signal.signal(signal.SIGHUP, stop)
+        numbers.append(signal.SIGHUP)
+    # A thread reads of the signals from a pipe: handlers only run between two steps of Python
+    # in the main thread, which may be stuck, and could not safely start a thread.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(
+        target=_give_up, args=(program, reader, frozenset(numbers), enough), daemon=True
+    ).start()
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, stop)
+
+
+def _give_up(program: str, reader: int, numbers: frozenset[int], enough: int) -> None:
+    """End the process some time after enough signals."""
+    come = 0
+    while come < enough:
+        come += sum(number in numbers for number in os.read(reader, 64))
+    time.sleep(LONGEST_STOP)
+    # Not by print: whoever does not stop may hold the lock of the stream.
+    os.write(2, f'{program}: did not stop within {LONGEST_STOP:g} s, so it ends\n'.encode())
+    os._exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 WAIT = 3.0
 FASTEST = 1000.0
+LEAST_ROUND = 1.0
+"""Seconds that a round of ``--loop`` takes at least."""
+TIME_END = 2**31 * NANOSECONDS
+"""Where the times end that ``builtin_interfaces/Time`` can hold."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,15 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise SettingError(f'{name} is {value:g}; allowed: {least:g} to {FASTEST:g}')
     try:
         from adaptok_ros.nodes.player import Player
-        from adaptok_ros.nodes.stopping import stop_on_signals
+        from adaptok_ros.nodes.stopping import Stop, stop_on_signals
         from adaptok_ros.nodes.transport import profile_environment
     except ImportError as error:
         raise MissingPackageError(
             'adaptok bag play needs ROS 2 (rclpy): source one, or run `make shell`'
         ) from error
-    stopping = threading.Event()
+    stopping = Stop()
     with local_copy(arguments.bag) as path, StatusLine() as line, open_bag(path) as reader:
-        connections, topics = _choose(reader, arguments.topics, _remaps(arguments.remap), line)
+        connections, topics = _choose(reader, arguments, line)
         has_images = any(connection.msgtype in FIELDS for connection in connections)
         os.environ.update(profile_environment(0 if has_images else None))
         stop_on_signals('adaptok bag play', stopping)
@@ -84,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             if alone:
                 line.say(f'nobody subscribes to {", ".join(alone)}')
             while not stopping.is_set():
+                begin = time.monotonic()
                 for _ in player.play(_numbered(reader, connections)):
                     if line.is_due:
                         line.show(
@@ -93,6 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
                         )
                 if not arguments.loop:
                     break
+                if not player.messages:
+                    raise BagError(f'{reader.path}: no message to be played with --loop')
+                stopping.wait(begin + LEAST_ROUND - time.monotonic())
             player.wait_until_received()
     print(f'{player.messages} messages, {player.bytes / 1e6:.1f} MB')
     return 0
@@ -113,7 +121,7 @@ def _absolute(topic: str) -> str:
 
 
 def _choose(
-    reader: Reader, wanted: Sequence[str], remaps: dict[str, str], line: StatusLine
+    reader: Reader, arguments: argparse.Namespace, line: StatusLine
 ) -> tuple[list[Connection], list[PlayedTopic]]:
     """What is played of a bag, and as what.
 
@@ -124,7 +132,7 @@ def _choose(
     from adaptok_ros.nodes.player import PlayedTopic
     from adaptok_ros.nodes.recorded_qos import to_offer
 
-    names = [_absolute(topic) for topic in wanted]
+    names, remaps = [_absolute(topic) for topic in arguments.topics], _remaps(arguments.remap)
     there = {connection.topic for connection in reader.connections}
     for name in (*names, *remaps):
         if name not in there:
@@ -132,6 +140,10 @@ def _choose(
     connections, topics = [], []
     for connection in reader.connections:
         if names and connection.topic not in names:
+            continue
+        name = remaps.get(connection.topic, connection.topic)
+        if arguments.clock and name == '/clock':
+            line.say(f'{connection.topic} is not played: --clock publishes /clock')
             continue
         kind, ext = connection.msgtype, connection.ext
         assert isinstance(ext, ConnectionExtRosbag2)
@@ -148,7 +160,6 @@ def _choose(
             of = Definition(kind, form.get(connection.msgdef.format, ''), text)
             check_fields(of, f'{reader.path}: {connection.topic}')
         connections.append(connection)
-        name = remaps.get(connection.topic, connection.topic)
         topics.append(PlayedTopic(name, kind, to_offer(ext.offered_qos_profiles)))
     if not connections:
         raise BagError(f'{reader.path}: no topic that can be played')
@@ -158,6 +169,15 @@ def _choose(
 def _numbered(
     reader: Reader, connections: Sequence[Connection]
 ) -> Iterator[tuple[int, int, bytes]]:
+    """What a player takes.
+
+    :raises BagError: part of it cannot be read, or a time of recording that ROS cannot tell
+    """
     numbers = {connection.id: number for number, connection in enumerate(connections)}
-    for connection, time, data in messages_of(reader, connections):
-        yield numbers[connection.id], time, data
+    for connection, recorded, data in messages_of(reader, connections):
+        if not 0 <= recorded < TIME_END:
+            raise BagError(
+                f'{reader.path}: a message of {connection.topic} was recorded at {recorded} ns; '
+                f'allowed: 0 to {TIME_END - 1}'
+            )
+        yield numbers[connection.id], recorded, data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if duration is not None and not duration > 0:
         raise SettingError(f'--duration is {duration:g}; allowed: more than 0')
     try:
-        from adaptok_ros.nodes.stopping import stop_on_signals
+        from adaptok_ros.nodes.stopping import Stop, stop_on_signals
         from adaptok_ros.nodes.topic_recorder import TopicRecorder
         from adaptok_ros.nodes.transport import profile_environment
     except ImportError as error:
@@ -60,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     topics = [f'/{topic.strip("/")}' for topic in dict.fromkeys(arguments.topics)]
     kinds = (SPARSE_TOKENS, TOKENIZER_INFO) if arguments.all_tokens else ()
-    stopping = threading.Event()
-    stop_on_signals('adaptok bag record', stopping, longest=None)  # the disk may be slow
+    stopping = Stop()
+    stop_on_signals('adaptok bag record', stopping, enough=2)  # the disk may be slow
     os.environ.update(profile_environment(None))
     for left in leftovers(output):
         print(
@@ -69,22 +68,28 @@ def run(arguments: argparse.Namespace) -> int:
         )
     bag = BagWriter(output, keep_partial=True)
     try:
-        with StatusLine() as line, bag:
+        with StatusLine() as line:
             into = _Into(bag, line)
-            with TopicRecorder('bag_recorder', topics, kinds, into.take, into.add) as recorder:
+            recorder = TopicRecorder('bag_recorder', topics, kinds, into.take, into.add)
+            # The bag is finished first: ROS may hang while it shuts down.
+            with recorder, bag:
                 while not stopping.is_set() and not (duration and into.seconds >= duration):
                     recorder.step()
                     into.tell(recorder)
                     if topics and not recorder.missing and not recorder.recorded:
                         raise BagError(f'{output}: none of the topics can be recorded')
                 recorder.take_rest()
-            if not into.messages:
-                raise BagError(f'{output}: no message came, so there is no bag')
-    except OSError as error:
-        raise AdaptokError(
-            f'{output}: cannot be written: {error.strerror or error}; what was recorded is in '
-            f'{bag.partial}'
-        ) from error
+                into.tell(recorder)
+                if not into.messages:
+                    raise BagError(f'{output}: no message came, so there is no bag')
+    except BaseException as error:
+        if bag.kept:
+            print(f'what was recorded is in {bag.partial}', file=sys.stderr)
+        if isinstance(error, OSError):
+            raise AdaptokError(
+                f'{output}: cannot be written: {error.strerror or error}'
+            ) from error
+        raise
     print(f'{output}: {into}')
     return 0
 
@@ -97,7 +102,7 @@ class _Into:
 
     def __init__(self, bag: BagWriter, line: StatusLine) -> None:
         self.messages = 0
-        self._bytes = 0
+        self._bytes = self._lost = 0
         self._bag, self._line = bag, line
         self._begin: float | None = None
         self._connections: dict[str, Any] = {}
@@ -109,11 +114,14 @@ class _Into:
         return 0.0 if self._begin is None else time.monotonic() - self._begin
 
     def add(self, topic: str, kind: str, profiles: Sequence[Any]) -> None:
-        """A topic is there."""
+        """A topic is there, or more publishers of it."""
         from adaptok_ros.nodes.message_types import definition
         from adaptok_ros.nodes.recorded_qos import to_bag
 
         offered = [to_bag(profile) for profile in profiles]
+        if topic in self._connections:
+            self._bag.add_qos(self._connections[topic], offered)
+            return
         self._connections[topic] = self._bag.add_topic(topic, kind, offered, definition(kind))
         self._line.say(f'{topic}: {kind}')
 
@@ -127,6 +135,7 @@ class _Into:
 
     def tell(self, recorder: TopicRecorder) -> None:
         """Say what is new, and now and then how much there is."""
+        self._lost = recorder.lost
         for topic in recorder.left_out.keys() - self._left_out:
             self._left_out.add(topic)
             self._line.say(f'{topic} is not recorded: {recorder.left_out[topic]}')
@@ -137,7 +146,8 @@ class _Into:
             self._line.show(f'{self}{waits}')
 
     def __str__(self) -> str:
+        lost = f', {self._lost} messages lost' if self._lost else ''
         return (
             f'{self.seconds:.0f} s, {self.messages} messages of {len(self._connections)} topics, '
-            f'{self._bytes / 1e6:.1f} MB'
+            f'{self._bytes / 1e6:.1f} MB{lost}'
         )
