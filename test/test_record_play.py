@@ -240,7 +240,14 @@ def test_types_and_latched_messages_are_in_the_bag(tmp_path):
             assert 'int32' in connection.msgdef.data or connection.topic == '/word'
 
 
-def test_a_recording_ends_by_itself(tmp_path):
+def test_a_recording_ends_by_itself(tmp_path, monkeypatch):
+    leave, whole = TopicRecorder.__exit__, []
+
+    def look(recorder, *of):
+        whole.append((tmp_path / 'bag').exists())
+        leave(recorder, *of)
+
+    monkeypatch.setattr(TopicRecorder, '__exit__', look)
     node = rclpy.create_node('publishers')
     node.create_publisher(String, '/word', qos.latched()).publish(String(data='a'))
     try:
@@ -249,6 +256,7 @@ def test_a_recording_ends_by_itself(tmp_path):
     finally:
         node.destroy_node()
     assert len(messages_in(tmp_path / 'bag')) == 1
+    assert whole == [True], 'ROS may hang while it shuts down'
 
 
 def test_definitions_are_whole():

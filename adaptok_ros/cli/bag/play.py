@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
                         )
                 if not arguments.loop:
                     break
-                if not player.messages:
+                if not (player.messages or stopping.is_set()):
                     raise BagError(f'{reader.path}: no message to be played with --loop')
                 stopping.wait(begin + LEAST_ROUND - time.monotonic())
             player.wait_until_received()
