@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from adaptok_ros.bags.recording import METADATA
 from adaptok_ros.bags.source import find_bags, open_bag
 from adaptok_ros.bags.store import (
     MARKER,
+    MOST_METADATA,
     StoreError,
     Url,
     is_there,
@@ -25,6 +27,7 @@ from adaptok_ros.bags.store import (
     local_target,
     look,
     place,
+    read_file,
 )
 from adaptok_ros.bags.tokenize import Job, Request, tokenize_bag
 from adaptok_ros.cli import main
@@ -136,6 +139,66 @@ def test_urls_and_paths_are_told_apart():
     ]
 
 
+def test_queries_and_passwords_are_no_part_of_names_and_are_not_shown():
+    signed = Url('https://me:PASSWORD@h/b/run7.mcap?X-Amz-Credential=a/b&sig=SECRET#part')
+    assert signed.name == 'run7.mcap'
+    below = signed / 'metadata.yaml'
+    assert below[:] == (
+        'https://me:PASSWORD@h/b/run7.mcap/metadata.yaml?X-Amz-Credential=a/b&sig=SECRET#part'
+    )
+    assert type(pickle.loads(pickle.dumps(below))) is Url
+    assert pickle.loads(pickle.dumps(below)) == below
+    shown = 'https://…@h/b/run7.mcap?…'
+    assert [str(signed), f'{signed}', '%s' % signed] == [shown] * 3  # noqa: UP031
+    assert repr(signed) == repr(shown)
+    assert str(Url('zip://run::https://h/x.zip?sig=SECRET')) == 'zip://run::https://h/x.zip?…'
+    assert str(Url('ftp://me:P@SS@h/run')) == 'ftp://…@h/run'
+    for plain in ('s3://b/run?1#2', 'file:///a@b/run', 'zip://run::s3://b/x.zip'):
+        assert str(Url(plain)) == plain  # keys may have such characters
+    assert Url('s3://b/run?1#2').name == 'run?1#2'
+
+
+def test_passwords_are_neither_in_pages_nor_in_messages(tokens, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    put(tokens, 'faulty://me:SECRET@host/run7')
+    assert main(['report', 'faulty://me:SECRET@host/run7']) == 0
+    assert 'SECRET' not in Path('run7.html').read_text() + capsys.readouterr().out
+    assert main(['bag', 'inspect', 'faulty://me:SECRET@host/run7', '--json']) == 0
+    assert json.loads(capsys.readouterr().out)['bag'] == 'faulty://…@host/run7'
+
+    def refuse(*_, **__):
+        raise PermissionError('no entry: https://me:SECRET@host/run7?sig=SECRET')
+
+    command = [
+        'bag',
+        'tokenize',
+        'faulty://me:SECRET@host/run7',
+        '-o',
+        'faulty://me:SECRET@host/o',
+    ]
+    assert main([*command, '--json']) == 1  # nothing in it is an image
+    (bag,) = json.loads(capsys.readouterr().out)['bags']
+    assert (bag['source'], bag['target']) == ('faulty://…@host/run7', 'faulty://…@host/o/run7')
+    assert 'SECRET' not in json.dumps(bag)
+    monkeypatch.setattr(Faulty, 'ls', refuse)
+    assert main(['bag', 'inspect', 'faulty://me:SECRET@host/run7']) == 1
+    said = capsys.readouterr().err
+    assert 'no entry: https://…@host/run7?…' in said and 'SECRET' not in said
+
+
+def test_metadata_are_read_up_to_a_limit(tmp_path):
+    fs = fsspec.filesystem('memory')
+    for size in (MOST_METADATA, MOST_METADATA + 1):
+        fs.pipe_file('/run/metadata.yaml', bytes(size))
+        (tmp_path / METADATA).write_bytes(bytes(size))
+        for run in (Url('memory://run'), tmp_path):
+            if size == MOST_METADATA:
+                assert len(read_file(run / METADATA)) == size
+            else:
+                with pytest.raises(BagError, match=r'metadata.yaml: more than 16777216 bytes'):
+                    read_file(run / METADATA)
+
+
 def test_bags_are_tokenized_from_a_store_into_one_and_resumed(tmp_path, tokens, capsys):
     shutil.copytree(tokens.parents[1] / 'run7', tmp_path / 'in/day/run7')
     put(tmp_path / 'in', 'memory://in')
@@ -207,6 +270,54 @@ def test_an_upload_that_fails_never_looks_finished(at, replace, deletes):
     with local_copy(Url('faulty://out/run')) as path, open_bag(path) as reader:
         ((_, _, data),) = reader.messages()
     assert b'newer' in data
+
+
+def test_an_upload_leaves_what_another_one_has_finished_or_begun():
+    """Two workers make the same bag, as when a task is started again whose worker is slow."""
+    fs = fsspec.filesystem('memory')
+    for replace in (False, True):
+        fs.store.clear()
+
+        def finish(replace=replace):
+            if fs.exists(f'/run/{MARKER}') and not fs.exists('/run/metadata.yaml'):
+                upload('memory://run', 'first', replace)
+
+        with pytest.raises(BagError, match='exists already') if not replace else nullcontext():
+            with local_target(Url('memory://run'), replace, finish) as path:
+                write_bag(path, {'/word': [word('second')]})
+        assert names('memory://run') == [METADATA, 'run.mcap']
+        with local_copy(Url('memory://run')) as path, open_bag(path) as reader:
+            ((_, _, data),) = reader.messages()
+        assert (b'second' if replace else b'first') in data
+    fs.store.clear()
+
+    def begin():
+        if fs.exists('/run/run.mcap'):
+            fs.pipe_file(f'/run/{MARKER}', b'of another upload')
+
+    with pytest.raises(StoreError, match='memory://run: another upload of it has begun'):
+        with local_target(Url('memory://run'), tick=begin) as path:
+            write_bag(path, {'/word': [word('first')]})
+    assert names('memory://run') == [MARKER, 'run.mcap']
+    assert not is_there(Url('memory://run'))
+
+
+def test_a_target_is_not_locked_where_a_store_fails_after_it_has_deleted(monkeypatch):
+    upload('faulty://out/run', 'old')
+    delete = Faulty.rm_file
+
+    def fail(self, path):
+        delete(self, path)
+        if path.endswith(METADATA):
+            raise TimeoutError('no answer')
+
+    monkeypatch.setattr(Faulty, 'rm_file', fail)
+    with pytest.raises(StoreError, match='TimeoutError: no answer'):
+        upload('faulty://out/run', 'new', replace=True)
+    assert not is_there(Url('faulty://out/run'))
+    monkeypatch.undo()
+    upload('faulty://out/run', 'newer', replace=True)
+    assert names('faulty://out/run') == [METADATA, 'run.mcap']
 
 
 def test_what_others_have_put_there_is_not_replaced():

@@ -124,7 +124,8 @@ def _search_store(url: Url, without: Place, name: str = '') -> Iterator[Source]:
     else:
         for folder in there.folders:
             below = url / folder
-            if not folder.startswith('.') and str(below) != str(without).rstrip('/'):
+            apart = isinstance(without, Url) and below == without.rstrip('/')
+            if not folder.startswith('.') and not apart:
                 yield from _search_store(below, without, f'{name}/{folder}'.lstrip('/'))
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from adaptok_ros.errors import AdaptokError, MissingPackageError
 MARKER = f'.adaptok{PARTIAL}'
 """A file beside those of a bag whose upload has begun and not ended."""
 URL = re.compile(r'[A-Za-z][\w+.-]*(::[\w+.-]+)*://')
+MOST_METADATA = 1 << 24
+"""Bytes of a small file; that of a rosbag2 bag of thousands of files and topics is far below."""
+
+_USER = re.compile(r'(://)[^/?#@\s]*(?:@[^/?#@\s]*)*@')
+_QUERY = re.compile(r'(\bhttps?://[^?#\s]*)[?#]\S*')
 
 Tick = Callable[[], None]
 """Is called again and again while files are on their way; may raise an AdaptokError to stop."""
@@ -32,24 +38,50 @@ class StoreError(AdaptokError, RuntimeError):
     """A store that cannot be reached, read or written; names the URL."""
 
 
+def without_secrets(text: str) -> str:
+    """A text in which URLs show neither user and password nor query and fragment."""
+    return _QUERY.sub(r'\1?…', _USER.sub(r'\1…@', text))
+
+
 class Url(str):
-    """Where a bag, or a folder of bags, is in a store; chains as ``zip://run7::s3://b/x.zip``."""
+    """Where a bag, or a folder of bags, is in a store; chains as ``zip://run7::s3://b/x.zip``.
+
+    Its characters are the whole URL. ``str()``, ``repr()`` and f-strings show it without what may
+    be secret: pages, messages and JSON are made of those.
+    """
 
     __slots__ = ()
+
+    def __str__(self) -> str:
+        return without_secrets(self[:])
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+    def __format__(self, how: str) -> str:
+        return format(str(self), how)
 
     @property
     def name(self) -> str:
         """Last part of the path."""
-        paths = (link.partition('://')[2].strip('/') for link in self.split('::'))
+        paths = (_split(link)[1].strip('/') for link in self.split('::'))
         return next(filter(None, paths), 'bag').rpartition('/')[2]
 
     def __truediv__(self, below: str) -> Url:
         links = self.split('::')
         at = next(number for number, link in enumerate(links) if '://' in link)
-        protocol, _, path = links[at].partition('://')
+        protocol, path, query = _split(links[at])
         path = path.rstrip('/') + '/' if path.strip('/') else path
-        links[at] = f'{protocol}://{path}{below}'
+        links[at] = f'{protocol}://{path}{below}{query}'
         return Url('::'.join(links))
+
+
+def _split(link: str) -> tuple[str, str, str]:
+    """Protocol, path, and query with fragment: of the web alone, for keys may have ``?``."""
+    protocol, _, path = link.partition('://')
+    end = re.search('[?#]', path) if protocol in ('http', 'https') else None
+    at = end.start() if end else len(path)
+    return protocol, path[:at], path[at:]
 
 
 Place = Path | Url
@@ -125,16 +157,22 @@ def is_there(bag: Place) -> bool:
 
 
 def read_file(file: Place) -> bytes:
-    """All of a small file.
+    """All of a small file; no more than the limit is read.
 
     :raises OSError: a path that cannot be read
+    :raises BagError: longer than ``MOST_METADATA``
     :raises StoreError: likewise MissingPackageError, as :func:`look`
     """
-    if not isinstance(file, Url):
-        return file.read_bytes()
-    fs, path = _connect(file)
-    with _errors(file):
-        return bytes(fs.cat_file(path))
+    if isinstance(file, Url):
+        fs, path = _connect(file)
+        with _errors(file), fs.open(path, 'rb') as opened:
+            data = bytes(opened.read(MOST_METADATA + 1))
+    else:
+        with file.open('rb') as opened:
+            data = opened.read(MOST_METADATA + 1)
+    if len(data) > MOST_METADATA:
+        raise BagError(f'{file}: more than {MOST_METADATA} bytes; allowed: at most as many')
+    return data
 
 
 @contextlib.contextmanager
@@ -211,7 +249,8 @@ def _upload(bag: Path, url: Url, replace: bool, tick: Tick) -> None:
     files = {file.name: file for file in bag.iterdir()}
     metadata = files.pop(METADATA)
     marker = bag.with_name(MARKER)
-    marker.write_text('The upload of this bag has not ended.\n')
+    mine = f'{uuid.uuid4().hex}: the upload of this bag has not ended.\n'.encode()
+    marker.write_bytes(mine)
 
     def put(file: Path) -> None:
         tick()
@@ -219,7 +258,20 @@ def _upload(bag: Path, url: Url, replace: bool, tick: Tick) -> None:
 
     def remove(*names: str) -> None:
         for name in names:
-            fs.rm_file(f'{root.rstrip("/")}/{name}')
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(f'{root.rstrip("/")}/{name}')
+
+    def found_marker() -> bytes | None:
+        fs.invalidate_cache()
+        try:
+            return bytes(fs.cat_file(f'{root.rstrip("/")}/{MARKER}'))
+        except FileNotFoundError:
+            return None
+
+    def stay_alone() -> None:
+        """Leave the bag to who began after us; who ended before us has made it whole."""
+        if found_marker() not in (mine, None):
+            raise StoreError(f'{url}: another upload of it has begun; it is left to that one')
 
     with _errors(url):
         if getattr(fs, 'local_file', False):  # where folders do not come with their files
@@ -227,19 +279,26 @@ def _upload(bag: Path, url: Url, replace: bool, tick: Tick) -> None:
         begun = False
         try:
             put(marker)
+            if not replace and METADATA in look(url).files.keys() - there.files.keys():
+                raise BagError(f'{url}: exists already, from an upload that has just ended')
+            begun = True
             if METADATA in there.files:
                 remove(METADATA)
-            begun = True
             for file in files.values():
                 put(file)
             remove(*(there.files.keys() - files.keys() - {METADATA, MARKER}))
+            stay_alone()
             put(metadata)
+            stay_alone()
             remove(MARKER)
         except BaseException:
             with contextlib.suppress(Exception):
-                left = look(url).files.keys() - {MARKER} if begun else set()
-                # The marker last: it says what the rest is, should that stay.
-                remove(*sorted(left, key=lambda name: name != METADATA), MARKER)
+                found = found_marker()
+                # What put has written may be cut short.
+                if found is not None and mine.startswith(found):
+                    left = look(url).files.keys() - {MARKER} if begun else set()
+                    # The marker last: it says what the rest is, should that stay.
+                    remove(*sorted(left, key=lambda name: name != METADATA), MARKER)
             raise
 
 
@@ -264,7 +323,7 @@ def _connect(url: Url) -> tuple[Any, str]:
         ) from error
     with _errors(url):
         try:
-            fs, path = url_to_fs(str(url))
+            fs, path = url_to_fs(url[:])
         except ImportError as error:
             raise MissingPackageError(f'{url}: a package is missing: {error}') from error
     return fs, str(path)
@@ -279,7 +338,7 @@ def _errors(url: Url) -> Iterator[None]:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [''])[0]
-        raise StoreError(f'{url}: {type(error).__name__}: {first}') from error
+        raise StoreError(f'{url}: {type(error).__name__}: {without_secrets(first)}') from error
 
 
 @contextlib.contextmanager
@@ -288,7 +347,7 @@ def _naming(bag: Url, path: Path) -> Iterator[None]:
     try:
         yield
     except AdaptokError as error:
-        error.args = tuple(str(each).replace(str(path), bag) for each in error.args)
+        error.args = tuple(str(each).replace(str(path), str(bag)) for each in error.args)
         raise
 
 

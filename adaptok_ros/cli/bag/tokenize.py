@@ -243,7 +243,11 @@ def _record(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     return {
         'seconds': seconds,
         **{state: states.count(state) for state in ('done', 'kept', 'failed')},
-        'bags': [dataclasses.asdict(outcome) for outcome in outcomes],
+        'bags': [
+            dataclasses.asdict(outcome)
+            | {'source': str(outcome.source), 'target': str(outcome.target)}
+            for outcome in outcomes
+        ],
     }
 
 
