@@ -22,7 +22,11 @@ from adaptok_ros.footage.scene.scene import Scene
 from adaptok_ros.footage.video_writing import VideoWriter
 from adaptok_ros.zenoh import (
     MOST_BYTES,
+    MOST_PENDING,
+    MOST_PENDING_BYTES,
+    PacketPublisher,
     PacketSubscription,
+    Pending,
     ZenohError,
     open_session,
     plain_key,
@@ -112,6 +116,84 @@ def test_bytes_of_others_are_passed_over_and_counted():
             publisher.put(serialize(last))
             arrivals.wait_for(lambda packets: packets[-1].sequence == last.sequence)
             assert subscription.unreadable == len(wrong)
+
+
+RECEIVER = """
+import resource, sys, threading, zenoh
+from adaptok_ros.zenoh import PacketSubscription, open_session
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+session = open_session(connect=sys.argv[1])
+taken = threading.Event()
+
+def take(packet):  # as slow as can be
+    taken.set()
+    threading.Event().wait()
+
+last = session.declare_subscriber('last', zenoh.handlers.FifoChannel(3))
+subscription = PacketSubscription(session, sys.argv[2], take)
+taken.wait()
+before = peak()
+print('taken', flush=True)
+last.recv()
+print(peak() - before, flush=True)
+"""
+
+
+def test_long_messages_take_no_memory_while_a_packet_is_taken():
+    """And a process that closes nothing ends."""
+    endpoint, (packet,) = free_endpoint(), itertools.islice(Robot(KEY).packets(), 1)
+    with contextlib.closing(open_session(listen=endpoint)) as session:
+        packets = PacketPublisher(session, KEY)
+        block = CongestionControl.BLOCK
+        long, last = (
+            session.declare_publisher(key, congestion_control=block) for key in (KEY, 'last')
+        )
+        command = [sys.executable, '-c', RECEIVER, endpoint, KEY]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as receiver:
+            said = []
+            reader = threading.Thread(target=lambda: said.extend(receiver.stdout))
+            reader.start()
+            tries = threading.Event()
+            while not said and receiver.poll() is None and not tries.wait(0.1):
+                packets.send(packet)
+            for _ in range(5):
+                long.put(bytes(2 * MOST_BYTES))
+            while len(said) < 2 and receiver.poll() is None and not tries.wait(0.1):
+                last.put(b'')
+            try:
+                assert receiver.wait(DEADLINE) == 0
+            finally:
+                receiver.kill()
+            reader.join()
+    assert said[0] == 'taken\n'
+    assert int(said[1]) < 4 * MOST_BYTES >> 20, 'MiB'
+
+
+def test_what_waits_is_bounded_in_messages_and_in_bytes():
+    for message, most in (
+        (b'', MOST_PENDING),
+        (bytes(MOST_BYTES), MOST_PENDING_BYTES // MOST_BYTES),
+    ):
+        pending, added = Pending(), threading.Semaphore(0)
+
+        def fill(pending=pending, message=message, added=added):
+            for _ in range(2 * MOST_PENDING):
+                pending.put(message)
+                added.release()
+
+        thread = threading.Thread(target=fill)
+        thread.start()
+        for _ in range(most):
+            assert added.acquire(timeout=DEADLINE)
+        assert not added.acquire(timeout=0.2)  # nobody takes, so it waits
+        assert pending.get() == message
+        assert added.acquire(timeout=DEADLINE)
+        pending.close()
+        thread.join(DEADLINE)
+        assert not thread.is_alive() and pending.get() is None
 
 
 @pytest.mark.parametrize('topic', ['', '/', 'a//b', '/front/*', '**', '/front/tokens/', 'a b'])
