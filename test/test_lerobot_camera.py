@@ -1,6 +1,7 @@
 """The camera for LeRobot: a real LeRobot, real Zenoh sessions and ROS nodes, on this machine."""
 
 import contextlib
+import dataclasses
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,17 +23,19 @@ for name, way in (
     pytest.importorskip(name, reason=f'{name} is missing; it needs {way}')
 
 from lerobot.utils.errors import DeviceNotConnectedError
-from zenoh_robot import Robot
+from zenoh_robot import Robot, free_endpoint
 
 from adaptok_ros import AdaptokError, Status, Tokenizer
 from adaptok_ros.evaluation.quality import psnr, squared_error
 from adaptok_ros.models.folders import DEFAULT_TOKENIZER, find_model
 from adaptok_ros.packet import PacketError
+from adaptok_ros.zenoh import PacketPublisher, open_session
 
 PLUGIN = Path(__file__).parents[1] / 'integrations' / 'lerobot_camera_adaptok'
 sys.path.insert(0, str(PLUGIN))
 
 from lerobot_camera_adaptok import AdaptokCamera, AdaptokCameraConfig
+from lerobot_camera_adaptok import camera as camera_module
 from lerobot_camera_adaptok.sources import RosThread
 
 TOPIC = '/front/tokenizer/tokens'
@@ -159,9 +163,30 @@ def test_packets_of_another_tokenizer_are_one_clear_error(tmp_path):
     shutil.copytree(find_model(DEFAULT_TOKENIZER), other)
     description = other / 'tokenizer.json'
     description.write_text(description.read_text().replace('adaptok-tiny', 'adaptok-other'))
-    with Robot(KEY) as robot, pytest.raises(PacketError, match=r"'adaptok-tiny@.*allowed: 'adapt"):
-        with camera_of(robot, tokenizer=str(other), mode='hold'):
-            pass
+    wrong = r"'adaptok-tiny@.*allowed: 'adapt"
+    with Robot(KEY) as robot:
+        camera = AdaptokCamera(
+            AdaptokCameraConfig(
+                topic=TOPIC,
+                endpoint=robot.endpoint,
+                tokenizer=str(other),
+                mode='hold',
+                timeout_ms=PATIENCE,
+                threads=1,
+                width=96,
+                height=64,
+            )
+        )
+        camera.connect(warmup=False)
+        try:
+            lengths = []
+            for _ in range(5):
+                with pytest.raises(PacketError, match=wrong) as raised:
+                    camera.read()
+                lengths.append(len(raised.traceback))
+            assert lengths[-1] == lengths[1]  # the same packet, told again and again
+        finally:
+            camera.disconnect()
 
 
 def test_another_size_than_configured_is_refused():
@@ -169,6 +194,46 @@ def test_another_size_than_configured_is_refused():
         with pytest.raises(AdaptokError, match='width x height is 640x480; allowed: 96x64'):
             with camera_of(robot, width=640, height=480):
                 pass
+
+
+def test_a_link_that_falls_behind_shows_though_clocks_differ(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(camera_module, 'time', SimpleNamespace(monotonic=lambda: now))
+    packets = Robot(KEY).packets()
+    with contextlib.closing(open_session(listen=(endpoint := free_endpoint()))) as session:
+        publisher = PacketPublisher(session, KEY)
+        camera = AdaptokCamera(
+            AdaptokCameraConfig(
+                topic=TOPIC, endpoint=endpoint, mode='hold', threads=1, width=96, height=64
+            )
+        )
+        camera.connect(warmup=False)
+
+        def lag_after(seconds, stamp):
+            nonlocal now
+            now += seconds
+            packet = dataclasses.replace(next(packets), stamp=int(5e17 + stamp * 1e9))
+            applied = camera.counters.applied
+            publisher.send(packet)
+            wait_until(lambda: camera.counters.applied > applied)
+            camera.read_latents(PATIENCE)
+            return camera.last.lag_s
+
+        try:
+            wait_until(lambda: publisher._publisher.matching_status.matching)
+            assert lag_after(0.0, 0.0) == 0
+            assert lag_after(0.5, 1.0) == 0  # quicker than the first
+            assert lag_after(3.0, 2.0) == pytest.approx(2.0, abs=0.01)
+            now += 0.1
+            for read in (camera.read_latest, camera.read_latents):
+                read(2200)
+                with pytest.raises(TimeoutError, match='is 100 ms old and came 2000 ms later'):
+                    read(2000)
+            assert lag_after(0.9, 5.0) == pytest.approx(0.0, abs=0.01)
+            assert lag_after(1.0, 4.0) == 0  # the clock was set back
+            assert lag_after(10_000.0, 10_003.0) < 0.1  # clocks run apart
+        finally:
+            camera.disconnect()
 
 
 def test_a_camera_that_stopped_is_too_old_for_read_latest():

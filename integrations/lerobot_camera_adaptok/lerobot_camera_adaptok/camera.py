@@ -25,6 +25,10 @@ OF_ANOTHER = ('version', 'tokenizer', 'channels')
 """Fields of packets that are wrong for as long as it is this sender; others are damage."""
 
 MILLISECONDS = 1000.0
+NANOSECONDS = 1e9
+
+DRIFT = 1e-4
+"""Share by which two clocks may run apart; slower growth of the latency is not told from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +38,14 @@ class Frame:
     :ivar latents: dense latents of the frame, with its stamp, status and ages
     :ivar size: height and width of its image in pixels
     :ivar age_s: seconds from the arrival of its packet to when it was read
+    :ivar lag_s: seconds by which its packet took longer than the quickest one so far, whose own
+        delay is not in it: so the robot's clock need not be right, only run on
     """
 
     latents: DenseLatents
     size: tuple[int, int]
     age_s: float
+    lag_s: float
 
 
 class AdaptokCamera(Camera):
@@ -68,6 +75,9 @@ class AdaptokCamera(Camera):
         self._number = 0  # of the newest frame; 0 = none yet
         self._handed_out = 0
         self._arrived = 0.0
+        self._stamp: int | None = None
+        self._quickest = 0.0  # seconds from stamp to arrival, on different clocks
+        self._lag = 0.0
         self._restored: tuple[int, DenseLatents, tuple[int, int]] | None = None
         self._image: tuple[int, NDArray[np.uint8]] | None = None
 
@@ -147,7 +157,8 @@ class AdaptokCamera(Camera):
         """The newest frame, without waiting for one; it is decoded now, unless it already was.
 
         :raises RuntimeError: nothing has arrived yet
-        :raises TimeoutError: it is older, or may not be handed out; other errors as :meth:`read`
+        :raises TimeoutError: it is older, counting the lag of the link, or may not be handed out;
+            other errors as :meth:`read`
         """
         with self._reading:
             self._check_age(max_age_ms)
@@ -196,8 +207,18 @@ class AdaptokCamera(Camera):
             if applied:
                 self._fault = None
                 self._number += applied
-                self._arrived = time.monotonic()
+                assert self._stream.receiver.last is not None
+                self._note_arrival(self._stream.receiver.last.stamp)
                 self._changed.notify_all()
+
+    def _note_arrival(self, stamp: int) -> None:
+        now = time.monotonic()
+        took = now - stamp / NANOSECONDS
+        if self._stamp is None or stamp < self._stamp:  # first, or the clock was set back
+            self._quickest = took
+        else:
+            self._quickest = min(took, self._quickest + DRIFT * (now - self._arrived))
+        self._stamp, self._arrived, self._lag = stamp, now, took - self._quickest
 
     def _check_age(self, max_age_ms: float) -> None:
         with self._changed:
@@ -207,6 +228,12 @@ class AdaptokCamera(Camera):
             if self._fault is None and age > max_age_ms:
                 raise TimeoutError(
                     f'{self}: the newest packet is {age:.0f} ms old; allowed: {max_age_ms:g} ms'
+                )
+            lag = MILLISECONDS * self._lag
+            if self._fault is None and age + lag > max_age_ms:
+                raise TimeoutError(
+                    f'{self}: the newest packet is {age:.0f} ms old and came {lag:.0f} ms later '
+                    f'than the quickest one, so the link lags; allowed: {max_age_ms:g} ms'
                 )
 
     def _read(self, after: int, timeout_ms: float) -> NDArray[Any]:
@@ -236,7 +263,7 @@ class AdaptokCamera(Camera):
                 size = packet.image_height, packet.image_width
                 self._restored = self._number, stream.latents(), size
             _, latents, size = self._restored
-            self.last = Frame(latents, size, time.monotonic() - self._arrived)
+            self.last = Frame(latents, size, time.monotonic() - self._arrived, self._lag)
         return self.last
 
     def _wait(self, after: int, timeout_ms: float) -> None:
@@ -245,7 +272,7 @@ class AdaptokCamera(Camera):
             if self._source is None:
                 raise DeviceNotConnectedError(f'{self} has been disconnected')
             if self._fault is not None:
-                raise self._fault
+                raise self._fault.with_traceback(None)  # or it would grow with every read
             if self._number > after and self._may_be_read:
                 return
             left = deadline - time.monotonic()
