@@ -20,7 +20,7 @@ from adaptok_ros.zenoh import PacketPublisher, open_session, plain_key
 
 
 def main() -> int:
-    """Send until the source ends."""
+    """Send until a video ends; a camera that ends is an error."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,26 +31,47 @@ def main() -> int:
     parser.add_argument('--tau', type=float, default=0.05, help='(%(default)s)')
     arguments = parser.parse_args()
     is_camera = arguments.source.isdecimal()
-    capture = cv2.VideoCapture(int(arguments.source) if is_camera else arguments.source)
-    if not capture.isOpened():
-        parser.error(f'source is {arguments.source!r}; allowed: number of a camera, or a video')
-    # Nobody asks for keyframes here: whoever joins has everything after 60 frames.
-    config = SelectionConfig(tau=arguments.tau, refresh_period=60)
-    sender = Sender(Tokenizer('adaptok-tiny'), config)
-    with contextlib.closing(open_session(arguments.connect, arguments.listen)) as session:
+    with contextlib.ExitStack() as stack:
+        capture = cv2.VideoCapture(int(arguments.source) if is_camera else arguments.source)
+        stack.callback(capture.release)
+        if not capture.isOpened():
+            parser.error(
+                f'source is {arguments.source!r}; allowed: number of a camera, or a video'
+            )
+        tokenizer = stack.enter_context(contextlib.closing(Tokenizer('adaptok-tiny')))
+        # Nobody asks for keyframes here: whoever joins has everything after 60 frames.
+        sender = Sender(tokenizer, SelectionConfig(tau=arguments.tau, refresh_period=60))
+        session = open_session(arguments.connect, arguments.listen)
+        stack.callback(session.close)
         publisher = PacketPublisher(session, plain_key(arguments.topic))
-        while True:
-            began = time.monotonic()
-            found, image = capture.read()
-            if not found:
-                return 0
-            rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
-            packet = sender.send(rgb, time.time_ns(), 'camera')
-            if packet is not None:
-                publisher.send(packet)
-            if not is_camera:
-                period = 1 / (capture.get(cv2.CAP_PROP_FPS) or 30.0)
-                time.sleep(max(0.0, began + period - time.monotonic()))
+        stack.callback(publisher.close)
+        sent = send_all(capture, sender, publisher, is_camera)
+    if is_camera:
+        print(f'error: camera {arguments.source} ended after {sent} images', file=sys.stderr)
+    return int(is_camera)
+
+
+def send_all(
+    capture: cv2.VideoCapture, sender: Sender, publisher: PacketPublisher, is_camera: bool
+) -> int:
+    """Send until there is no further image.
+
+    :returns: number of images
+    """
+    number = 0
+    while True:
+        began = time.monotonic()
+        found, image = capture.read()
+        if not found:
+            return number
+        rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        packet = sender.send(rgb, time.time_ns(), 'camera')
+        if packet is not None:
+            publisher.send(packet)
+        if not is_camera:
+            period = 1 / (capture.get(cv2.CAP_PROP_FPS) or 30.0)
+            time.sleep(max(0.0, began + period - time.monotonic()))
+        number += 1
 
 
 if __name__ == '__main__':

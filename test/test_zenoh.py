@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import runpy
 import subprocess
 import sys
 import threading
@@ -230,3 +231,19 @@ def test_the_example_sends_a_video(tmp_path):
             assert sent.returncode == 0, sent.stderr
             arrivals.wait_for(lambda packets: packets and packets[-1].sequence == 44)
     assert arrivals.packets[-1].image_height == 64
+
+
+def test_the_example_says_when_a_camera_ends(tmp_path, monkeypatch, capsys):
+    """A short video stands for a camera that is unplugged."""
+    cv2 = pytest.importorskip('cv2')
+    video, capture = tmp_path / 'scene.mp4', cv2.VideoCapture
+    with VideoWriter(video) as writer:
+        for number in range(3):
+            writer.write(Scene(96, 64, noise=0).frame(number), number * FRAME)
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: capture(str(video)))
+    monkeypatch.setattr(sys, 'argv', ['zenoh_sender.py', '0', '--listen', free_endpoint()])
+    script = Path(__file__).parents[1] / 'examples' / 'zenoh_sender.py'
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name='__main__')
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == 'error: camera 0 ended after 3 images\n'
