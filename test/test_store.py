@@ -1,5 +1,6 @@
 """Bags in stores of real fsspec: copied, made and uploaded, and nothing half there looks whole."""
 
+import functools
 import json
 import pickle
 import shutil
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import nullcontext
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -184,6 +187,24 @@ def test_passwords_are_neither_in_pages_nor_in_messages(tokens, tmp_path, monkey
     assert main(['bag', 'inspect', 'faulty://me:SECRET@host/run7']) == 1
     said = capsys.readouterr().err
     assert 'no entry: https://…@host/run7?…' in said and 'SECRET' not in said
+
+
+def test_a_signed_url_of_a_file_is_read(tokens):
+    pytest.importorskip('aiohttp', reason="aiohttp is missing: pip install 'fsspec[http]'")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=str(tokens))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = Url(f'http://127.0.0.1:{server.server_port}/run7.mcap?credential=a/b&sig=SECRET')
+        assert [source.name for source in find_bags([url], Path('out'))] == ['run7']
+        with local_copy(url) as path:
+            assert path.name == 'run7.mcap'
+            assert len(list(read_packets(path, TOKENS))) == 4
+        server.shutdown()
 
 
 def test_metadata_are_read_up_to_a_limit(tmp_path):

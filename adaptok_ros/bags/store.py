@@ -116,13 +116,13 @@ def look(url: Url) -> Listing:
     with _errors(url):
         fs.invalidate_cache()
         try:
-            entries = fs.ls(path, detail=True)
+            entries = _entries(fs, path)
         except FileNotFoundError:
             entries = []
     listing = Listing({}, [], False)
     for entry in sorted(entries, key=lambda entry: str(entry['name'])):
         full = str(entry['name'])
-        name = full.rstrip('/').rpartition('/')[2]
+        name = Url(full).name if '://' in full else full.rstrip('/').rpartition('/')[2]
         if name in ('', '.', '..'):  # keys of a store need not be paths
             continue
         if entry['type'] == 'file':
@@ -131,6 +131,15 @@ def look(url: Url) -> Listing:
         elif full.strip('/') != path.strip('/'):
             listing.folders.append(name)
     return listing
+
+
+def _entries(fs: Any, path: str) -> list[dict[str, Any]]:
+    if path.startswith(('http://', 'https://')):
+        # To list is to search a page for links there, and a file would be read whole as a page.
+        found = fs.info(path)
+        if found.get('mimetype', 'text/html') != 'text/html':
+            return [found]
+    return list(fs.ls(path, detail=True))
 
 
 def files_of(bag: Place) -> dict[str, int | None]:
