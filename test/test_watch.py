@@ -214,13 +214,13 @@ def test_the_terminal_shows_figures(robot, tmp_path):
     watch = Watch(tmp_path, '--tokens', TOPIC, '--terminal', stdout=theirs, env=terminal)
     os.close(theirs)
     text = b''
-    while b'latency of latents' not in text:
+    wanted = (b'latency of latents', b'kB/s', TOPIC.encode())
+    while not all(each in text for each in wanted):
         text += os.read(ours, 1 << 16)
     reader = threading.Thread(target=drain, args=(ours,), daemon=True)
     reader.start()
     watch.stop()
     os.close(ours)
-    assert b'kB/s' in text and TOPIC.encode() in text
 
 
 def drain(descriptor):
