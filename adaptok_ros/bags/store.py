@@ -139,7 +139,10 @@ def _entries(fs: Any, path: str) -> list[dict[str, Any]]:
         found = fs.info(path)
         if found.get('mimetype', 'text/html') != 'text/html':
             return [found]
-    return list(fs.ls(path, detail=True))
+    try:
+        return list(fs.ls(path, detail=True))
+    except NotADirectoryError:  # as fsspec has it of a file on a disk, up to 2023
+        return [fs.info(path)]
 
 
 def files_of(bag: Place) -> dict[str, int | None]:
