@@ -39,16 +39,12 @@ SETTLING = 20
 
 
 class Robot:
-    """A simulated robot on the network.
-
-    :ivar received: actions in all
-    """
+    """A simulated robot on the network."""
 
     def __init__(self, node: Any, simulation: Simulation) -> None:
         from sensor_msgs.msg import Image, JointState
         from std_msgs.msg import Float64MultiArray
 
-        self.received = 0
         self._simulation = simulation
         self._image, self._state = Image, JointState
         self._images = {
@@ -61,7 +57,6 @@ class Robot:
 
     def _take(self, message: Any) -> None:
         self._action = np.array(message.data)
-        self.received += 1
 
     @property
     def is_commanded(self) -> bool:
