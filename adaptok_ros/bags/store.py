@@ -105,6 +105,11 @@ class Listing:
     folders: list[str]
     is_file: bool
 
+    @property
+    def is_there(self) -> bool:
+        """Whether anything is, but for what an upload has left that did not end."""
+        return bool(self.files or self.folders) and MARKER not in self.files
+
 
 def look(url: Url) -> Listing:
     """What is there now, in the order of names; nothing where nothing is.
@@ -162,10 +167,7 @@ def is_there(bag: Place) -> bool:
 
     :raises StoreError: likewise MissingPackageError, as :func:`look`
     """
-    if not isinstance(bag, Url):
-        return bag.exists()
-    there = look(bag)
-    return bool(there.files or there.folders) and MARKER not in there.files
+    return look(bag).is_there if isinstance(bag, Url) else bag.exists()
 
 
 def read_file(file: Place) -> bytes:
@@ -254,8 +256,7 @@ def _download(bag: Url, target: Path, tick: Tick) -> None:
 
 def _upload(bag: Path, url: Url, replace: bool, tick: Tick) -> None:
     there = look(url)
-    whole = bool(there.files or there.folders) and MARKER not in there.files
-    if whole and not (replace and METADATA in there.files):
+    if there.is_there and not (replace and METADATA in there.files):
         raise BagError(f'{url}: exists already')
     fs, root = _connect(url)
     files = {file.name: file for file in bag.iterdir()}

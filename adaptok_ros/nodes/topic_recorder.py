@@ -6,7 +6,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from rclpy.exceptions import NameValidationException
@@ -95,12 +94,7 @@ class TopicRecorder:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @property

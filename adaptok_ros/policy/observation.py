@@ -281,10 +281,11 @@ class Observer:
             name: np.array([frame.stamp for frame in track.frames], np.int64)
             for name, track in self._tracks.items()
         }
-        if self._proprioception:
-            stamps[PROPRIOCEPTION] = np.array([stamp for stamp, _ in self._states], np.int64)
         first = self.cameras[0]
         wanted = stamps[first]
+        states = self._states_since(int(wanted[0])) if self._proprioception else []
+        if self._proprioception:
+            stamps[PROPRIOCEPTION] = np.array([stamp for stamp, _ in states], np.int64)
         nearest: dict[str, NDArray[np.int64]] = {}
         is_whole = np.ones(len(wanted), np.bool_)
         for name, found in stamps.items():
@@ -299,8 +300,17 @@ class Observer:
         cameras = {name: track.frames[nearest[name][at]] for name, track in self._tracks.items()}
         state = np.zeros(0, np.float32)
         if self._proprioception:
-            state = self._states[nearest[PROPRIOCEPTION][at]][1]
+            state = states[nearest[PROPRIOCEPTION][at]][1]
         return Observation(int(wanted[at]), cameras, state)
+
+    def _states_since(self, stamp: int) -> list[tuple[int, NDArray[np.float32]]]:
+        """Those that may be nearest to something from then on: also the last one before."""
+        found = []
+        for state in reversed(self._states):
+            found.append(state)
+            if state[0] <= stamp:
+                break
+        return found[::-1]
 
     def _unpaired(self, distances: Mapping[str, int]) -> Absence:
         """Name what is farthest from the newest image of the first camera."""

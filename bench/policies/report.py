@@ -27,14 +27,14 @@ from typing import Any
 from closed_loop import read_results
 from links import SETTINGS
 from scipy.stats import binomtest, norm
-from simulation import CAMERAS, CONTROL_RATE, EVERY
+from simulation import CAMERAS, CONTROL_RATE, EVERY, HEIGHT, WIDTH
 
 from adaptok_ros.evaluation.markdown import MISSING, table
 
 BASELINE = 'dense'
 LEVEL = 0.95
-POSITIONS = 1200
-"""Of a grid of 320x240."""
+POSITIONS = (HEIGHT // 8) * (WIDTH // 8)
+"""Of a grid; adaptok-tiny has a stride of 8."""
 
 Episodes = Sequence[dict[str, Any]]
 

@@ -179,7 +179,6 @@ class SparseMemory:
     def __init__(self, eyes: SparseEyes) -> None:
         self._eyes = eyes
         self._cache = TokenCache(group=eyes.block)
-        self._seen = torch.zeros(eyes.blocks, BLOCK_FEATURES)
 
     def look(self, latents: DenseLatents) -> tuple[Tensor, int]:
         """``[128]``: features after what changed since the last look has entered; how much.
@@ -188,8 +187,9 @@ class SparseMemory:
         """
         update = self._cache.update(latents)
         blocks = torch.from_numpy(update.positions)
-        self._seen[blocks] = self._eyes.see(torch.from_numpy(update.tokens), blocks)
-        return self._eyes.out(self._seen.flatten()), len(blocks)
+        seen = self._eyes.see(torch.from_numpy(update.tokens), blocks)
+        features: Tensor = self._eyes.out(self._cache.write('seen', seen).flatten())
+        return features, len(blocks)
 
 
 def _divisor(side: int) -> int:
