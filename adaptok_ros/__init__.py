@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from adaptok_ros.policy.observation import Absence as Absence
     from adaptok_ros.policy.observation import Observation as Observation
     from adaptok_ros.policy.observation import Observer as Observer
+    from adaptok_ros.policy.timing import LagMeter as LagMeter
+    from adaptok_ros.policy.timing import RateMeter as RateMeter
     from adaptok_ros.policy.token_cache import TokenCache as TokenCache
     from adaptok_ros.receiving.latents import DenseLatents as DenseLatents
     from adaptok_ros.receiving.latents import LatentStream as LatentStream
@@ -32,10 +34,12 @@ _HOMES = {
     'Absence': 'policy.observation',
     'AdaptokError': 'errors',
     'DenseLatents': 'receiving.latents',
+    'LagMeter': 'policy.timing',
     'LatentStream': 'receiving.latents',
     'Observation': 'policy.observation',
     'Observer': 'policy.observation',
     'Packet': 'packet',
+    'RateMeter': 'policy.timing',
     'SelectionConfig': 'sending.selection',
     'Sender': 'sending.sender',
     'Status': 'receiving.receiver',
@@ -57,10 +61,12 @@ __all__ = [
     'Absence',
     'AdaptokError',
     'DenseLatents',
+    'LagMeter',
     'LatentStream',
     'Observation',
     'Observer',
     'Packet',
+    'RateMeter',
     'SelectionConfig',
     'Sender',
     'Status',

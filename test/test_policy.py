@@ -10,7 +10,15 @@ from chunks import ChunkRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptok_ros import AdaptokError, DenseLatents, Observation, Observer, Status
+from adaptok_ros import (
+    AdaptokError,
+    DenseLatents,
+    LagMeter,
+    Observation,
+    Observer,
+    RateMeter,
+    Status,
+)
 from adaptok_ros.policy.observation import (
     KEPT_FRAMES,
     KEPT_STATES,
@@ -250,6 +258,34 @@ def test_pairs_are_the_newest_that_are_near_enough(front, wrist, states, toleran
         assert abs(found.proprioception[0] - whole[-1]) == nearest[1]
     else:
         assert found.reason is (Reason.UNPAIRED if all((front, wrist, states)) else Reason.MISSING)
+
+
+def test_lag_is_counted_from_the_quickest():
+    meter = LagMeter()
+    lags = []
+    # Stamp and arrival in seconds, on clocks that are half a century apart.
+    for stamp, arrival in (
+        *((0.0, 5.0), (1.0, 5.5), (2.0, 8.5), (5.0, 9.5)),
+        *((4.0, 9.7), (10_004.0, 10_010.2)),  # the clock was set back; clocks run apart
+    ):
+        meter.push(round((1.5e9 + stamp) * 1e9), arrival)
+        lags.append(round(meter.lag_s, 3))
+    assert lags == [0, 0, 2, 0, 0, 0]
+    meter.push(round((1.5e9 + 10_005.0) * 1e9), 10_012.2)
+    assert meter.lag_s == pytest.approx(1, abs=0.01)
+
+
+def test_the_rate_is_that_of_most_images():
+    meter = RateMeter()
+    stamps = [number * 50_000_000 for number in range(20) if number not in (3, 4, 9)]
+    for stamp in stamps[:-1]:
+        meter.push(stamp)
+        meter.push(stamp)
+    assert meter.rate is None
+    meter.push(stamps[-1])
+    assert meter.rate == pytest.approx(20)
+    meter.push(0)
+    assert meter.rate is None
 
 
 def test_memory_is_bounded():

@@ -102,13 +102,47 @@ def test_a_saved_policy_acts_as_before(latents, eyes, tmp_path):
     from networks import load_policy
 
     policy = make_policy(latents[0], eyes)
-    policy.mean[:] = 0.5
+    policy.state_scale.mean[:] = 0.5
+    policy.action_scale.std[:] = 3
     policy.save(tmp_path)
     loaded = load_policy(tmp_path)
     assert loaded.description == policy.description
     given = observation(latents[-1])
     np.testing.assert_array_equal(loaded.act(given), policy.act(given))
     assert loaded.act(given).shape == (4, 2)
+
+
+def test_numbers_in_other_units_are_learned_alike(latents):
+    from networks import PolicyDescription
+    from train import fit
+
+    policy = make_policy(latents[0], 'blind')
+    fields = {**vars(policy.description), 'horizon': 1, 'every': 1, 'actions': 3, 'cameras': ()}
+    policy = type(policy)(PolicyDescription(**fields))
+    states = torch.randn(500, 3) * torch.tensor([1e-2, 1.0, 1e2])
+    actions = torch.stack([states[:, 0] * 1e-1, states[:, 2] * 10, torch.full((500,), 7.0)], -1)
+    data = {'proprioception': states, 'action': actions[:, None]}
+    data['action_is_pad'] = torch.zeros(500, 1, dtype=torch.bool)
+    fit(policy, data, torch.arange(500), 300, 'test')
+    with torch.inference_mode():
+        errors = (policy({}, {}, states)[:, 0] - actions).abs().mean(0)
+    assert errors[0] < 0.2 * actions[:, 0].std()
+    assert errors[1] < 0.2 * actions[:, 1].std()
+    assert errors[2] < 0.01
+
+
+def test_the_rates_of_the_cameras_are_those_of_the_recording(latents):
+    from networks import PolicyDescription, PolicyError
+    from train import camera_rates
+
+    stamps = torch.arange(40) * 50_000_000
+    stamps[20:] += 10_000_000_000  # another episode
+    data = {'front_stamp': stamps.repeat(2), 'wrist_stamp': stamps[::2]}
+    assert camera_rates(data, ('front', 'wrist')) == (20.0, 10.0)
+    assert camera_rates({'front_stamp': stamps[:1]}, ('front',)) == ()
+    fields = vars(make_policy(latents[0], 'grid').description)
+    with pytest.raises(PolicyError, match=r'camera_rates are \[1.0, 2.0\]; allowed: one for each'):
+        PolicyDescription(**{**fields, 'camera_rates': (1.0, 2.0)})
 
 
 @pytest.mark.parametrize(
@@ -159,7 +193,7 @@ def test_a_damaged_checkpoint_is_one_error(latents, spoil, tmp_path):
 def episodes(successes, task='reach', first=0):
     """Results of a setting."""
     return [
-        {'task': task, 'seed': first + seed, 'success': success}
+        {'task': task, 'training': 'policies', 'seed': first + seed, 'success': success}
         for seed, success in enumerate(successes)
     ]
 
@@ -188,6 +222,59 @@ def test_settings_that_never_differ_are_not_certainly_the_same():
     assert (found.difference, found.p) == (0, 1)
     # 1.96 / 32, by the formula of Agresti and Min for no discordant pair.
     assert (round(found.low, 4), round(found.high, 4)) == (-0.0612, 0.0612)
+
+
+def test_settings_are_compared_with_dense_ones_of_the_same_cameras(tmp_path):
+    import report
+    from links import SETTINGS
+
+    results = tmp_path / 'results.jsonl'
+    lines = []
+    for name, wins in (('dense', 3), ('hold', 2), ('fixed, dense', 1), ('fixed, raw images', 1)):
+        cameras = SETTINGS[name].cameras
+        costs = {
+            'setting': name,
+            **dict.fromkeys(('steps', 'looks', 'acts'), 10),
+            'multiply_adds': 1e7,
+            'bytes': dict.fromkeys(cameras, 1000),
+            'kept': dict.fromkeys(cameras, None if 'raw' in name else 600),
+            'cpu_ms': {'camera': 10.0, 'receiver': 20.0, 'policy': 30.0},
+        }
+        wins = [seed < wins for seed in range(3)]
+        lines += [json.dumps({**each, **costs}) for each in episodes(wins)]
+    results.write_text('\n'.join(lines))
+    done = subprocess.run(
+        [sys.executable, report.__file__, str(results), '--by-task'],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    both, _, fixed, _ = done.stdout.strip().split('\n\n')
+    assert '| hold | 1 | 3 | 66.7 (20.8 to 93.9) | -33.3 (' in both
+    assert '| 5.0 | 5.0 | 4.0 | 1.0 | 2.0 | 3.0 | 6.0 | 1.00 |' in both
+    assert '| fixed, raw images | 1 | 3 | 33.3 (6.1 to 79.2) | +0.0 (' in fixed
+    assert '| - | - | 2.0 | 1.0 | 2.0 | 3.0 | 6.0 | 1.00 |' in fixed
+
+
+def test_eyes_for_pixels():
+    from pixels import PixelEyes, chunks, patches
+    from record import Step
+
+    image = np.arange(16 * 24 * 3).reshape(16, 24, 3).astype(np.uint8)
+    cut = patches(image)
+    assert cut.shape == (2, 3, 192)
+    np.testing.assert_array_equal(cut[1, 2], image[8:, 16:].reshape(-1))
+    steps = [
+        Step(number, np.zeros(4), {} if number % 4 == 0 else None, np.full(4, number), False)
+        for number in range(10)
+    ]
+    actions, is_over = chunks(steps, [step for step in steps if step.images is not None])
+    assert actions[:, :, 0].tolist()[1:] == [[4, 5, 6, 7, 8, 9, 9, 9], [8, *[9] * 7]]
+    assert is_over.sum(1).tolist() == [0, 2, 6]
+    eyes = PixelEyes((30, 40), 192)
+    values = torch.zeros(2, 30, 40, 192)
+    assert eyes(values, values[..., 0]).shape == (2, 128)
+    assert eyes.multiply_adds(0) == pytest.approx(9e6, rel=0.02)
 
 
 def test_a_line_that_was_cut_off_is_run_again(tmp_path):

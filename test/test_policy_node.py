@@ -58,7 +58,9 @@ class PolicyNode:
         name = f'policy{next(numbers)}'
         messages = robot.collect(Float64MultiArray, f'{name}/actions')
         remaps = {'front/lit/latents': 'lit/latents', 'actions': f'{name}/actions'}
-        parameters = ({'policy': policy} if policy else {'demo_cameras': 'front'}) | parameters
+        # The stamps of these images have nothing to do with the time at which they are shown.
+        known = {'policy': policy} if policy else {'demo_cameras': 'front'}
+        parameters = {**known, 'max_lag': 0.0, **parameters}
         self.process = robot.start(NODE, name, remaps, **parameters)
         self._messages = messages
 
@@ -143,7 +145,8 @@ def test_without_a_checkpoint_it_says_what_a_policy_would_get(cameras):
 
 def test_what_is_not_connected_is_named(cameras):
     both = PolicyNode(cameras, demo_cameras='front,wrist')
-    alone = cameras.start(NODE, 'alone', {'camera/lit/latents': 'lit/latents'}, timeout=30.0)
+    remaps = {'camera/lit/latents': 'lit/latents'}
+    alone = cameras.start(NODE, 'alone', remaps, timeout=30.0, max_lag=0.0)
     both.until_said(
         'waiting: camera wrist: no latents yet: nobody publishes /robot/wrist/lit/latents',
         poke=both.sense,
@@ -196,6 +199,20 @@ def test_late_images_and_other_joints_stop_it(cameras, make_policy):
     cameras.stamp += 2000 * 1_000_000_000
     node.until_said('the newest observation is -', poke=right)
     node.process.stop()
+
+
+def test_a_stream_that_lags_or_has_another_rate_stops_it(cameras, make_policy):
+    lagging = PolicyNode(cameras, make_policy()[0], stop='zero', max_lag=0.5)
+    slow = PolicyNode(cameras, make_policy(camera_rates=(1.0,))[0], stop='zero')
+    lagging.until_acting()
+    # Its images are a thirtieth of a second apart, and are shown at half that rate at most.
+    lagging.until_said('s later than the quickest; allowed: max_lag, 0.5 s', poke=lagging.sense)
+    said = 'images a second; allowed: 0.667 to 1.5, around the 1 of training'
+    slow.until_said(said, poke=slow.sense)
+    cameras.stamp += 1_000 * 1_000_000_000  # as if the quickest so far had come
+    lagging.until_acting()
+    for node in (lagging, slow):
+        node.process.stop()
 
 
 def test_a_policy_that_cannot_act_ends_with_a_stop(cameras, make_policy):

@@ -154,10 +154,10 @@ def test_nothing_is_learned_from_the_episode_that_is_left_out(corpus, eyes):
             for name in ('ext1', 'action', 'proprioception'):
                 data[name][corpus.rows(view, number)] = float('nan')
     spoiled = dataclasses.replace(corpus, data=data)
-    trained = [train_without(each, 1, eyes, 0, 3)[0].state_dict() for each in (corpus, spoiled)]
+    trained = [train_without(each, 1, eyes, 0, 3).state_dict() for each in (corpus, spoiled)]
     for name, weights in trained[0].items():
         assert torch.equal(weights, trained[1][name]), name
-    other = train_without(corpus, 0, eyes, 0, 3)[0].state_dict()
+    other = train_without(corpus, 0, eyes, 0, 3).state_dict()
     assert not torch.equal(other['head.0.weight'], trained[0]['head.0.weight'])
 
 

@@ -1,1 +1,1 @@
-"""What a policy author imports: observations of several cameras, caches over tokens."""
+"""What a policy author imports: observations of several cameras, timing, caches over tokens."""

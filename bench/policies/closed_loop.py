@@ -2,10 +2,12 @@
 
 python closed_loop.py policies -o results.jsonl --tasks drawer-open reach --episodes 100
 
-``policies`` has a folder for each task and kind of eyes, as ``drawer-open-grid``. An episode is
-one line of the result; those that are there already, with the same policy, are not run again. All
-settings meet the same seeds. Everything between the image and the policy is what robots run:
-senders, packets, receivers, and the pairing of cameras. No time passes meanwhile.
+``policies`` has a folder for each task and kind of eyes, as ``drawer-open-grid``; with ``-fixed``
+behind it, of a policy that has the fixed camera alone. An episode is one line of the result; those
+that are there already, with the same policy, are not run again. Several folders of policies may
+share a file of results. All settings meet the same seeds. Everything between the image and the
+policy is what robots run: senders, packets, receivers, and the pairing of cameras. No time passes
+meanwhile.
 """
 
 from __future__ import annotations
@@ -24,11 +26,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from example import WEIGHTS, Policy, load_policy
-from links import SETTINGS, Link, Setting, open_link
+from links import FIXED, SETTINGS, Link, Setting, open_link
 from numpy.typing import NDArray
 from simulation import (
     ACTIONS,
-    CAMERAS,
     CONTROL_PERIOD,
     CONTROL_RATE,
     LONGEST,
@@ -129,18 +130,18 @@ def run_episode(simulation: Simulation, policy: Policy, setting: Setting, seed: 
     """One episode from reset to success, or to the end of its time."""
     links: dict[str, Link] = {
         name: open_link(setting, number, open_tokenizer(name), seed)
-        for number, name in enumerate(CAMERAS)
+        for number, name in enumerate(setting.cameras)
     }
     simulation.reset(seed)
     clock = Stopwatch()
     commander = Commander(policy, setting.frozen, clock)
-    observer = Observer(CAMERAS, 0.5 / CONTROL_RATE, PROPRIOCEPTION, STALE_LIMIT)
+    observer = Observer(setting.cameras, 0.5 / CONTROL_RATE, PROPRIOCEPTION, STALE_LIMIT)
     looks, success, step = 0, False, 0
     for step in range(LONGEST):
         if step % policy.description.every == 0:
             looks += 1
             stamp = step * CONTROL_PERIOD
-            images = clock('rendering', simulation.images)
+            images = clock('rendering', simulation.images, setting.cameras)
             observer.push_proprioception(stamp, simulation.proprioception)
             for name, link in links.items():
                 clock('camera', link.send, images[name], stamp)
@@ -170,7 +171,8 @@ def run_episode(simulation: Simulation, policy: Policy, setting: Setting, seed: 
 
 def folder_of(policies: Path, task: str, setting: str) -> Path:
     """Of the policy."""
-    return policies / f'{task}-{SETTINGS[setting].eyes}'
+    wanted = SETTINGS[setting]
+    return policies / f'{task}-{wanted.eyes}{"-fixed" if wanted.cameras == FIXED else ""}'
 
 
 @cache
@@ -184,6 +186,7 @@ def run_episodes(policies: Path, task: str, setting: str, seeds: list[int]) -> l
     folder = folder_of(policies, task, setting)
     policy, simulation = open_policy(folder), open_simulation(task)
     about = {'task': task, 'setting': setting, 'policy': digest(folder)}
+    about['training'] = policies.resolve().name
     return [
         {**about, **run_episode(simulation, policy, SETTINGS[setting], seed)} for seed in seeds
     ]

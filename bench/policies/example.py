@@ -7,7 +7,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / 'examples' / 'policy'))
 
+from networks import EYES as EYES
 from networks import WEIGHTS as WEIGHTS
+from networks import GridEyes as GridEyes
 from networks import Policy as Policy
 from networks import PolicyDescription as PolicyDescription
 from networks import load_policy as load_policy

@@ -1,4 +1,4 @@
-"""What stands between a camera and a policy: settings of the stream, and JPEG beside it."""
+"""What stands between a camera and a policy: settings of the stream, and images beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pixels import PIXELS, patches
+from simulation import CAMERAS
 
-from adaptok_ros import DenseLatents, LatentStream, SelectionConfig, Sender, Tokenizer
+from adaptok_ros import DenseLatents, LatentStream, SelectionConfig, Sender, Status, Tokenizer
 from adaptok_ros.arrays import Image
 from adaptok_ros.bags.bag import serialize
 from adaptok_ros.messages import NANOSECONDS
@@ -34,8 +36,11 @@ class Setting:
     :ivar loss: share of the packets that do not arrive, each by itself
     :ivar frozen: the policy sees the first images for ever
     :ivar gating: of both encoders
-    :ivar jpeg_bytes: images go as JPEG of at most that size, scene and wrist, or of the worst
-        quality where that is larger, and the policy's side encodes them
+    :ivar sends_images: images go as they are, and the policy's side encodes them; pixel eyes take
+        them as they come
+    :ivar jpeg_bytes: likewise as JPEG of at most that size, scene and wrist, or of the worst
+        quality where that is larger
+    :ivar cameras: those that the policy has
     """
 
     selection: SelectionConfig = DEFAULT
@@ -44,9 +49,13 @@ class Setting:
     loss: float = 0.0
     frozen: bool = False
     gating: Gating = Gating.OFF
+    sends_images: bool = False
     jpeg_bytes: tuple[int, ...] = ()
+    cameras: tuple[str, ...] = CAMERAS
 
 
+FIXED = CAMERAS[:1]
+"""The camera that stands still, alone."""
 SETTINGS = {
     'dense': Setting(DENSE),
     'hold': Setting(),
@@ -64,6 +73,16 @@ SETTINGS = {
     # About as large as the packets of LIT.
     'JPEG, at most 3.0 and 8.5 kB': Setting(jpeg_bytes=(3000, 8500)),
     'JPEG, worst quality': Setting(jpeg_bytes=(0, 0)),
+    'pixels': Setting(eyes=PIXELS, sends_images=True),
+    'fixed, dense': Setting(DENSE, cameras=FIXED),
+    'fixed, raw images': Setting(sends_images=True, cameras=FIXED),
+    'fixed, hold': Setting(cameras=FIXED),
+    'fixed, LIT': Setting(mode='lit', cameras=FIXED),
+    'fixed, hold, gated': Setting(gating=Gating.NOISE, cameras=FIXED),
+    'fixed, sparse eyes, gated': Setting(eyes='sparse', gating=Gating.NOISE, cameras=FIXED),
+    'fixed, sparse eyes, gated, tau 0.1': Setting(
+        SelectionConfig(tau=0.1), eyes='sparse', gating=Gating.NOISE, cameras=FIXED
+    ),
 }
 
 
@@ -124,41 +143,69 @@ class TokenLink:
         self._stream.close()
 
 
-class JPEGLink:
+class ImageLink:
     """The images themselves, encoded where the policy is."""
 
-    def __init__(self, limit: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, limit: int | None) -> None:
+        """Open one camera.
+
+        :param tokenizer: None = the policy sees patches of pixels
+        :param limit: bytes of a JPEG; None = images go as they are
+        """
+        self._tokenizer = tokenizer
         self._limit = limit
-        self._dense = TokenLink(Setting(DENSE), tokenizer, 0)
-        self._arriving: tuple[JPEG, int] = (np.empty(0, np.uint8), 0)
+        self._arriving: Image | JPEG = np.empty(0, np.uint8)
+        self._stamp = 0
         self.bytes = 0
         self.kept = None
 
     def send(self, image: Image, stamp: int) -> None:
-        """See :class:`Link`; the best quality whose size is within the limit."""
-        bgr = image[..., ::-1]
-        low, high = 1, 95
-        found = _encode(bgr, low)
-        while low < high:
-            middle = (low + high + 1) // 2
-            data = _encode(bgr, middle)
-            if len(data) <= self._limit:
-                low, found = middle, data
-            else:
-                high = middle - 1
-        self.bytes += len(found)
-        self._arriving = found, stamp
+        """See :class:`Link`."""
+        self._arriving = image if self._limit is None else _encode_within(image, self._limit)
+        self.bytes += self._arriving.nbytes
+        self._stamp = stamp
 
     def receive(self) -> DenseLatents | None:
-        """See :class:`Link`; what the tokenizer gives of the decoded image."""
-        data, stamp = self._arriving
-        bgr: Image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # type: ignore[assignment]
-        self._dense.send(np.ascontiguousarray(bgr[..., ::-1]), stamp)
-        return self._dense.receive()
+        """See :class:`Link`; what the tokenizer gives of the image."""
+        image = self._arriving
+        if self._limit is not None:
+            bgr: Image = cv2.imdecode(image, cv2.IMREAD_COLOR)  # type: ignore[assignment]
+            image = np.ascontiguousarray(bgr[..., ::-1])
+        if self._tokenizer is None:
+            values = patches(image).astype(np.float32)
+        else:
+            values = self._tokenizer.encode(image).copy()
+        return DenseLatents(
+            stamp=self._stamp,
+            frame_id=FRAME_ID,
+            tokenizer=PIXELS if self._tokenizer is None else self._tokenizer.description.id,
+            epoch=0,
+            sequence=0,
+            status=Status.OK,
+            tau=0.0,
+            deferred=0,
+            invalid=0,
+            values=values,
+            age=np.zeros(values.shape[:2], np.uint8),
+        )
 
     def close(self) -> None:
-        """See :class:`Link`."""
-        self._dense.close()
+        """See :class:`Link`; nothing is open."""
+
+
+def _encode_within(image: Image, limit: int) -> JPEG:
+    """The best quality whose size is within the limit, or the worst of all."""
+    bgr = image[..., ::-1]
+    low, high = 1, 95
+    found = _encode(bgr, low)
+    while low < high:
+        middle = (low + high + 1) // 2
+        data = _encode(bgr, middle)
+        if len(data) <= limit:
+            low, found = middle, data
+        else:
+            high = middle - 1
+    return found
 
 
 def _encode(bgr: Image, quality: int) -> JPEG:
@@ -172,6 +219,7 @@ def open_link(setting: Setting, number: int, tokenizer: Tokenizer, seed: int) ->
     :param number: of the camera
     :param seed: of the episode
     """
-    if setting.jpeg_bytes:
-        return JPEGLink(setting.jpeg_bytes[number], tokenizer)
+    if setting.sends_images or setting.jpeg_bytes:
+        limit = setting.jpeg_bytes[number] if setting.jpeg_bytes else None
+        return ImageLink(None if setting.eyes == PIXELS else tokenizer, limit)
     return TokenLink(setting, tokenizer, 1000 * seed + number)

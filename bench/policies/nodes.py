@@ -5,7 +5,8 @@ python nodes.py policies/drawer-open-grid drawer-open --episodes 5
 The simulator publishes images and joint states and carries out whatever action came last; two
 tokenizer nodes, two LIT nodes and the policy node of the example run in processes of their own.
 Nobody waits for anybody. A simulator that cannot keep up with 80 steps a second is slower than a
-robot, and says how much. Needs ROS 2 and Meta-World in one environment.
+robot, and says how much; its time is the nodes' simulated time. Needs ROS 2 and Meta-World in one
+environment.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from simulation import ACTIONS, CAMERAS, CONTROL_RATE, EVERY, LONGEST, TASKS, Simulation
+from simulation import (
+    ACTIONS,
+    CAMERAS,
+    CONTROL_PERIOD,
+    CONTROL_RATE,
+    EVERY,
+    LONGEST,
+    TASKS,
+    Simulation,
+)
 from tqdm import tqdm
 
 from adaptok_ros.evaluation.markdown import table
-from adaptok_ros.messages import set_header
+from adaptok_ros.messages import NANOSECONDS, set_header
 from adaptok_ros.receiving.latents import MODES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,11 +52,13 @@ class Robot:
     """A simulated robot on the network."""
 
     def __init__(self, node: Any, simulation: Simulation) -> None:
+        from rosgraph_msgs.msg import Clock
         from sensor_msgs.msg import Image, JointState
         from std_msgs.msg import Float64MultiArray
 
         self._simulation = simulation
-        self._image, self._state = Image, JointState
+        self._image, self._state, self._clock = Image, JointState, Clock
+        self._clocks = node.create_publisher(Clock, '/clock', 10)
         self._images = {
             name: node.create_publisher(Image, f'/{name}/image', 1) for name in CAMERAS
         }
@@ -54,6 +66,7 @@ class Robot:
         node.create_subscription(Float64MultiArray, '/actions', self._take, 1)
         self._action: NDArray[np.float64] = np.zeros(ACTIONS)
         self._next = time.monotonic()
+        self._stamp = time.time_ns()
 
     def _take(self, message: Any) -> None:
         self._action = np.array(message.data)
@@ -65,9 +78,12 @@ class Robot:
 
     def show(self, with_images: bool) -> None:
         """Publish the state, and what the cameras see."""
-        stamp = time.time_ns()
+        seconds, nanoseconds = divmod(self._stamp, NANOSECONDS)
+        clock = self._clock()
+        clock.clock.sec, clock.clock.nanosec = seconds, nanoseconds
+        self._clocks.publish(clock)
         state = self._state(position=self._simulation.proprioception.tolist())
-        set_header(state.header, stamp, 'base')
+        set_header(state.header, self._stamp, 'base')
         self._joints.publish(state)
         if not with_images:
             return
@@ -75,7 +91,7 @@ class Robot:
             image = self._image(height=pixels.shape[0], width=pixels.shape[1], encoding='rgb8')
             image.step = 3 * image.width
             image.data.frombytes(np.ascontiguousarray(pixels).data)
-            set_header(image.header, stamp, name)
+            set_header(image.header, self._stamp, name)
             self._images[name].publish(image)
 
     def step(self) -> bool:
@@ -86,6 +102,7 @@ class Robot:
         """Wait until that many control periods have passed since the last time."""
         self._next = max(self._next + steps / CONTROL_RATE, time.monotonic())
         time.sleep(max(0.0, self._next - time.monotonic()))
+        self._stamp += steps * CONTROL_PERIOD
 
 
 def run_episode(robot: Robot, simulation: Simulation, seed: int) -> tuple[bool, int, float]:
@@ -106,12 +123,13 @@ def run_episode(robot: Robot, simulation: Simulation, seed: int) -> tuple[bool, 
 def start_nodes(processes: ros.Processes, policy: Path, tau: float, mode: str) -> None:
     """Start everything between the images and the actions."""
     namespaces = [f'/{name}' for name in CAMERAS]
-    processes.node('tokenizer_node', namespaces, '-p', f'tau:={tau}')
+    simulated = ('-p', 'use_sim_time:=true')
+    processes.node('tokenizer_node', namespaces, '-p', f'tau:={tau}', *simulated)
     remap = ('-r', 'tokens:=tokenizer/tokens')
-    processes.node('lit_node', namespaces, '-p', f'mode:={mode}', *remap)
+    processes.node('lit_node', namespaces, '-p', f'mode:={mode}', *remap, *simulated)
     # The actions of the tasks are displacements of the hand.
     folder = f'policy:={policy.resolve()}'
-    processes.script(NODE, '--ros-args', '-p', folder, '-p', 'stop:=zero')
+    processes.script(NODE, '--ros-args', '-p', folder, '-p', 'stop:=zero', *simulated)
 
 
 def wait_for_actions(robot: Robot, processes: ros.Processes) -> None:

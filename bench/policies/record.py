@@ -12,7 +12,8 @@ Episodes are ten seconds apart, and every one begins with a keyframe of a new ep
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from simulation import ACTIONS, CAMERAS, CONTROL_PERIOD, EVERY, LONGEST, TASKS, 
 from tqdm import tqdm
 
 from adaptok_ros import SelectionConfig
+from adaptok_ros.arrays import Image
 from adaptok_ros.bags.bag import SPARSE_TOKENS, serialize, typestore
 from adaptok_ros.bags.writing import BagWriter
 from adaptok_ros.evaluation.streams import SharedEncoder, send
@@ -67,36 +69,61 @@ def open_topics(
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One control step of the expert.
+
+    :ivar number: counted from 0
+    :ivar proprioception: ``[4]`` before it
+    :ivar images: likewise by camera; None between images
+    :ivar action: ``[4]``, what the expert wanted
+    :ivar done: the task is; nothing follows
+    """
+
+    number: int
+    proprioception: NDArray[np.float32]
+    images: Mapping[str, Image] | None
+    action: NDArray[np.float32]
+    done: bool
+
+
+def expert_episode(simulation: Simulation, seed: int) -> Iterator[Step]:
+    """What the expert sees and does, until it is done or the time is over."""
+    random = np.random.default_rng(seed)
+    simulation.reset(seed)
+    done = False
+    for number in range(LONGEST):
+        images = simulation.images() if number % EVERY == 0 else None
+        action = simulation.expert_action()
+        yield Step(number, simulation.proprioception, images, action, done)
+        if done:
+            return
+        noise = ACTION_NOISE * random.standard_normal(ACTIONS)
+        done = simulation.step(action + noise)
+
+
 def record_episode(
-    simulation: Simulation,
+    steps: Iterator[Step],
     seed: int,
     start: int,
     encoders: dict[str, SharedEncoder],
     write: Mapping[str, Callable[[int, bytes], None]],
 ) -> tuple[int, bool]:
     """Record one episode; when it ended, and whether the expert succeeded."""
-    random = np.random.default_rng(seed)
     senders = {
         (camera, name): encoders[camera].sender(config)
         for camera in CAMERAS
         for name, config in streams(seed).items()
     }
-    simulation.reset(seed)
     stamp, done = start, False
-    for step in range(LONGEST):
-        stamp = start + step * CONTROL_PERIOD
-        write['/proprioception'](stamp, joint_state(stamp, simulation.proprioception))
-        if step % EVERY == 0:
-            images = simulation.images()
+    for step in steps:
+        stamp, done = start + step.number * CONTROL_PERIOD, step.done
+        write['/proprioception'](stamp, joint_state(stamp, step.proprioception))
+        if step.images is not None:
             for (camera, name), sender in senders.items():
-                packet = send(sender, images[camera], stamp)
+                packet = send(sender, step.images[camera], stamp)
                 write[f'/{camera}/{name}/tokens'](stamp, serialize(packet))
-        action = simulation.expert_action()
-        write['/action'](stamp, joint_state(stamp, action))
-        if done:
-            break
-        noise = ACTION_NOISE * random.standard_normal(ACTIONS)
-        done = simulation.step(action + noise)
+        write['/action'](stamp, joint_state(stamp, step.action))
     return stamp, done
 
 
@@ -111,7 +138,8 @@ def record(task: str, path: Path, episodes: int) -> int:
             topics |= {f'/{camera}/{name}/tokens': SPARSE_TOKENS for name in streams(0)}
         write = open_topics(bag, topics)
         for seed in tqdm(range(FIRST_SEED, FIRST_SEED + episodes), task, unit='episode'):
-            time, success = record_episode(simulation, seed, time, encoders, write)
+            steps = expert_episode(simulation, seed)
+            time, success = record_episode(steps, seed, time, encoders, write)
             successes += success
             time += GAP
     simulation.close()

@@ -1,17 +1,19 @@
-"""Table and plot of closed_loop.py's results.
+"""Tables and plot of closed_loop.py's results.
 
 python report.py results.jsonl --plot success.png
 
-Every setting is compared with dense on the episodes that both have done: the interval of 95 % of
-the difference is that of Agresti and Min ("Simple improved confidence intervals for comparing
-matched proportions", Statistics in Medicine 2005), the p-value McNemar's exact one, not corrected
-for the number of settings. Success alone has Wilson's interval. A policy was trained once: where
+Settings with both cameras are compared with ``dense``, those with the fixed one alone with
+``fixed, dense``, on the episodes that both have done, with policies out of the same folder. The
+interval of 95 % of the difference is that of Agresti and Min ("Simple improved confidence
+intervals for comparing matched proportions", Statistics in Medicine 2005), the p-value McNemar's
+exact one, not corrected for the number of settings. Success alone has Wilson's interval. Where
 the eyes differ, no interval contains the spread between trainings.
 
 Everything behind success is taken from episodes that succeeded both ways, because one that fails
-shows a resting hand to its end. Bytes are those of whole messages; JPEG is charged for its file
-alone. Rates are those of both cameras together. CPU time is that of an image pair, of the policy
-that of one time that it acts. The camera's side of JPEG tries several qualities.
+shows a resting hand to its end. Bytes are those of whole messages; images are charged for their
+pixels or the JPEG file alone. Rates are those of all cameras together. CPU time is that of one
+image of each camera, of the policy that of one time that it acts; ``loop`` is the sum. The
+camera's side of JPEG tries several qualities, so there is no loop of it.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from closed_loop import read_results
-from links import SETTINGS
+from links import FIXED, SETTINGS
 from scipy.stats import binomtest, norm
 from simulation import CAMERAS, CONTROL_RATE, EVERY, HEIGHT, WIDTH
 
 from adaptok_ros.evaluation.markdown import MISSING, table
 
-BASELINE = 'dense'
+BASELINES = {CAMERAS: 'dense', FIXED: 'fixed, dense'}
+"""By the cameras that a policy has."""
 LEVEL = 0.95
 POSITIONS = (HEIGHT // 8) * (WIDTH // 8)
 """Of a grid; adaptok-tiny has a stride of 8."""
@@ -55,9 +58,9 @@ class Paired:
     p: float
 
 
-def key(episode: dict[str, Any]) -> tuple[str, int]:
+def key(episode: dict[str, Any]) -> tuple[str, str, int]:
     """What pairs episodes of two settings."""
-    return episode['task'], episode['seed']
+    return episode['task'], episode['training'], episode['seed']
 
 
 def success_rate(episodes: Episodes) -> tuple[float, float, float]:
@@ -94,7 +97,7 @@ def mean(episodes: Episodes, what: str, part: str = '', over: str = 'looks') -> 
 
 def kilobytes_per_second(episodes: Episodes) -> float:
     """Of all cameras, 1000 bytes."""
-    bytes_per_look = sum(mean(episodes, 'bytes', camera) for camera in CAMERAS)
+    bytes_per_look = sum(mean(episodes, 'bytes', camera) for camera in episodes[0]['bytes'])
     return bytes_per_look * CONTROL_RATE / EVERY / 1000
 
 
@@ -117,7 +120,7 @@ def row(name: str, episodes: Episodes, baseline: Episodes) -> list[str]:
     rate, low, high = success_rate(episodes)
     cells = [name, str(len({episode['task'] for episode in episodes})), str(len(episodes))]
     cells.append(f'{100 * rate:.1f} ({100 * low:.1f} to {100 * high:.1f})')
-    found = paired(episodes, baseline) if name != BASELINE else None
+    found = paired(episodes, baseline) if name not in BASELINES.values() else None
     if found is None:
         cells += ['', '']
     else:
@@ -138,37 +141,46 @@ def durations(done: Episodes, same: Episodes) -> list[str]:
 
 def costs(done: Episodes) -> list[str]:
     """Cells of what was sent, and what it took."""
-    if done[0]['kept'][CAMERAS[0]] is None:
-        kept = [MISSING] * len(CAMERAS)
-    else:
-        kept = [f'{100 * mean(done, "kept", camera) / POSITIONS:.1f}' for camera in CAMERAS]
+    camera, receiver = (mean(done, 'cpu_ms', part) for part in ('camera', 'receiver'))
+    policy = mean(done, 'cpu_ms', 'policy', 'acts')
+    is_jpeg = bool(SETTINGS[done[0]['setting']].jpeg_bytes)
     return [
-        *kept,
+        *(kept(done, name) for name in CAMERAS),
         f'{kilobytes_per_second(done):.1f}',
-        *(f'{mean(done, "cpu_ms", part):.1f}' for part in ('camera', 'receiver')),
-        f'{mean(done, "cpu_ms", "policy", "acts"):.1f}',
+        *(f'{spent:.1f}' for spent in (camera, receiver, policy)),
+        MISSING if is_jpeg else f'{camera + receiver + policy:.1f}',
         f'{1e-6 * mean(done, "multiply_adds", over="acts"):.2f}',
     ]
+
+
+def kept(done: Episodes, camera: str) -> str:
+    """Percentage of a camera's positions that was sent."""
+    if done[0]['kept'].get(camera) is None:
+        return MISSING
+    return f'{100 * mean(done, "kept", camera) / POSITIONS:.1f}'
 
 
 HEADER = [
     *('setting', 'tasks', 'episodes', 'success, %', 'against dense, points', 'p'),
     'control steps (more than dense)',
     *(f'{camera} kept, %' for camera in CAMERAS),
-    *('kB/s', 'camera side, ms', 'receiver, ms', 'policy, ms', 'policy, M multiply-adds'),
+    *('kB/s', 'camera side, ms', 'receiver, ms', 'policy, ms', 'loop, ms'),
+    'policy, M multiply-adds',
 ]
 
 
 def plot(results: Mapping[str, Episodes], path: Path) -> None:
-    """Success against the rate of both cameras, of settings with a success."""
+    """Success against the rate of both cameras, of those settings with a success."""
     import matplotlib
 
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 4.5), layout='constrained')
-    baseline = results.get(BASELINE, [])
     for name, episodes in results.items():
+        if SETTINGS[name].cameras != CAMERAS:
+            continue
+        baseline = results[BASELINES[CAMERAS]]
         done, _ = succeeded(episodes, baseline)
         if not done:
             continue
@@ -194,14 +206,19 @@ def main() -> None:
     for episode in read_results(arguments.results):
         by_setting[episode['setting']].append(episode)
     results = {name: by_setting[name] for name in SETTINGS if name in by_setting}
-    if not results:
-        parser.error(f'{arguments.results}: no episodes')
-    rows = [row(name, each, by_setting[BASELINE]) for name, each in results.items()]
-    print(table(HEADER, rows))
-    if arguments.by_task:
-        tasks = sorted({task for each in results.values() for task, _ in map(key, each)})
-        print('\n' + table(['task', *results], [by_task(task, results) for task in tasks]))
-    if arguments.plot:
+    if not any(baseline in results for baseline in BASELINES.values()):
+        names = ' or '.join(BASELINES.values())
+        parser.error(f'{arguments.results}: no episodes of {names}, to compare with')
+    for cameras, baseline in BASELINES.items():
+        group = {name: each for name, each in results.items() if SETTINGS[name].cameras == cameras}
+        if baseline not in group:
+            continue
+        rows = [row(name, each, group[baseline]) for name, each in group.items()]
+        print(table(HEADER, rows) + '\n')
+        if arguments.by_task:
+            tasks = sorted({episode['task'] for each in group.values() for episode in each})
+            print(table(['task', *group], [by_task(task, group) for task in tasks]) + '\n')
+    if arguments.plot and BASELINES[CAMERAS] in results:
         plot(results, arguments.plot)
 
 

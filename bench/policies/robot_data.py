@@ -96,10 +96,8 @@ def load(bags: Sequence[Path], rate: float, taus: Sequence[float]) -> Corpus:
     return Corpus(data, spans, rate)
 
 
-def train_without(
-    corpus: Corpus, left_out: int, eyes: str, seed: int, steps: int
-) -> tuple[Policy, Tensor]:
-    """A policy that has never seen an episode, and the unit of each of its actions.
+def train_without(corpus: Corpus, left_out: int, eyes: str, seed: int, steps: int) -> Policy:
+    """A policy that has never seen an episode.
 
     Restored latents are half hold and half LIT's; dense ones are drawn as often as either.
     """
@@ -126,15 +124,11 @@ def train_without(
         rate=corpus.rate,
         eyes=eyes,
     )
-    unit = corpus.data['action'][rows].std((0, 1)).clamp(min=1e-6)
-    scaled = {**corpus.data, 'action': corpus.data['action'] / unit}
     name = f'without {left_out + 1}, {eyes}'
-    return fit(Policy(description), scaled, rows, steps, name, BATCH), unit
+    return fit(Policy(description), corpus.data, rows, steps, name, BATCH)
 
 
-def predict(
-    policy: Policy, unit: Tensor, data: Data, rows: Tensor, seen: Tensor
-) -> NDArray[np.float32]:
+def predict(policy: Policy, data: Data, rows: Tensor, seen: Tensor) -> NDArray[np.float32]:
     """Actions ``[N, 7]``.
 
     :param rows: of what the robot feels, ``[N]``
@@ -147,7 +141,7 @@ def predict(
             {name: data[f'{name}_age'][seen].float() for name in cameras},
             data['proprioception'][rows],
         )
-        actions: NDArray[np.float32] = (found[:, 0] * unit).numpy()
+        actions: NDArray[np.float32] = found[:, 0].numpy()
     return actions
 
 
@@ -171,15 +165,15 @@ def leave_out(corpus: Corpus, left_out: int, seed: int, steps: int) -> dict[str,
     others = [n for view, n in corpus.spans if view == DENSE and n != left_out]
     learned = torch.cat([corpus.rows(DENSE, number) for number in others])
     mean = corpus.data['action'][learned, 0].mean(0).numpy()
-    policy, unit = train_without(corpus, left_out, 'grid', seed, steps)
+    policy = train_without(corpus, left_out, 'grid', seed, steps)
     predicted = {
-        view: predict(policy, unit, corpus.data, rows, corpus.rows(view, number))
+        view: predict(policy, corpus.data, rows, corpus.rows(view, number))
         for view, number in corpus.spans
         if number == left_out
     }
-    predicted[FROZEN] = predict(policy, unit, corpus.data, rows, rows[:1].expand(len(rows)))
-    policy, unit = train_without(corpus, left_out, 'blind', seed, steps)
-    predicted[BLIND] = predict(policy, unit, corpus.data, rows, rows)
+    predicted[FROZEN] = predict(policy, corpus.data, rows, rows[:1].expand(len(rows)))
+    policy = train_without(corpus, left_out, 'blind', seed, steps)
+    predicted[BLIND] = predict(policy, corpus.data, rows, rows)
     predicted['no motion'] = np.zeros_like(true)
     predicted['mean motion in training'] = np.broadcast_to(mean, true.shape)
     predicted['last motion again'] = np.concatenate([np.zeros_like(true[:1]), true[:-1]])

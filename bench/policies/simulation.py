@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,12 +70,14 @@ class Simulation:
         self._renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
         flags = mujoco.mjtRndFlag
         self._costly = [int(flags.mjRND_SHADOW), int(flags.mjRND_REFLECTION)]
-        self._random = np.random.default_rng(0)
+        self._random: dict[str, np.random.Generator] = {}
         self._observation: NDArray[np.float64]
 
     def reset(self, seed: int) -> None:
         """Begin an episode."""
-        self._random = np.random.default_rng(seed)
+        self._random = {
+            name: np.random.default_rng((seed, number)) for number, name in enumerate(CAMERAS)
+        }
         self._environment.seed(seed)
         self._observation, _ = self._environment.reset()
 
@@ -90,16 +93,16 @@ class Simulation:
             action = self._expert.get_action(self._observation)
         return np.asarray(np.clip(action, -1, 1), np.float32)
 
-    def images(self) -> dict[str, Image]:
-        """What the cameras see now, ``[240, 320, 3]`` RGB each, with noise."""
+    def images(self, cameras: Sequence[str] = CAMERAS) -> dict[str, Image]:
+        """What some of the cameras see now, ``[240, 320, 3]`` RGB each, with noise."""
         found = {}
-        for name, camera in _CAMERAS.items():
-            self._renderer.update_scene(self._environment.data, camera)
+        for name in cameras:
+            self._renderer.update_scene(self._environment.data, _CAMERAS[name])
             self._renderer.scene.flags[self._costly] = 0
             image = self._renderer.render()
             if name == 'scene':
                 image = image[::-1, ::-1]  # Meta-World hangs it upside down
-            found[name] = add_noise(image, self._noise, self._random)
+            found[name] = add_noise(image, self._noise, self._random[name])
         return found
 
     def step(self, action: NDArray[np.floating]) -> bool:

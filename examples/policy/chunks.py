@@ -34,6 +34,8 @@ class Description(Protocol):
     def rate(self) -> float: ...  # noqa: D102
     @property
     def every(self) -> int: ...  # noqa: D102
+    @property
+    def camera_rates(self) -> tuple[float, ...]: ...  # noqa: D102
 
 
 class Policy(Protocol):

@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +28,13 @@ from torch import Tensor, nn
 
 from adaptok_ros import AdaptokError, DenseLatents, Observation, TokenCache
 
-EYES = ('grid', 'sparse', 'blind')
 FEATURES = 128
 """Numbers that one camera gives the head."""
 HIDDEN = 256
 AGE_SCALE = 1 / 8
 """Of log2(1 + age), which is 8 at the oldest."""
+SMALLEST_SPREAD = 1e-4
+"""In the unit of a state or an action; less is taken for noise."""
 LARGEST_BLOCK = 5
 """Positions on a side of a block that sparse eyes see at once."""
 BLOCK_HIDDEN, BLOCK_FEATURES = 96, 64
@@ -61,6 +61,7 @@ class PolicyDescription:
     :ivar every: actions that are carried out before the next observation
     :ivar rate: of the actions, Hz
     :ivar eyes: one of :data:`EYES`
+    :ivar camera_rates: Hz, of each camera's images; empty = any
     """
 
     cameras: tuple[str, ...]
@@ -73,6 +74,7 @@ class PolicyDescription:
     every: int
     rate: float
     eyes: str
+    camera_rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.eyes not in EYES:
@@ -81,6 +83,11 @@ class PolicyDescription:
             raise PolicyError(f'every is {self.every}; allowed: 1 to {self.horizon}, the horizon')
         if not 0 < self.rate < math.inf:
             raise PolicyError(f'rate is {self.rate}; allowed: more than 0 Hz')
+        if self.camera_rates and len(self.camera_rates) != len(self.cameras):
+            raise PolicyError(
+                f'camera_rates are {list(self.camera_rates)}; allowed: one for each of '
+                f'{", ".join(self.cameras)}, or none'
+            )
 
     def check(self, observation: Observation) -> None:
         """Compare with what is observed.
@@ -192,9 +199,41 @@ class SparseMemory:
         return features, len(blocks)
 
 
+EYES: dict[str, type[GridEyes | SparseEyes] | None] = {
+    'grid': GridEyes,
+    'sparse': SparseEyes,
+    'blind': None,
+}
+"""By name; those of your own belong here, too."""
+
+
 def _divisor(side: int) -> int:
     """Largest side of a block that divides that of the grid."""
     return max(part for part in range(1, LARGEST_BLOCK + 1) if side % part == 0)
+
+
+class Scale(nn.Module):
+    """Mean and spread of numbers, each in a unit of its own, so that all weigh the same."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer('mean', torch.zeros(numbers))
+        self.register_buffer('std', torch.ones(numbers))
+
+    def fit(self, values: Tensor) -> None:
+        """Take those of ``[N, D]``; what never changes has the smallest spread."""
+        self.mean.copy_(values.mean(0))
+        self.std.copy_(values.std(0).clamp(min=SMALLEST_SPREAD))
+
+    def scale(self, values: Tensor) -> Tensor:
+        """``[..., D]`` in units of the spread."""
+        return (values - self.mean) / self.std
+
+    def restore(self, values: Tensor) -> Tensor:
+        """The other way."""
+        return values * self.std + self.mean
 
 
 class Policy(nn.Module):
@@ -207,18 +246,14 @@ class Policy(nn.Module):
     def __init__(self, description: PolicyDescription) -> None:
         super().__init__()
         self.description = description
-        kinds: dict[str, Any] = {'grid': GridEyes, 'sparse': SparseEyes}
-        seeing = description.cameras if description.eyes in kinds else ()
-        self.eyes = nn.ModuleDict(
-            {
-                name: kinds[description.eyes](description.grid, description.channels)
-                for name in seeing
-            }
-        )
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer('mean', torch.zeros(description.proprioception))
-        self.register_buffer('std', torch.ones(description.proprioception))
+        kind = EYES[description.eyes]
+        seeing = () if kind is None else description.cameras
+        self.eyes = nn.ModuleDict()
+        if kind is not None:
+            for name in seeing:
+                self.eyes[name] = kind(description.grid, description.channels)
+        self.state_scale = Scale(description.proprioception)
+        self.action_scale = Scale(description.actions)
         self._layers = [
             nn.Linear(len(seeing) * FEATURES + description.proprioception, HIDDEN),
             nn.Linear(HIDDEN, HIDDEN),
@@ -242,9 +277,10 @@ class Policy(nn.Module):
         return self._act(seen, proprioception)
 
     def _act(self, seen: list[Tensor], proprioception: Tensor) -> Tensor:
-        body = (proprioception - self.mean) / self.std
-        actions: Tensor = self.head(torch.cat([*seen, body], -1))
-        return actions.view(-1, self.description.horizon, self.description.actions)
+        body = self.state_scale.scale(proprioception)
+        found: Tensor = self.head(torch.cat([*seen, body], -1))
+        shape = (self.description.horizon, self.description.actions)
+        return self.action_scale.restore(found.view(-1, *shape))
 
     def reset(self) -> None:
         """Forget what was seen."""
@@ -293,7 +329,8 @@ def load_policy(folder: str | Path) -> Policy:
     folder = Path(folder)
     try:
         fields = json.loads((folder / DESCRIPTION).read_text())
-        fields['cameras'], fields['grid'] = tuple(fields['cameras']), tuple(fields['grid'])
+        for name in ('cameras', 'grid', 'camera_rates'):
+            fields[name] = tuple(fields[name])
         policy = Policy(PolicyDescription(**fields))
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except UNREADABLE as error:

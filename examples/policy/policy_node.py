@@ -40,7 +40,15 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
-from adaptok_ros import Absence, AdaptokError, Observation, Observer, latents_from_message
+from adaptok_ros import (
+    Absence,
+    AdaptokError,
+    LagMeter,
+    Observation,
+    Observer,
+    RateMeter,
+    latents_from_message,
+)
 from adaptok_ros.msg import DenseLatents
 
 PROPRIOCEPTION = 'proprioception'
@@ -49,6 +57,8 @@ OLD = 30
 """Frames after which the demonstration counts a position as old."""
 STATES_IN_QUEUE = 100
 """An image is paired with the state of its time, so all states count, not the newest alone."""
+RATE_FACTOR = 1.5
+"""By which the rate of a camera may differ from that of training, either way."""
 LONGEST = 512
 """Characters of names of joints in a message to people."""
 DISCOVERY = 2.0
@@ -77,6 +87,7 @@ class AnyLatents:
     horizon: int = 1
     rate: float = 10.0
     every: int = 1
+    camera_rates: tuple[float, ...] = ()
 
 
 class Demonstration:
@@ -112,6 +123,9 @@ class PolicyNode(Node):
             'stale_limit', 0.0, 'that STALE latents are used; 0 stops at once'
         )
         self._timeout = self._seconds('timeout', 0.5, 'without a new observation before it stops')
+        self._max_lag = self._seconds(
+            'max_lag', 0.5, 'that an observation may come later than the quickest did; 0 = any'
+        )
         self._max_age = self._seconds('max_age', 0.0, 'from image to control step; 0 = any')
         # Zeros would move an arm that takes positions, so nothing is assumed of a policy.
         stop = self._text('stop', '' if folder else 'zero', 'what a stop is: zero or hold')
@@ -132,6 +146,11 @@ class PolicyNode(Node):
         self._is_moving = self._has_warned = False
         self._said = ''
         self._stamp: int | None = None
+        self._lag = LagMeter()
+        self._rates = {
+            name: (RateMeter(), rate)
+            for name, rate in zip(wanted.cameras, wanted.camera_rates, strict=False)
+        }
         self._joints: list[str] | None = None
         self._resets = 0
         self._started_at = self._seen_at = time.monotonic()
@@ -189,8 +208,11 @@ class PolicyNode(Node):
             return
         self._observer.push(camera, latents)  # what the policy was not trained on ends the node
         self._hear(camera, latents.stamp)
+        if camera in self._rates:
+            self._rates[camera][0].push(latents.stamp)
         found = self._observer.observe()
         if isinstance(found, Observation):
+            self._note(found)
             self._runner.prepare(found)
 
     def _on_state(self, message: JointState) -> None:
@@ -225,38 +247,71 @@ class PolicyNode(Node):
             self._resets = self._observer.resets
             self._runner.halt()
             self.get_logger().warning('stamps went back: begins anew', throttle_duration_sec=1.0)
-        found, now = self._observer.observe(), time.monotonic()
+        found = self._observer.observe()
         observation = found if isinstance(found, Observation) else None
-        if observation is not None and observation.stamp != self._stamp:
-            self._stamp, self._seen_at = observation.stamp, now
-        age = 0.0 if observation is None else self._age(observation)
-        is_late = self._stamp is None or now - self._seen_at > self._timeout
-        if not isinstance(found, Observation) and (found.must_stop or is_late):
+        if observation is not None:
+            self._note(observation)
+        if danger := self._danger(found):
             self._runner.halt()
+            self._stop(danger)
+            return
+        action = self._runner.step(observation)
+        if action is not None:
+            self._move(action)
+        elif self._runner.is_open and self._is_moving:
+            pass  # its action follows as soon as it is there; else the next step stops
+        elif isinstance(found, Observation):
+            self._stop('the policy has no action yet, or takes longer than a chunk lasts')
+        else:
             self._stop(self._explain(found))
-        elif is_late:
-            self._runner.halt()
+
+    def _note(self, observation: Observation) -> None:
+        """Remember when an observation came."""
+        if observation.stamp != self._stamp:
+            self._stamp, self._seen_at = observation.stamp, time.monotonic()
+            is_simulated = self.get_parameter('use_sim_time').value
+            self._lag.push(observation.stamp, self._now() if is_simulated else self._seen_at)
+
+    def _now(self) -> float:
+        return 1e-9 * self.get_clock().now().nanoseconds
+
+    def _danger(self, found: Observation | Absence) -> str:
+        """Why the robot has to stop at once; empty where it need not."""
+        now = time.monotonic()
+        silent = now - self._seen_at
+        is_late = self._stamp is None or silent > self._timeout
+        if not isinstance(found, Observation):
+            return self._explain(found) if found.must_stop or is_late else ''
+        if is_late:
             source = min(self._heard, key=lambda each: self._heard[each][1])
-            self._stop(
-                f'no new observation for {now - self._seen_at:.1f} s; the last of {source} came '
+            return (
+                f'no new observation for {silent:.1f} s; the last of {source} came '
                 f'{now - self._heard[source][1]:.1f} s ago on {self._topics[source]}'
             )
-        elif self._max_age and abs(age) > self._max_age:
-            self._runner.halt()
-            self._stop(
+        if self._max_lag and self._lag.lag_s > self._max_lag:
+            return (
+                f'the newest observation came {self._lag.lag_s:.3g} s later than the quickest; '
+                f'allowed: max_lag, {self._max_lag:g} s: a stream lags'
+            )
+        age = self._now() - 1e-9 * found.stamp
+        if self._max_age and abs(age) > self._max_age:
+            return (
                 f'the newest observation is {age:.3g} s old by its stamp; allowed: max_age, '
                 f'{self._max_age:g} s: a stream lags, or clocks differ'
             )
-        else:
-            action = self._runner.step(observation)
-            if action is not None:
-                self._move(action)
-            elif self._runner.is_open and self._is_moving:
-                pass  # its action follows as soon as it is there; else the next step stops
-            elif isinstance(found, Observation):
-                self._stop('the policy has no action yet, or takes longer than a chunk lasts')
-            else:
-                self._stop(self._explain(found))
+        return self._other_rate()
+
+    def _other_rate(self) -> str:
+        """Which camera is faster or slower than in training: ages count images."""
+        for name, (meter, wanted) in self._rates.items():
+            rate = meter.rate
+            if rate is not None and not 1 / RATE_FACTOR <= rate / wanted <= RATE_FACTOR:
+                return (
+                    f'camera {name}: {rate:.3g} images a second; allowed: '
+                    f'{wanted / RATE_FACTOR:.3g} to {wanted * RATE_FACTOR:.3g}, around the '
+                    f'{wanted:g} of training'
+                )
+        return ''
 
     def _wake(self) -> None:
         with contextlib.suppress(InvalidHandle):  # a policy may outlive the node
@@ -267,10 +322,6 @@ class PolicyNode(Node):
         action = self._runner.take()
         if action is not None:
             self._move(action)
-
-    def _age(self, observation: Observation) -> float:
-        """Seconds from its stamp to this node's clock."""
-        return 1e-9 * (self.get_clock().now().nanoseconds - observation.stamp)
 
     def _explain(self, absence: Absence) -> str:
         """Why there is no observation; if nothing came, also whether somebody publishes it."""

@@ -93,7 +93,8 @@ def in_memory(dataset: TokenDataset, cameras: Sequence[str]) -> Data:
             for name in (*cameras, *(f'{name}_age' for name in cameras)):
                 kind = torch.float16 if name in cameras else torch.uint8
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]).to(kind))
-            for name in ('action', 'action_is_pad', 'proprioception'):
+            stamps = (f'{name}_stamp' for name in cameras)
+            for name in ('action', 'action_is_pad', 'proprioception', *stamps):
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]))
     if not parts:
         raise RecordingError(
@@ -113,7 +114,7 @@ def _is_usable(cameras: Sequence[str], item: Mapping[str, Any]) -> bool:
 
 
 def loss_of(policy: Policy, data: Data, chosen: Tensor) -> Tensor:
-    """Mean absolute error of the actions that were recorded."""
+    """Mean absolute error of the actions that were recorded, in units of their spread."""
     batch = {name: part[chosen] for name, part in data.items()}
     found = policy(
         {name: batch[name].float() for name in policy.description.cameras},
@@ -121,8 +122,17 @@ def loss_of(policy: Policy, data: Data, chosen: Tensor) -> Tensor:
         batch['proprioception'],
     )
     use = ~batch['action_is_pad']
-    loss: Tensor = (found - batch['action']).abs().mean(-1)[use].mean()
+    scale = policy.action_scale.scale
+    loss: Tensor = (scale(found) - scale(batch['action'])).abs().mean(-1)[use].mean()
     return loss
+
+
+def camera_rates(data: Data, cameras: Sequence[str]) -> tuple[float, ...]:
+    """Of the images that were recorded, Hz, by the median time between them; empty if unknown."""
+    gaps = [torch.unique(data[f'{name}_stamp']).diff().double() for name in cameras]
+    if any(len(each) == 0 for each in gaps):
+        return ()
+    return tuple(round(1e9 / each.median().item(), 3) for each in gaps)
 
 
 def train(
@@ -145,6 +155,7 @@ def train(
             every=every,
             rate=recording.rate,
             eyes=eyes,
+            camera_rates=camera_rates(data, recording.cameras),
         )
     )
     return fit(policy, data, torch.arange(len(data['action'])), steps, name)
@@ -157,8 +168,8 @@ def fit(
 
     :param name: of the progress bar
     """
-    policy.mean.copy_(data['proprioception'][rows].mean(0))
-    policy.std.copy_(data['proprioception'][rows].std(0).clamp(min=1e-3))
+    policy.state_scale.fit(data['proprioception'][rows])
+    policy.action_scale.fit(data['action'][rows][~data['action_is_pad'][rows]])
     optimizer = torch.optim.AdamW(policy.parameters(), RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     progress = tqdm(range(steps), name, unit='step')

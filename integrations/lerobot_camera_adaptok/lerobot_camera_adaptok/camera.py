@@ -14,7 +14,7 @@ from lerobot.utils.decorators import check_if_already_connected, check_if_not_co
 from lerobot.utils.errors import DeviceNotConnectedError
 from numpy.typing import NDArray
 
-from adaptok_ros import DenseLatents, LatentStream, Packet, Status, Tokenizer
+from adaptok_ros import DenseLatents, LagMeter, LatentStream, Packet, Status, Tokenizer
 from adaptok_ros.errors import SettingError
 from adaptok_ros.packet import PacketError
 from adaptok_ros.receiving.receiver import Counters
@@ -25,10 +25,6 @@ OF_ANOTHER = ('version', 'tokenizer', 'channels')
 """Fields of packets that are wrong for as long as it is this sender; others are damage."""
 
 MILLISECONDS = 1000.0
-NANOSECONDS = 1e9
-
-DRIFT = 1e-4
-"""Share by which two clocks may run apart; slower growth of the latency is not told from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +34,8 @@ class Frame:
     :ivar latents: dense latents of the frame, with its stamp, status and ages
     :ivar size: height and width of its image in pixels
     :ivar age_s: seconds from the arrival of its packet to when it was read
-    :ivar lag_s: seconds by which its packet took longer than the quickest one so far, whose own
-        delay is not in it: so the robot's clock need not be right, only run on
+    :ivar lag_s: seconds by which its packet took longer than the quickest one so far; see
+        :class:`~adaptok_ros.LagMeter`
     """
 
     latents: DenseLatents
@@ -75,9 +71,7 @@ class AdaptokCamera(Camera):
         self._number = 0  # of the newest frame; 0 = none yet
         self._handed_out = 0
         self._arrived = 0.0
-        self._stamp: int | None = None
-        self._quickest = 0.0  # seconds from stamp to arrival, on different clocks
-        self._lag = 0.0
+        self._lag = LagMeter()
         self._restored: tuple[int, DenseLatents, tuple[int, int]] | None = None
         self._image: tuple[int, NDArray[np.uint8]] | None = None
 
@@ -208,17 +202,9 @@ class AdaptokCamera(Camera):
                 self._fault = None
                 self._number += applied
                 assert self._stream.receiver.last is not None
-                self._note_arrival(self._stream.receiver.last.stamp)
+                self._arrived = time.monotonic()
+                self._lag.push(self._stream.receiver.last.stamp, self._arrived)
                 self._changed.notify_all()
-
-    def _note_arrival(self, stamp: int) -> None:
-        now = time.monotonic()
-        took = now - stamp / NANOSECONDS
-        if self._stamp is None or stamp < self._stamp:  # first, or the clock was set back
-            self._quickest = took
-        else:
-            self._quickest = min(took, self._quickest + DRIFT * (now - self._arrived))
-        self._stamp, self._arrived, self._lag = stamp, now, took - self._quickest
 
     def _check_age(self, max_age_ms: float) -> None:
         with self._changed:
@@ -229,7 +215,7 @@ class AdaptokCamera(Camera):
                 raise TimeoutError(
                     f'{self}: the newest packet is {age:.0f} ms old; allowed: {max_age_ms:g} ms'
                 )
-            lag = MILLISECONDS * self._lag
+            lag = MILLISECONDS * self._lag.lag_s
             if self._fault is None and age + lag > max_age_ms:
                 raise TimeoutError(
                     f'{self}: the newest packet is {age:.0f} ms old and came {lag:.0f} ms later '
@@ -263,7 +249,8 @@ class AdaptokCamera(Camera):
                 size = packet.image_height, packet.image_width
                 self._restored = self._number, stream.latents(), size
             _, latents, size = self._restored
-            self.last = Frame(latents, size, time.monotonic() - self._arrived, self._lag)
+            age = time.monotonic() - self._arrived
+            self.last = Frame(latents, size, age, self._lag.lag_s)
         return self.last
 
     def _wait(self, after: int, timeout_ms: float) -> None:
