@@ -40,6 +40,7 @@ PARTS = {
     'healing': 'What heals a loss, and what that costs',
     'half': 'The float16 encoder against float32',
     'token_cache': 'What a policy saves that keeps what it computed for unchanged tokens',
+    'thin_link': 'Three cameras over a thin link',
     'dataset': 'Learning from tokens against learning from video',
     'faults': 'What holds on bad links',
     'bags': 'Bags of images to bags of tokens',

@@ -37,6 +37,7 @@ import bench_payloads
 import bench_selection
 import bench_stages
 import bench_tau
+import bench_thin_link
 import bench_token_cache
 import bench_what_to_send
 import measuring
@@ -242,6 +243,18 @@ def test_token_cache(settings):
     assert by_rule['tolerance 0']['share'] > by_rule['tolerance tau / 2']['share'] > 0
     text = bench_token_cache.tables(found)
     check_table(text, 'moving, noise', 'projector: work', 'tolerance tau / 2')
+
+
+def test_thin_link(settings, monkeypatch):
+    pytest.importorskip('zenoh', reason='eclipse-zenoh, which carries the streams, is missing')
+    monkeypatch.setattr(bench_thin_link, 'LINKS', (2e6,))
+    result = bench_thin_link.measure(settings)
+    rows = {row['way']: row for row in result['rows']}
+    assert rows['raw']['wanted_bits_per_second'] == 3 * 30 * 8 * 160 * 120 * 3
+    assert rows['tokens']['wanted_bits_per_second'] < rows['JPEG']['wanted_bits_per_second']
+    assert rows['tokens']['whole']
+    assert max(rows['raw']['images_per_second']) < 15, 'a twentieth fits'
+    check_table(bench_thin_link.tables(result), 'H.264', '| 2 | raw | 41.5 |')
 
 
 def test_multiply_adds_of_the_transformer_are_those_that_torch_counts():

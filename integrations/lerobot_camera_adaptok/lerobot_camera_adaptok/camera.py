@@ -178,13 +178,15 @@ class AdaptokCamera(Camera):
         with self._changed:
             source, self._source = self._source, None
             self._changed.notify_all()
-        if source is not None:
-            source.close()  # not under the lock, for which its thread may wait
-        with self._reading, self._changed:
-            if self._stream is not None:
-                self._stream.close()
-            if self._decoder is not None:
-                self._decoder.close()
+        try:
+            if source is not None:
+                source.close()  # not under the lock, for which its thread may wait
+        finally:  # Zenoh may give up on a link that breaks at this moment
+            with self._reading, self._changed:
+                if self._stream is not None:
+                    self._stream.close()
+                if self._decoder is not None:
+                    self._decoder.close()
 
     def _take(self, packet: Packet) -> None:
         """Called in the source's thread."""
