@@ -247,12 +247,13 @@ def test_token_cache(settings):
 
 def test_thin_link(settings, monkeypatch):
     pytest.importorskip('zenoh', reason='eclipse-zenoh, which carries the streams, is missing')
+    pytest.importorskip('av', reason='PyAV, which makes H.264, is missing')
     monkeypatch.setattr(bench_thin_link, 'LINKS', (2e6,))
     result = bench_thin_link.measure(settings)
     rows = {row['way']: row for row in result['rows']}
     assert rows['raw']['wanted_bits_per_second'] == 3 * 30 * 8 * 160 * 120 * 3
     assert rows['tokens']['wanted_bits_per_second'] < rows['JPEG']['wanted_bits_per_second']
-    assert rows['tokens']['whole']
+    assert rows['tokens']['latency_ms']['median'] > 0
     assert max(rows['raw']['images_per_second']) < 15, 'a twentieth fits'
     check_table(bench_thin_link.tables(result), 'H.264', '| 2 | raw | 41.5 |')
 

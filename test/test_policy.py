@@ -275,16 +275,21 @@ def test_lag_is_counted_from_the_quickest():
     assert meter.lag_s == pytest.approx(1, abs=0.01)
 
 
-def test_the_rate_is_that_of_most_images():
+def test_the_rate_is_that_of_the_packets_that_were_sent():
     meter = RateMeter()
-    stamps = [number * 50_000_000 for number in range(20) if number not in (3, 4, 9)]
-    for stamp in stamps[:-1]:
-        meter.push(stamp)
-        meter.push(stamp)
-    assert meter.rate is None
-    meter.push(stamps[-1])
+    numbers = [number for number in range(12) if number not in (3, 4, 9)]  # others were lost
+    for number in numbers[:-1]:
+        meter.push(number * 50_000_000, 7, number)
+        meter.push(number * 50_000_000, 7, number)
+        assert meter.rate is None
+    meter.push(numbers[-1] * 50_000_000, 7, numbers[-1])
     assert meter.rate == pytest.approx(20)
-    meter.push(0)
+    meter.push(100 * 50_000_000, 8, 0)  # a new epoch: not known what was sent in between
+    assert meter.rate == pytest.approx(20)
+    for number in range(1, 9):
+        meter.push(100 * 50_000_000 + number * 200_000_000, 8, number)
+    assert meter.rate == pytest.approx(5)
+    meter.push(0, 9, 0)
     assert meter.rate is None
 
 

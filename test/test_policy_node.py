@@ -202,16 +202,23 @@ def test_late_images_and_other_joints_stop_it(cameras, make_policy):
 
 
 def test_a_stream_that_lags_or_has_another_rate_stops_it(cameras, make_policy):
-    lagging = PolicyNode(cameras, make_policy()[0], stop='zero', max_lag=0.5)
-    slow = PolicyNode(cameras, make_policy(camera_rates=(1.0,))[0], stop='zero')
-    lagging.until_acting()
-    # Its images are a thirtieth of a second apart, and are shown at half that rate at most.
-    lagging.until_said('s later than the quickest; allowed: max_lag, 0.5 s', poke=lagging.sense)
+    lagging = PolicyNode(cameras, make_policy()[0], stop='zero', max_lag=2.0, timeout=START)
+    rated = PolicyNode(cameras, make_policy(camera_rates=(1.0,))[0], stop='zero', timeout=START)
+
+    def sense(seconds):
+        """Show an image that is so much later than the one before, by its stamp."""
+        cameras.exchange(picture(0), stamp=cameras.stamp + round(seconds * 1e9))
+        lagging.sense_joints()
+
+    a_minute, a_second, at_once = (functools.partial(sense, each) for each in (60, 1, 0.001))
+    lagging.until_acting(a_minute)
+    rated.until_acting(a_second)
     said = 'images a second; allowed: 0.667 to 1.5, around the 1 of training'
-    slow.until_said(said, poke=slow.sense)
-    cameras.stamp += 1_000 * 1_000_000_000  # as if the quickest so far had come
-    lagging.until_acting()
-    for node in (lagging, slow):
+    rated.until_said(said, poke=at_once)
+    lagging.until_said('s behind the quickest; allowed: max_lag, 2 s', poke=at_once)
+    lagging.until_acting(a_minute)
+    rated.until_acting(a_second)
+    for node in (lagging, rated):
         node.process.stop()
 
 

@@ -1,8 +1,7 @@
-"""What stamps tell about a stream while it comes in: whether it lags, and how fast it is."""
+"""What stamps tell about a stream while it comes in: whether it lags, and at which rate it is."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections import deque
 
@@ -10,8 +9,8 @@ from adaptok_ros.messages import NANOSECONDS
 
 DRIFT = 1e-4
 """Share by which two clocks may run apart; slower growth of the latency is not told from it."""
-INTERVALS = 16
-"""Whose median is the period: single losses and jitter do not count."""
+INTERVALS = 8
+"""Whose median is the period: jitter does not count."""
 
 
 class LagMeter:
@@ -19,7 +18,8 @@ class LagMeter:
 
     The delay of the quickest itself is not in it. The clock of the stamps need not be right, only
     run on; a stamp that goes back (a clock that was set, a recording that starts over) begins
-    anew.
+    anew. Where the receiver's clock is set back, or stamps jump forward and later return without
+    going back, all that comes seems late from then on: take a new meter.
 
     :ivar lag_s: of the last arrival, seconds; 0 before any
     """
@@ -44,22 +44,29 @@ class LagMeter:
 
 
 class RateMeter:
-    """How many images a second a camera gives, by their stamps."""
+    """Packets a second that a camera's tokenizer sends, whether or not all of them arrive."""
 
     def __init__(self) -> None:
-        self._stamps: deque[int] = deque(maxlen=INTERVALS + 1)
+        self._periods: deque[float] = deque(maxlen=INTERVALS)
+        self._last: tuple[int, int, int] | None = None
 
-    def push(self, stamp: int) -> None:
-        """An image came, in nanoseconds; the same one again does not count."""
-        if self._stamps and stamp < self._stamps[-1]:
-            self._stamps.clear()
-        if not self._stamps or stamp > self._stamps[-1]:
-            self._stamps.append(stamp)
+    def push(self, stamp: int, epoch: int, sequence: int) -> None:
+        """A packet came, or latents of it; nothing newer than the last does not count.
+
+        :param stamp: nanoseconds
+        """
+        if self._last is not None and epoch == self._last[1]:
+            passed, packets = stamp - self._last[0], sequence - self._last[2]
+            if passed <= 0 or packets <= 0:
+                return
+            self._periods.append(passed / packets / NANOSECONDS)
+        elif self._last is not None and stamp < self._last[0]:
+            self._periods.clear()
+        self._last = stamp, epoch, sequence
 
     @property
     def rate(self) -> float | None:
         """Hz; None before the first :data:`INTERVALS` intervals."""
-        if len(self._stamps) <= INTERVALS:
+        if len(self._periods) < INTERVALS:
             return None
-        gaps = [after - before for before, after in itertools.pairwise(self._stamps)]
-        return NANOSECONDS / statistics.median(gaps)
+        return 1 / statistics.median(self._periods)

@@ -3,11 +3,12 @@
 python closed_loop.py policies -o results.jsonl --tasks drawer-open reach --episodes 100
 
 ``policies`` has a folder for each task and kind of eyes, as ``drawer-open-grid``; with ``-fixed``
-behind it, of a policy that has the fixed camera alone. An episode is one line of the result; those
-that are there already, with the same policy, are not run again. Several folders of policies may
-share a file of results. All settings meet the same seeds. Everything between the image and the
-policy is what robots run: senders, packets, receivers, and the pairing of cameras. No time passes
-meanwhile.
+behind it, of a policy that has the fixed camera alone. Where ``--settings`` names none, all run
+for which there is a policy. An episode is one line of the result; those that are there already,
+with the same policy, are not run again. Several folders of policies may share a file of results.
+
+All settings meet the same seeds. Everything between the image and the policy is what robots run:
+senders, packets, receivers, and the pairing of cameras. No time passes meanwhile.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def run_episodes(policies: Path, task: str, setting: str, seeds: list[int]) -> l
     folder = folder_of(policies, task, setting)
     policy, simulation = open_policy(folder), open_simulation(task)
     about = {'task': task, 'setting': setting, 'policy': digest(folder)}
-    about['training'] = policies.resolve().name
+    about['training'] = str(policies.resolve())
     return [
         {**about, **run_episode(simulation, policy, SETTINGS[setting], seed)} for seed in seeds
     ]
@@ -196,15 +197,18 @@ Work = tuple[str, str, list[int]]
 
 
 def remaining(
-    arguments: argparse.Namespace, done: set[tuple[str, str, str, int]]
+    arguments: argparse.Namespace, done: set[tuple[str, str, str, str, int]]
 ) -> Iterator[Work]:
     """Task, setting and seeds that are not done; all tasks and settings advance together."""
     for start in range(0, arguments.episodes, AT_ONCE):
         block = range(start, min(start + AT_ONCE, arguments.episodes))
         for task in arguments.tasks:
             for setting in arguments.settings:
-                policy = digest(folder_of(arguments.policies, task, setting))
-                seeds = [seed for seed in block if (task, setting, policy, seed) not in done]
+                folder = folder_of(arguments.policies, task, setting)
+                if not (folder / WEIGHTS).is_file():
+                    continue
+                about = task, setting, str(arguments.policies.resolve()), digest(folder)
+                seeds = [seed for seed in block if (*about, seed) not in done]
                 if seeds:
                     yield task, setting, seeds
 
@@ -226,15 +230,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument('policies', type=Path, help='folder of trained policies')
     parser.add_argument('-o', '--output', type=Path, required=True, help='file of JSON lines')
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=TASKS)
-    parser.add_argument('--settings', nargs='+', choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument('--settings', nargs='+', choices=SETTINGS)
     parser.add_argument('--episodes', type=int, default=100, help='of each (100)')
     parser.add_argument('--jobs', type=int, default=1, help='processes (1)')
     arguments = parser.parse_args()
     for task in arguments.tasks:
-        for setting in arguments.settings:
+        for setting in arguments.settings or ():
             folder = folder_of(arguments.policies, task, setting)
             if not (folder / WEIGHTS).is_file():
                 parser.error(f'{folder}: no policy')
+    arguments.settings = arguments.settings or list(SETTINGS)
     return arguments
 
 
@@ -242,7 +247,7 @@ def main() -> None:
     """Run what is missing."""
     arguments = parse()
     before = read_results(arguments.output)
-    done = {(e['task'], e['setting'], e['policy'], e['seed']) for e in before}
+    done = {(e['task'], e['setting'], e['training'], e['policy'], e['seed']) for e in before}
     works = list(remaining(arguments, done))
     context = multiprocessing.get_context('spawn')
     with (

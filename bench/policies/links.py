@@ -30,12 +30,12 @@ DEFAULT, DENSE = SelectionConfig(), SelectionConfig(keyframe_interval=1)
 class Setting:
     """What stands between the cameras and the policy.
 
-    :ivar selection: of both cameras
+    :ivar selection: of all cameras
     :ivar mode: how the receivers restore
     :ivar eyes: which policy
     :ivar loss: share of the packets that do not arrive, each by itself
     :ivar frozen: the policy sees the first images for ever
-    :ivar gating: of both encoders
+    :ivar gating: of all encoders
     :ivar sends_images: images go as they are, and the policy's side encodes them; pixel eyes take
         them as they come
     :ivar jpeg_bytes: likewise as JPEG of at most that size, scene and wrist, or of the worst
@@ -117,15 +117,24 @@ class TokenLink:
         self._random = np.random.default_rng(seed)
         self._now, self._asked_at = 0, -round(RETRY * NANOSECONDS)
         self._arriving: Packet | None = None
-        self.bytes = self.kept = 0
+        self._sent: list[Packet] = []
+
+    @property
+    def bytes(self) -> int:
+        """See :class:`Link`; counted afterwards, for that takes time."""
+        return sum(len(serialize(packet)) for packet in self._sent)
+
+    @property
+    def kept(self) -> int:
+        """See :class:`Link`."""
+        return sum(packet.kept for packet in self._sent)
 
     def send(self, image: Image, stamp: int) -> None:
         """See :class:`Link`."""
         self._now = stamp
         packet = self._sender.send(image, stamp, FRAME_ID)
         assert packet is not None
-        self.bytes += len(serialize(packet))
-        self.kept += packet.kept
+        self._sent.append(packet)
         self._arriving = None if self._random.random() < self._loss else packet
 
     def receive(self) -> DenseLatents | None:

@@ -75,7 +75,7 @@ class Step:
 
     :ivar number: counted from 0
     :ivar proprioception: ``[4]`` before it
-    :ivar images: likewise by camera; None between images
+    :ivar images: ``[240, 320, 3]`` by camera; None between images
     :ivar action: ``[4]``, what the expert wanted
     :ivar done: the task is; nothing follows
     """

@@ -7,7 +7,8 @@ Settings with both cameras are compared with ``dense``, those with the fixed one
 interval of 95 % of the difference is that of Agresti and Min ("Simple improved confidence
 intervals for comparing matched proportions", Statistics in Medicine 2005), the p-value McNemar's
 exact one, not corrected for the number of settings. Success alone has Wilson's interval. Where
-the eyes differ, no interval contains the spread between trainings.
+the eyes differ, no interval contains the spread between trainings; several trainings count as if
+their episodes were independent. Of a policy that was trained anew only the last one counts.
 
 Everything behind success is taken from episodes that succeeded both ways, because one that fails
 shows a resting hand to its end. Bytes are those of whole messages; images are charged for their
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +63,17 @@ class Paired:
 def key(episode: dict[str, Any]) -> tuple[str, str, int]:
     """What pairs episodes of two settings."""
     return episode['task'], episode['training'], episode['seed']
+
+
+def newest(episodes: Episodes) -> list[dict[str, Any]]:
+    """Those with the policy that was last used for its task, eyes and cameras."""
+    last = {_slot(episode): episode['policy'] for episode in episodes}
+    return [episode for episode in episodes if episode['policy'] == last[_slot(episode)]]
+
+
+def _slot(episode: dict[str, Any]) -> tuple[Any, ...]:
+    setting = SETTINGS[episode['setting']]
+    return episode['task'], episode['training'], setting.eyes, setting.cameras
 
 
 def success_rate(episodes: Episodes) -> tuple[float, float, float]:
@@ -203,16 +216,16 @@ def main() -> None:
     parser.add_argument('--by-task', action='store_true', help='success of each task, too')
     arguments = parser.parse_args()
     by_setting = defaultdict(list)
-    for episode in read_results(arguments.results):
+    for episode in newest(read_results(arguments.results)):
         by_setting[episode['setting']].append(episode)
-    results = {name: by_setting[name] for name in SETTINGS if name in by_setting}
-    if not any(baseline in results for baseline in BASELINES.values()):
+    results = comparable({name: by_setting[name] for name in SETTINGS if name in by_setting})
+    if not results:
         names = ' or '.join(BASELINES.values())
         parser.error(f'{arguments.results}: no episodes of {names}, to compare with')
     for cameras, baseline in BASELINES.items():
-        group = {name: each for name, each in results.items() if SETTINGS[name].cameras == cameras}
-        if baseline not in group:
+        if baseline not in results:
             continue
+        group = {name: each for name, each in results.items() if SETTINGS[name].cameras == cameras}
         rows = [row(name, each, group[baseline]) for name, each in group.items()]
         print(table(HEADER, rows) + '\n')
         if arguments.by_task:
@@ -220,6 +233,18 @@ def main() -> None:
             print(table(['task', *group], [by_task(task, group) for task in tasks]) + '\n')
     if arguments.plot and BASELINES[CAMERAS] in results:
         plot(results, arguments.plot)
+
+
+def comparable(results: Mapping[str, Episodes]) -> dict[str, Episodes]:
+    """Settings that share episodes with their baseline; says which do not."""
+    found = {}
+    for name, episodes in results.items():
+        baseline = BASELINES[SETTINGS[name].cameras]
+        if both(episodes, results.get(baseline, [])):
+            found[name] = episodes
+        else:
+            print(f'{name}: left out, no episodes in common with {baseline}', file=sys.stderr)
+    return found
 
 
 def by_task(task: str, results: Mapping[str, Episodes]) -> list[str]:

@@ -33,8 +33,6 @@ FEATURES = 128
 HIDDEN = 256
 AGE_SCALE = 1 / 8
 """Of log2(1 + age), which is 8 at the oldest."""
-SMALLEST_SPREAD = 1e-4
-"""In the unit of a state or an action; less is taken for noise."""
 LARGEST_BLOCK = 5
 """Positions on a side of a block that sparse eyes see at once."""
 BLOCK_HIDDEN, BLOCK_FEATURES = 96, 64
@@ -61,7 +59,7 @@ class PolicyDescription:
     :ivar every: actions that are carried out before the next observation
     :ivar rate: of the actions, Hz
     :ivar eyes: one of :data:`EYES`
-    :ivar camera_rates: Hz, of each camera's images; empty = any
+    :ivar camera_rates: packets a second of each camera, Hz; empty = any
     """
 
     cameras: tuple[str, ...]
@@ -87,6 +85,10 @@ class PolicyDescription:
             raise PolicyError(
                 f'camera_rates are {list(self.camera_rates)}; allowed: one for each of '
                 f'{", ".join(self.cameras)}, or none'
+            )
+        if not all(0 < rate < math.inf for rate in self.camera_rates):
+            raise PolicyError(
+                f'camera_rates are {list(self.camera_rates)}; allowed: more than 0 Hz each'
             )
 
     def check(self, observation: Observation) -> None:
@@ -204,7 +206,7 @@ EYES: dict[str, type[GridEyes | SparseEyes] | None] = {
     'sparse': SparseEyes,
     'blind': None,
 }
-"""By name; those of your own belong here, too."""
+"""By name. Eyes of your own belong here, too: a subclass of either."""
 
 
 def _divisor(side: int) -> int:
@@ -222,10 +224,10 @@ class Scale(nn.Module):
         self.register_buffer('mean', torch.zeros(numbers))
         self.register_buffer('std', torch.ones(numbers))
 
-    def fit(self, values: Tensor) -> None:
-        """Take those of ``[N, D]``; what never changes has the smallest spread."""
-        self.mean.copy_(values.mean(0))
-        self.std.copy_(values.std(0).clamp(min=SMALLEST_SPREAD))
+    def set(self, mean: Tensor, std: Tensor) -> None:
+        """Take those of training, ``[D]`` each."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def scale(self, values: Tensor) -> Tensor:
         """``[..., D]`` in units of the spread."""

@@ -124,7 +124,7 @@ class PolicyNode(Node):
         )
         self._timeout = self._seconds('timeout', 0.5, 'without a new observation before it stops')
         self._max_lag = self._seconds(
-            'max_lag', 0.5, 'that an observation may come later than the quickest did; 0 = any'
+            'max_lag', 0.5, 'that the newest observation may be behind the quickest; 0 = any'
         )
         self._max_age = self._seconds('max_age', 0.0, 'from image to control step; 0 = any')
         # Zeros would move an arm that takes positions, so nothing is assumed of a policy.
@@ -209,11 +209,12 @@ class PolicyNode(Node):
         self._observer.push(camera, latents)  # what the policy was not trained on ends the node
         self._hear(camera, latents.stamp)
         if camera in self._rates:
-            self._rates[camera][0].push(latents.stamp)
+            self._rates[camera][0].push(latents.stamp, latents.epoch, latents.sequence)
         found = self._observer.observe()
         if isinstance(found, Observation):
             self._note(found)
-            self._runner.prepare(found)
+            if not self._danger(found):
+                self._runner.prepare(found)
 
     def _on_state(self, message: JointState) -> None:
         time_of = message.header.stamp
@@ -267,10 +268,12 @@ class PolicyNode(Node):
 
     def _note(self, observation: Observation) -> None:
         """Remember when an observation came."""
-        if observation.stamp != self._stamp:
-            self._stamp, self._seen_at = observation.stamp, time.monotonic()
-            is_simulated = self.get_parameter('use_sim_time').value
-            self._lag.push(observation.stamp, self._now() if is_simulated else self._seen_at)
+        if observation.stamp == self._stamp:
+            return
+        self._stamp, self._seen_at = observation.stamp, time.monotonic()
+        now = self._now() if self.get_parameter('use_sim_time').value else self._seen_at
+        if now:  # simulated time is 0 until the first message of it
+            self._lag.push(observation.stamp, now)
 
     def _now(self) -> float:
         return 1e-9 * self.get_clock().now().nanoseconds
@@ -280,34 +283,40 @@ class PolicyNode(Node):
         now = time.monotonic()
         silent = now - self._seen_at
         is_late = self._stamp is None or silent > self._timeout
-        if not isinstance(found, Observation):
-            return self._explain(found) if found.must_stop or is_late else ''
+        if isinstance(found, Absence) and (found.must_stop or is_late):
+            return self._explain(found)
+        if self._stamp is None:
+            return ''
         if is_late:
             source = min(self._heard, key=lambda each: self._heard[each][1])
             return (
                 f'no new observation for {silent:.1f} s; the last of {source} came '
                 f'{now - self._heard[source][1]:.1f} s ago on {self._topics[source]}'
             )
-        if self._max_lag and self._lag.lag_s > self._max_lag:
+        behind = self._lag.lag_s + silent
+        if self._max_lag and behind > self._max_lag:
             return (
-                f'the newest observation came {self._lag.lag_s:.3g} s later than the quickest; '
-                f'allowed: max_lag, {self._max_lag:g} s: a stream lags'
+                f'the newest observation is {behind:.2f} s behind the quickest; allowed: max_lag, '
+                f'{self._max_lag:g} s: a stream lags, or a clock was set (then start this node '
+                'anew)'
             )
-        age = self._now() - 1e-9 * found.stamp
+        age = self._now() - 1e-9 * self._stamp
         if self._max_age and abs(age) > self._max_age:
             return (
-                f'the newest observation is {age:.3g} s old by its stamp; allowed: max_age, '
+                f'the newest observation is {age:.2f} s old by its stamp; allowed: max_age, '
                 f'{self._max_age:g} s: a stream lags, or clocks differ'
             )
         return self._other_rate()
 
     def _other_rate(self) -> str:
-        """Which camera is faster or slower than in training: ages count images."""
+        """Which camera is faster or slower than in training: ages count packets."""
         for name, (meter, wanted) in self._rates.items():
             rate = meter.rate
-            if rate is not None and not 1 / RATE_FACTOR <= rate / wanted <= RATE_FACTOR:
+            if rate is None:
+                return f'camera {name}: too few images yet to know their rate'
+            if not 1 / RATE_FACTOR <= rate / wanted <= RATE_FACTOR:
                 return (
-                    f'camera {name}: {rate:.3g} images a second; allowed: '
+                    f'camera {name}: {rate:.2f} images a second; allowed: '
                     f'{wanted / RATE_FACTOR:.3g} to {wanted * RATE_FACTOR:.3g}, around the '
                     f'{wanted:g} of training'
                 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,10 +24,14 @@ from networks import EYES, Policy, PolicyDescription
 from torch import Tensor
 from tqdm import tqdm
 
-from adaptok_ros import AdaptokError, Status, TokenDataset, Tokenizer
+from adaptok_ros import AdaptokError, RateMeter, Status, TokenDataset, Tokenizer, read_packets
 
 STEPS, BATCH, RATE = 1500, 64, 1e-3
 READ_AT_ONCE = 64
+STILL = 1e-3
+"""Spread of a number of the state, in its unit, below which it stood still."""
+SMALLEST_ACTION = 1e-6
+"""Spread of an action, in its unit; less is rounding."""
 USABLE = (Status.OK, Status.UNBOUNDED)
 """What a robot would act on; see :data:`~adaptok_ros.policy.observation.STATUS_RULE`."""
 
@@ -79,6 +84,25 @@ class Recording:
         dataset.close()
         return data
 
+    def rates(self, bag: Path, topic: str) -> tuple[float, ...]:
+        """Packets a second of each camera, Hz, the median of the recording.
+
+        :param topic: see :meth:`read`
+        :raises RecordingError: a camera has too few packets to tell
+        """
+        return tuple(_rate(bag, topic.format(camera=name)) for name in self.cameras)
+
+
+def _rate(bag: Path, topic: str) -> float:
+    meter, found = RateMeter(), []
+    for packet in read_packets(bag, topic):
+        meter.push(packet.stamp, packet.epoch, packet.sequence)
+        if meter.rate is not None:
+            found.append(meter.rate)
+    if not found:
+        raise RecordingError(f'{bag}: {topic}: too few packets to tell their rate')
+    return round(statistics.median(found), 3)
+
 
 def in_memory(dataset: TokenDataset, cameras: Sequence[str]) -> Data:
     """All frames that a robot would act on: latents as float16, all else as is.
@@ -93,8 +117,7 @@ def in_memory(dataset: TokenDataset, cameras: Sequence[str]) -> Data:
             for name in (*cameras, *(f'{name}_age' for name in cameras)):
                 kind = torch.float16 if name in cameras else torch.uint8
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]).to(kind))
-            stamps = (f'{name}_stamp' for name in cameras)
-            for name in ('action', 'action_is_pad', 'proprioception', *stamps):
+            for name in ('action', 'action_is_pad', 'proprioception'):
                 parts.setdefault(name, []).append(torch.as_tensor(item[name]))
     if not parts:
         raise RecordingError(
@@ -127,19 +150,18 @@ def loss_of(policy: Policy, data: Data, chosen: Tensor) -> Tensor:
     return loss
 
 
-def camera_rates(data: Data, cameras: Sequence[str]) -> tuple[float, ...]:
-    """Of the images that were recorded, Hz, by the median time between them; empty if unknown."""
-    gaps = [torch.unique(data[f'{name}_stamp']).diff().double() for name in cameras]
-    if any(len(each) == 0 for each in gaps):
-        return ()
-    return tuple(round(1e9 / each.median().item(), 3) for each in gaps)
-
-
 def train(
-    recording: Recording, data: Data, eyes: str, every: int, steps: int, name: str
+    recording: Recording,
+    data: Data,
+    rates: tuple[float, ...],
+    eyes: str,
+    every: int,
+    steps: int,
+    name: str,
 ) -> Policy:
     """Train a policy from nothing.
 
+    :param rates: of the cameras, Hz
     :param every: actions that are carried out before the next observation
     """
     rows, columns, channels = data[recording.cameras[0]].shape[1:]
@@ -155,7 +177,7 @@ def train(
             every=every,
             rate=recording.rate,
             eyes=eyes,
-            camera_rates=camera_rates(data, recording.cameras),
+            camera_rates=rates,
         )
     )
     return fit(policy, data, torch.arange(len(data['action'])), steps, name)
@@ -168,8 +190,12 @@ def fit(
 
     :param name: of the progress bar
     """
-    policy.state_scale.fit(data['proprioception'][rows])
-    policy.action_scale.fit(data['action'][rows][~data['action_is_pad'][rows]])
+    states = data['proprioception'][rows]
+    spread = states.std(0)
+    # What stood still in the recording may move a little later: that must not look large.
+    policy.state_scale.set(states.mean(0), torch.where(spread < STILL, 1.0, spread))
+    actions = data['action'][rows][~data['action_is_pad'][rows]]
+    policy.action_scale.set(actions.mean(0), actions.std(0).clamp(min=SMALLEST_ACTION))
     optimizer = torch.optim.AdamW(policy.parameters(), RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     progress = tqdm(range(steps), name, unit='step')
@@ -248,11 +274,12 @@ def main() -> None:
     )
     try:
         views = [recording.read(arguments.bag, topic, mode) for topic, mode in arguments.view]
+        rates = recording.rates(arguments.bag, arguments.view[0][0])
     except AdaptokError as error:
         sys.exit(f'error: {error}')
     data = {name: torch.cat([view[name] for view in views]) for name in views[0]}
     name = f'{arguments.bag.name}, {arguments.eyes}'
-    policy = train(recording, data, arguments.eyes, arguments.every, arguments.steps, name)
+    policy = train(recording, data, rates, arguments.eyes, arguments.every, arguments.steps, name)
     policy.save(arguments.output)
 
 
