@@ -429,6 +429,16 @@ def test_a_stuck_policy_gives_nothing_and_blocks_nothing():
     assert steps.run([4, 5]) == [(1, 0), (1, 1)]  # the first came too late
 
 
+def test_its_thread_ends_unless_the_policy_hangs():
+    policy = Counting()
+    steps = Steps(policy)
+    policy.may_act.clear()
+    steps.run([0])
+    assert not steps.runner.close(0.01)
+    policy.may_act.set()
+    assert steps.runner.close(PATIENCE)
+
+
 def test_after_a_halt_nothing_of_before_is_carried_out():
     policy = Counting()
     steps = Steps(policy)

@@ -147,11 +147,11 @@ def test_the_rates_of_the_cameras_are_those_of_the_recording(tmp_path):
     with BagWriter(tmp_path / 'bag') as bag:
         for camera, period in (('front', 100), ('wrist', 30), ('side', 100)):
             topic = bag.add_topic(f'/{camera}/tokenizer/tokens', SPARSE_TOKENS)
-            sender = Sender(tokenizer)
+            sender = Sender(tokenizer, SelectionConfig())
             for number in range(3 if camera == 'side' else 14):
                 if number == 12:
                     sender.reset()
-                image = np.full((16, 16, 3), 20 * number, np.uint8)
+                image = np.full((16, 16, 3), 10 * number, np.uint8)
                 stamp = number * period * 1_000_000
                 packet = sender.send(image, stamp, 'camera')
                 if number != 5:  # lost

@@ -69,12 +69,13 @@ class ChunkRunner:
         self._when_done = when_done
         self._every = policy.description.every
         self._shape = (policy.description.horizon, policy.description.actions)
-        self._requests: queue.SimpleQueue[tuple[Observation, bool]] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[tuple[Observation, bool] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[NDArray[np.float32] | Exception] = queue.SimpleQueue()
         self._now = 0
         self._is_busy = False
         self.halt()
-        threading.Thread(target=self._work, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     @property
     def is_open(self) -> bool:
@@ -88,6 +89,12 @@ class ChunkRunner:
         self._stamp: int | None = None
         self._is_wanted = self._is_open = False
         self._is_first = True
+
+    def close(self, seconds: float) -> bool:
+        """Let the thread end; whether it did within that time, or the policy hangs."""
+        self._requests.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def prepare(self, observation: Observation) -> None:
         """Let the policy act on a new observation before the step that wants its actions."""
@@ -156,8 +163,8 @@ class ChunkRunner:
         self._chunk, self._begin = result, self._requested
 
     def _work(self) -> None:
-        while True:
-            observation, is_first = self._requests.get()
+        while (request := self._requests.get()) is not None:
+            observation, is_first = request
             try:
                 if is_first:
                     self._policy.reset()

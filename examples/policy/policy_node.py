@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import re
 import signal
 import sys
@@ -71,7 +72,7 @@ STOPS = {
 SIGNAL_PERIOD = 0.2
 """Seconds within which a signal to stop is noticed."""
 FAREWELL = 1.0
-"""Seconds that the last message has to arrive before the node is gone."""
+"""Seconds that the last message has to arrive before the node is gone, and the policy to end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,11 +367,13 @@ class PolicyNode(Node):
         if values is not None:
             self._actions.publish(Float64MultiArray(data=values.tolist()))
 
-    def close(self) -> None:
-        """Leave the robot with a stop."""
+    def close(self) -> bool:
+        """Leave the robot with a stop; whether the policy has ended, too."""
         self._publish(self._rest)
         self._actions.wait_for_all_acked(Duration(seconds=FAREWELL))
+        has_ended = self._runner.close(FAREWELL)
         self.destroy_node()
+        return has_ended
 
 
 def main() -> int:
@@ -382,7 +385,7 @@ def main() -> int:
     # The signals are not ROS's: it would be gone before the stop is said.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
-    node = None
+    node, has_ended, code = None, True, 0
     try:
         node = PolicyNode()
         executor.add_node(node)
@@ -390,13 +393,16 @@ def main() -> int:
             executor.spin_once(timeout_sec=SIGNAL_PERIOD)
     except AdaptokError as error:
         get_logger('policy').fatal(str(error))
-        return 1
+        code = 1
     finally:
         if node is not None:
-            node.close()
+            has_ended = node.close()
         executor.shutdown()
         rclpy.shutdown()
-    return 0
+    if not has_ended:  # a thread that computes would abort a Python that ends
+        get_logger('policy').error('the policy hangs, so the node ends without it')
+        os._exit(1)
+    return code
 
 
 if __name__ == '__main__':
