@@ -50,7 +50,10 @@ TARGET = 150.0
 """kB a second of each camera: three of them fit through the thinnest link."""
 TOKENS = {
     'tokens': SelectionConfig(),
-    f'tokens, {TARGET:g} kB/s': SelectionConfig(tau_mode=TauMode.TARGET_RATE, target_rate=TARGET),
+    # Begins and ends at a larger tau than by default: that of the moving camera doubles each second.
+    f'tokens, {TARGET:g} kB/s': SelectionConfig(
+        0.3, tau_mode=TauMode.TARGET_RATE, target_rate=TARGET, tau_max=1.0
+    ),
 }
 WAYS = (*TOKENS, 'H.264', 'JPEG', 'raw')
 CHUNK = 1 << 14
