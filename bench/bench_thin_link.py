@@ -46,11 +46,11 @@ LINKS = (5e6, 20e6, 100e6)
 """Bits a second."""
 CAMERAS = ('fixed', 'other fixed', 'moving')
 """Arms at work before two cameras that stand still, and one whose picture shifts all the time."""
-TARGET = 150.0
+TARGET = 100.0
 """kB a second of each camera: three of them fit through the thinnest link."""
 TOKENS = {
     'tokens': SelectionConfig(),
-    # Begins and ends at a larger tau than by default: that of the moving camera doubles each second.
+    # A larger tau at the start and the end than by default: in a second it doubles at most.
     f'tokens, {TARGET:g} kB/s': SelectionConfig(
         0.3, tau_mode=TauMode.TARGET_RATE, target_rate=TARGET, tau_max=1.0
     ),
