@@ -2,9 +2,9 @@
 
 A process in between passes on only so many bytes a second; it has no delay of its own, and all
 sockets have buffers of 64 kB. On either side are sessions of Zenoh: the cameras publish what was
-prepared before, 30 times a second each, and the policy's side notes when it arrives. Packets and
-H.264 build on each other, so their publishers wait for the link. Of JPEG and raw images Zenoh
-drops what does not fit, as a camera driver would.
+prepared before, 30 times a second each, and the policy's side notes when it arrives. All wait for
+the link. Packets and H.264 build on each other, so none is left out; of JPEG and raw images the
+newest is sent once the link is free.
 
 Counted is what arrives in the second half of the time; the first is for the first grids, and for
 tau to find its rate. Latency is that from an image's turn to its arrival, without encoding or
@@ -177,17 +177,14 @@ class TokenCamera:
 class ByteCamera:
     """Bytes behind a stamp."""
 
-    def __init__(
-        self, robot: Any, policy: Any, name: str, data: Sequence[bytes], drops: bool
-    ) -> None:
+    def __init__(self, robot: Any, policy: Any, name: str, data: Sequence[bytes]) -> None:
         import zenoh
 
         self._data = data
         self.arrivals = Arrivals()
         self._subscriber = policy.declare_subscriber(key(name), self._take)
-        control = zenoh.CongestionControl
         self._publisher = robot.declare_publisher(
-            key(name), congestion_control=control.DROP if drops else control.BLOCK
+            key(name), congestion_control=zenoh.CongestionControl.BLOCK
         )
 
     def _take(self, sample: Any) -> None:
@@ -241,15 +238,19 @@ def open_camera(way: str, robot: Any, policy: Any, name: str, data: Any) -> Any:
     """Both ends of one camera."""
     if way in TOKENS:
         return TokenCamera(robot, policy, name, data)
-    return ByteCamera(robot, policy, name, data, drops=way in ('JPEG', 'raw'))
+    return ByteCamera(robot, policy, name, data)
 
 
-def drive(camera: Any, count: int, begin: int) -> None:
-    """Send every image at its turn, or as soon as the one before is gone."""
-    for at in range(count):
+def drive(camera: Any, count: int, begin: int, skips: bool) -> None:
+    """Send every image at its turn, or as soon as the link is free: all of them, or the newest."""
+    at = 0
+    while at < count:
         turn = begin + at * NANOSECONDS // RATE
         time.sleep(max(0.0, 1e-9 * (turn - time.time_ns())))
         camera.send(at, turn)
+        at += 1
+        if skips:
+            at = max(at, (time.time_ns() - begin) * RATE // NANOSECONDS)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -302,8 +303,10 @@ def exchange(
     count = len(next(iter(prepared.values()))[way])
     begin = time.time_ns()
     middle, end = (begin + part * count * NANOSECONDS // (2 * RATE) for part in (1, 2))
+    skips = way in ('JPEG', 'raw')
     threads = [
-        threading.Thread(target=drive, args=(camera, count, begin)) for camera in cameras.values()
+        threading.Thread(target=drive, args=(camera, count, begin, skips))
+        for camera in cameras.values()
     ]
     for thread in threads:
         thread.start()
