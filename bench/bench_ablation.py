@@ -262,7 +262,7 @@ def _used(model: LatentInpaintingTransformer, name: str) -> int:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a variant."""
+    """One row per variant."""
     return (
         f'{result["steps"]} steps each, but for what is shipped. Latent error at positions not '
         f"sent, over hold's: geometric mean of {len(result['clips'])} clips, and the worst "

@@ -197,14 +197,15 @@ def tables(result: dict[str, Any]) -> str:
     parts = [
         f"JPEG has quality {JPEG_QUALITY}; H.264: {H264_SETTINGS}. 'Gated' is the sender's "
         '`gating`, at its default noise.',
-        'One process, no DDS. CPU time of an image from pixels to latents, all threads: raw in '
-        'ms, the others as ratios to raw image by image, median (p10 to p90). Floor: the '
-        "encoder's operations at the machine's matrix product, without and with LIT's.",
+        'One process, no DDS. CPU time per image from pixels to latents, all threads: raw in ms; '
+        'the others as ratios to raw on the same image, median (p10 to p90). Floor: the '
+        "encoder's operations at the throughput of the machine's matrix product, without and "
+        "with LIT's operations.",
         table(
             ['clip', 'kind', 'size', 'sent', 'floor', *(_title(name) for name in names)],
             (_cpu_row(name, clip) for name, clip in clips),
         ),
-        'Bytes of an image in kB, and in brackets how far its latents are from those of the raw '
+        'Bytes per image in kB. In brackets: how far the latents are from those of the raw '
         "image, in units of a channel's spread (mean).",
         table(
             ['clip', *names, 'tokens : JPEG', 'tokens : H.264'],
@@ -218,15 +219,15 @@ def tables(result: dict[str, Any]) -> str:
         parts.append(f'Over DDS: left out, {result["skipped"]}.')
     for name, runs in result['wire'].items():
         parts += [
-            f'Over DDS, every node and peer a process of its own, {result["rate"]:.0f} images/s: '
-            f'{name}. CPU is of all processes, the camera included; age is that of the latents '
-            "in the policy's process; bytes are those that reach the policy.",
+            f'Over DDS, clip `{name}`, {result["rate"]:.0f} images/s. Every node and peer is a '
+            'process of its own. CPU counts all processes, the camera included. Latency ends '
+            "with the latents in the policy's process. Bytes are those that reach the policy.",
             table(
                 [
-                    'way',
-                    'CPU ms an image',
+                    'method',
+                    'CPU ms per image',
                     'to raw',
-                    'age p50 / p95 / p99 ms',
+                    'latency p50 / p95 / p99 ms',
                     'to raw',
                     'kB to the policy',
                     'lost',
@@ -282,8 +283,8 @@ def _verdict(clips: dict[str, Any]) -> str:
             name for name, clip in quiet.items() if clip['ways'][way]['mean_cpu_to_raw'] < CHEAPER
         ]
         lines.append(
-            f'- {way}: over 3 % less CPU time than raw, all images, on {len(cheaper)} of the '
-            f'{len(quiet)} clips of which less than {KEPT_LIMIT:.0%} is sent'
+            f'- {way}: more than 3 % less CPU time than raw, all images, on {len(cheaper)} of '
+            f'the {len(quiet)} clips of which less than {KEPT_LIMIT:.0%} is sent'
         )
     for other in ('JPEG', 'H.264'):
         counts = []

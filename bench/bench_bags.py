@@ -91,7 +91,7 @@ def write_images(path: Path, images: list[Image], cameras: int = 1) -> None:
 
 
 def floor(images: list[Image], gating: Gating) -> float:
-    """CPU seconds an image of encoding and selecting alone."""
+    """CPU seconds per image of encoding and selecting alone."""
     tokenizer = Tokenizer(DEFAULT_TOKENIZER, threads=1, on_cpu=True)
     stream = tokenizer.stream(gating, DEFAULT_NOISE)
     first = stream.encode(images[0])
@@ -190,7 +190,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a clip and kind of gating; then several bags at once."""
+    """One row per clip and kind of gating; then several bags at once."""
     several = result['several']
     rows = [
         [
@@ -211,7 +211,7 @@ def tables(result: dict[str, Any]) -> str:
     header = [
         'clip',
         'gating',
-        'images/s a core',
+        'images/s per core',
         'floor',
         'of the floor',
         'start, s',
@@ -231,8 +231,8 @@ def tables(result: dict[str, Any]) -> str:
     width, height = several['size']
     return (
         'CPU time of one core. Floor: encoding and selecting alone. Start: CPU seconds of a bag '
-        f'with {PASSES} images. Real time: {RATE} images a second. Encoded: work of the encoder, '
-        'in dense passes.\n\n'
+        f'with {PASSES} images. Real time: {RATE} images per second. Encoded: work of the '
+        'encoder, in dense passes.\n\n'
         f'{table(header, rows)}\n\n'
         f'{several["bags"]} bags of two cameras of {width}x{height} at once, on '
         f'{several["cores"]} cores, in wall time, start of the processes included:\n\n'

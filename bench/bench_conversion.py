@@ -56,7 +56,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row an encoding."""
+    """One row per encoding."""
     if 'skipped' in result:
         return f'Left out: {result["skipped"]}.'
     encodings = result['encodings']

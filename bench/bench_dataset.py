@@ -111,7 +111,7 @@ def run_epoch(loader: Any) -> int:
 
 
 def measure_epochs(bag: Path, video: Path, frames: int) -> dict[str, Any]:
-    """Milliseconds and CPU milliseconds a frame; None where torch is missing."""
+    """Milliseconds and CPU milliseconds per frame; None where torch is missing."""
     try:
         ways = loaders(bag, video)
     except ImportError:
@@ -160,7 +160,7 @@ def measure_access(bag: Path, frames: int) -> dict[str, Any]:
 
 
 def measure_restoring(bag: Path, folder: Path) -> dict[str, dict[str, float]]:
-    """How many seconds of recording a second restores, and CPU milliseconds a frame."""
+    """How many seconds of recording a second restores, and CPU milliseconds per frame."""
     index = TokenIndex.open(bag, fingerprint(bag), '', side_folder(bag))
     found = {}
     for name, write, mode in (
@@ -180,7 +180,7 @@ def measure_restoring(bag: Path, folder: Path) -> dict[str, dict[str, float]]:
 
 
 def sizes(bag: Path, video: Path, frames: int) -> dict[str, float]:
-    """Bytes a frame of every file."""
+    """Bytes per frame of every file."""
     packets = sum(len(serialize(packet)) for packet in read_packets(bag))
     found = {'tokens': packets / frames, 'H.264': video.stat().st_size / frames}
     for folder in sorted(side_folder(bag).iterdir()):
@@ -221,7 +221,7 @@ def tables(result: dict[str, Any]) -> str:
     else:
         parts.append(
             table(
-                ['an epoch over', 'ms a frame', 'CPU ms', 'times faster', 'in CPU time'],
+                ['an epoch over', 'ms per frame', 'CPU ms', 'times faster', 'in CPU time'],
                 (
                     [
                         name,
@@ -251,7 +251,7 @@ def tables(result: dict[str, Any]) -> str:
     )
     parts.append(
         table(
-            ['restoring', 'times real time (30 Hz)', 'CPU ms a frame'],
+            ['restoring', 'times real time (30 Hz)', 'CPU ms per frame'],
             (
                 [name, number(each['times']), number(each['cpu_ms'])]
                 for name, each in result['restoring'].items()
@@ -260,7 +260,7 @@ def tables(result: dict[str, Any]) -> str:
     )
     parts.append(
         table(
-            ['file', 'kB a frame'],
+            ['file', 'kB per frame'],
             ([name, kilobytes(size)] for name, size in result['bytes'].items()),
         )
     )

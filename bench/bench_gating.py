@@ -90,17 +90,18 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a clip, least work first."""
+    """One row per clip, least work first."""
     clips = sorted(result['clips'].items(), key=lambda item: item[1]['ways']['noise']['share'])
     largest = max(clip['ways']['exact']['largest_error'] for _, clip in clips)
     return '\n\n'.join(
         [
-            f'`gating_noise` is {result["noise"]:g}. Work: share of the positions computed, '
-            'layer by layer, mean of the images. Dense : gated in wall time and in CPU time, of '
-            'all images: over 1, gating is faster; in brackets the spread of gated : dense image '
-            "by image, p10 to p90. Floor: the dense pass's operations, and reading two images. "
-            'Delta: largest mean difference over channels from the dense latents of an image, to '
-            'be compared with tau.',
+            f'`gating_noise` is {result["noise"]:g}. Work: the share of the positions '
+            'computed, layer by layer, mean over the images. Dense : gated is the ratio of wall '
+            'times and of CPU times over all images; above 1, gating is faster. In brackets: the '
+            'spread of gated : dense per image, p10 to p90. Floor: the '
+            "dense pass's operations, and reading two images. Delta: the largest mean difference "
+            'over channels between gated and dense latents of one image, to be compared with '
+            'tau.',
             table(
                 [
                     'clip',

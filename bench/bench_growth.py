@@ -335,7 +335,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         plot(axes, pixels, rows, name)
         floors = [row['costs'][name]['floor_ms'] for row in rows]
         axes.plot(pixels, floors, ':', color=axes.lines[-1].get_color(), linewidth=1)
-    axes.set(xscale='log', yscale='log', xlabel='pixels (dotted: floor)', ylabel='ms an image')
+    axes.set(xscale='log', yscale='log', xlabel='pixels (dotted: floor)', ylabel='ms per image')
 
     axes = panels[0, 1]
     for group in result['cameras']:
@@ -349,13 +349,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     rows = result['kept']['rows']
     for name in rows[0]['costs']:
         plot(axes, [100 * row['kept_share'] for row in rows], rows, name)
-    axes.set(xscale='log', yscale='log', xlabel='% of positions sent', ylabel='ms an image')
+    axes.set(xscale='log', yscale='log', xlabel='% of positions sent', ylabel='ms per image')
 
     axes = panels[1, 1]
     rows = result['window'].get('rows', [])
     for name in rows[0]['costs'] if rows else ():
         plot(axes, [row['frames'] for row in rows], rows, name)
-    axes.set(xlabel="frames in LIT's window", ylabel='ms an image')
+    axes.set(xlabel="frames in LIT's window", ylabel='ms per image')
     if not rows:
         axes.text(0.5, 0.5, 'left out: no torch', ha='center', transform=axes.transAxes)
 
@@ -377,12 +377,12 @@ def tables(result: dict[str, Any]) -> str:
     ]
     for group in result['cameras']:
         parts += [
-            '**Cameras** of {}x{} in one process, one image of each: wall ms, and to one engine '
-            'in turn in wall and in CPU time'.format(*group['size']),
+            '**Cameras** of {}x{} in one process, one image from each: wall ms, and the ratios '
+            'of wall and CPU time to one engine in turn'.format(*group['size']),
             _cameras_table(group),
         ]
     parts += [
-        '**What is sent** ({}x{}, a picture of which some rows change; floor in brackets)'.format(
+        '**Share sent** ({}x{}, a picture in which some rows change; floor in brackets)'.format(
             *result['kept']['size']
         ),
         _kept_table(result['kept']),
@@ -423,7 +423,7 @@ def _cameras_table(group: dict[str, Any]) -> str:
                 f'{found["cpu_to_shared"]["median"]:.2f}'
             )
         rows.append(cells)
-    rows += _fits(group, names, 'ms a camera')
+    rows += _fits(group, names, 'ms per camera')
     return table(['cameras', *names], rows)
 
 
@@ -454,7 +454,7 @@ def _window_table(found: dict[str, Any]) -> str:
         ]
         for row in found['rows']
     ]
-    rows += [[*fit, '', ''] for fit in _fits(found, names, 'ms a frame')]
+    rows += [[*fit, '', ''] for fit in _fits(found, names, 'ms per frame')]
     return table(['frames', *names, "LIT's floor, ms", 'GFLOP'], rows)
 
 

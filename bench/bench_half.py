@@ -70,7 +70,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a clip, and all of them."""
+    """One row per clip, and all of them."""
     if 'skipped' in result:
         return f'Left out: {result["skipped"]}.'
     clips = result['clips']
@@ -92,7 +92,7 @@ def tables(result: dict[str, Any]) -> str:
     )
     return (
         f'Delta between the two forms (mean over channels, to be compared with tau = '
-        f'{result["tau"]:g}), and decisions that differ.\n\n'
+        f'{result["tau"]:g}), and how many decisions to keep a position differ.\n\n'
         + table(['clip', 'kind', 'largest', '99.9 %', 'mean', 'decisions', 'differ'], rows)
     )
 

@@ -128,16 +128,16 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a clip, least work first."""
+    """One row per clip, least work first."""
     clips = sorted(result['clips'].items(), key=lambda item: item[1]['share'])
     return '\n\n'.join(
         [
-            f'tau is {result["tau"]:g}. Times are of taking a packet and restoring. Floor: the '
-            'operations of the dense pass. Work: share of the grid that LIT sees, mean of the '
-            'frames. All : changed in wall time and in CPU time, of all frames; in brackets the '
-            'spread of changed : all frame by frame, p10 to p90. Deviation: between the two, at '
-            'positions not sent, in units of tau. Latent error: mean square at positions not '
-            "sent, over hold's.",
+            f'tau is {result["tau"]:g}. Times cover taking a packet and restoring. Floor: the '
+            'operations of the dense pass. Work: the share of the grid that LIT sees, mean over '
+            'the frames. All : changed is the ratio of wall times and of CPU times over all '
+            'frames; in brackets: the spread of changed : all per frame, p10 to p90. Deviation: '
+            'the difference between the two at positions not sent, in units of tau. Latent '
+            "error: mean square at positions not sent, relative to hold's.",
             table(
                 [
                     'clip',

@@ -139,11 +139,12 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a grid, kept share and payload."""
+    """One row per grid, kept share and payload."""
     return (
-        'Latents in, a sealed packet out (send); a packet in, checked and held (receive). '
-        'Milliseconds and, frame by frame, as ratio to float16, median (p10 to p90). Bytes of '
-        'scale, mask and data for each position of the grid, of latents that are noise.\n\n'
+        'Send: from latents to a sealed packet. Receive: a packet is checked and held. '
+        'Milliseconds, and the ratio to float16 on the same frame, median (p10 to p90). Bytes '
+        'are those of scale, mask and data for each position of the grid. The latents are noise, '
+        'of which an exact share changes.\n\n'
         + table(
             ['grid', 'kept', 'payload', 'bytes', 'send, ms', 'ratio', 'receive, ms', 'ratio'],
             (row for case in result['cases'] for row in _rows(case)),

@@ -152,11 +152,12 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a grid, kept share and backend."""
+    """One row per grid, kept share and backend."""
     return (
-        'Latents in, packet bytes and mask out, float16. Milliseconds and, frame by frame, as '
-        'ratio to the expressions written plainly in numpy, median (p10 to p90). Floor: latents '
-        'and reference read once, what is kept written to payload and reference.\n\n'
+        'From latents to packet bytes and mask, float16. Milliseconds, and the ratio to the '
+        'expressions written plainly in numpy on the same frame, median (p10 to p90). Floor: '
+        'latents and reference are read once, and what is kept is written to payload and '
+        'reference.\n\n'
         + table(
             ['grid', 'kept', 'backend', 'ms', 'to unfused', 'floor, kB', 'floor, ms'],
             (row for case in result['cases'] for row in _rows(case)),

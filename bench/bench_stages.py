@@ -1,4 +1,4 @@
-"""Where the time of an image goes: stages in one process, then the nodes as processes.
+"""Where the time of a frame goes: stages in one process, then the nodes as processes.
 
 The content is the rendered scene with sensor noise. Beside each stage stands its floor: the
 bytes and operations that it cannot do without, at the ceilings of the machine. The nodes get
@@ -175,7 +175,7 @@ def measure_stages(
 def measure_nodes(
     width: int, height: int, cameras: int, arrangement: str, effort: Effort, folder: Path
 ) -> dict[str, Any]:
-    """Ages, losses, highest rates and costs of the nodes of some cameras.
+    """Latencies, losses, highest rates and costs of the nodes of some cameras.
 
     :param arrangement: :data:`APART`, :data:`GATED`, or :data:`TOGETHER`, then without LIT
     """
@@ -241,7 +241,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def _age_floors(found: dict[str, Any], settings: Settings) -> dict[str, float]:
-    """Least age of tokens and latents: the floors of the stages, copies and hops between."""
+    """Least latency of tokens and latents: the floors of the stages, copies and hops between."""
     stages, loopback = found['stages'], settings.ceilings.loopback_ms or 0.0
     # An image is copied into shared memory and out of it, each time read and written.
     image = settings.ceilings.floor_ms(4 * found['bytes']['raw'])
@@ -288,11 +288,12 @@ def tables(result: dict[str, Any]) -> str:
         + '\n\n'
         + '\n\n'.join(
             [
-                'Every node a process of its own, or all tokenizer nodes in one; gated: `gating: '
-                f'noise` and `lit_scope: changed`; {result["rate"]:.0f} images/s and camera. Age '
-                'at a listener in another process, p50 / p95 / p99 ms; lost: images published '
-                'less messages that arrived; highest rate: held, and the next tried that lost '
-                'more than 1 %.',
+                'Every node is a process of its own, or all tokenizer nodes share one. Gated: '
+                '`gating: noise` and `lit_scope: changed`. Every camera sends '
+                f'{result["rate"]:.0f} images/s. The columns give the latency at a listener in '
+                'another process, p50 / p95 / p99 ms. Lost: images published minus messages that '
+                'arrived. Highest rate: the rate held, and the next one tried, which lost more '
+                'than 1 %.',
                 table(
                     [
                         'size',
@@ -310,11 +311,12 @@ def tables(result: dict[str, Any]) -> str:
                     ],
                     rows,
                 ),
-                'What the processes take while images come: cores (1 = one core busy all the '
-                'time), CPU ms a message put out, memory in MB, resident and with shared pages '
-                'divided (PSS); sums where there are several of a kind.',
+                'What the processes use while images arrive: cores (1 = one core busy all the '
+                'time), CPU ms per message published, memory in MB, resident (RSS) and with '
+                'shared pages divided (PSS). Where there are several processes of a kind, the row '
+                'is their sum.',
                 table(
-                    ['size', 'cameras', 'process', 'cores', 'CPU ms a message', 'RSS', 'PSS'],
+                    ['size', 'cameras', 'process', 'cores', 'CPU ms per message', 'RSS', 'PSS'],
                     costs,
                 ),
             ]
@@ -331,9 +333,9 @@ def _notes(sizes: dict[str, Any]) -> str:
         beside = sum(stages[name]['ms']['median'] for name in BESIDE if name in stages)
         parts.append(
             f'{size}: {100 * found["kept_share"]:.1f} % of positions sent, '
-            f'{number(found["bytes"]["tokens"] / 1e3)} kB of tokens an image '
+            f'{number(found["bytes"]["tokens"] / 1e3)} kB of tokens per image '
             f'(raw: {number(found["bytes"]["raw"] / 1e3)} kB); select and pack takes '
-            f'{100 * select / encode:.1f} % of encode, all that the tokenizer does besides encode '
+            f'{100 * select / encode:.1f} % of encode, everything in the tokenizer except encode '
             f'{number(beside)} ms; encode runs at '
             f'{stages["encode"]["floor"]["flops"] / encode / 1e6:.0f} GFLOP/s, LIT at '
             f'{stages["LIT"]["floor"]["flops"] / stages["LIT"]["ms"]["median"] / 1e6:.0f}.'

@@ -28,7 +28,7 @@ from adaptok_ros.sending.tau_control import TauControl
 LONGEST = 320
 """Pixels of the longer side."""
 RATE = 30
-"""Images a second, whatever a clip says."""
+"""Images per second, whatever a clip says."""
 LENGTH = 10
 """Times the images of other measurements: at 60, 20 s."""
 MODES = {
@@ -119,7 +119,7 @@ def tables(result: dict[str, Any]) -> str:
         header = ['mode', '', *(str(second + 1) for second in range(seconds)), 'mean from 4 on']
         parts.append(f'{name}\n\n{table(header, rows)}')
     cost = [[mode, with_spread(times)] for mode, times in result['cost'].items()]
-    parts.append(table(['mode', 'ms a frame of 60x80 positions'], cost))
+    parts.append(table(['mode', 'ms per frame of 60x80 positions'], cost))
     return '\n\n'.join(parts)
 
 

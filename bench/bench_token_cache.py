@@ -244,7 +244,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One row a stream, those with least due first; then LIT by other rules."""
+    """One row per stream, those with least due first; then LIT by other rules."""
     if 'skipped' in result:
         return f'Left out: {result["skipped"]}.'
     streams = sorted(result['streams'], key=lambda each: each['ways']['layers']['share'])

@@ -188,7 +188,7 @@ def measure_loop(
     settle: Settle | None = None,
     finest: float | None = None,
 ) -> dict[str, float]:
-    """Sent share, bytes a frame and PSNR.
+    """Sent share, bytes per frame and PSNR.
 
     :param finest: shifts are multiples of this part of a position; None = no shifts
     """

@@ -28,8 +28,8 @@ from adaptok_ros.footage.catalog import Use, find_footage
 from adaptok_ros.footage.errors import FootageError
 
 PARTS = {
-    'stages': 'Where the time of an image goes',
-    'alternatives': 'What one would do instead',
+    'stages': 'Where the time of a frame goes',
+    'alternatives': 'Tokens against raw, JPEG and H.264',
     'conversion': 'Image messages to arrays, through cv_bridge and without',
     'selection': 'The selection step, fused against unfused',
     'payloads': 'What each payload costs',

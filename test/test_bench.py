@@ -335,7 +335,7 @@ def test_growth(settings):
     less, more = (row['kept_share'] for row in result['kept']['rows'])
     assert 0.05 < less < 0.25 < 0.4 < more < 0.7
     assert (settings.output / bench_growth.PICTURE).stat().st_size > 10_000
-    check_table(bench_growth.tables(result), 'exponent', 'ms a camera')
+    check_table(bench_growth.tables(result), 'exponent', 'ms per camera')
     if 'skipped' in result['window']:
         pytest.skip(f"LIT's window: {result['window']['skipped']}")
     short, long = result['window']['rows']
