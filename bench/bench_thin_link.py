@@ -372,7 +372,7 @@ def tables(result: dict[str, Any]) -> str:
         )
     width, height = result['size']
     return (
-        f'Three cameras of {width}x{height}, {RATE} images a second each, '
+        f'Three cameras of {width}x{height}, {RATE} images per second each, '
         f'{result["count"]} images each, of which the second half counts.\n\n'
         + table([*header, 'latency p50, ms', 'p95'], rows)
     )
