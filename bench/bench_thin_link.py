@@ -267,10 +267,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def wait_for_link(robot: Any, policy: Any) -> None:
     """Until what the policy's side subscribed to before is known on the other."""
-    last = policy.declare_subscriber('last', lambda sample: None)
-    publisher = robot.declare_publisher('last')
-    wait_until(lambda: publisher.matching_status.matching)
-    publisher.undeclare()
+    heard = threading.Event()
+    last = policy.declare_subscriber('last', lambda sample: heard.set())
+
+    def call() -> bool:
+        robot.put('last', b'')
+        return heard.is_set()
+
+    wait_until(call)
     last.undeclare()
 
 
