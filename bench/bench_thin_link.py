@@ -60,7 +60,7 @@ CHUNK = 1 << 14
 """Bytes that the link passes on at once."""
 BUFFER = 1 << 16
 PATIENCE = 30.0
-"""Seconds for both sides to find each other."""
+"""Seconds within which the link brings what is waited for."""
 STAMP = np.dtype('<i8')
 CONFIG = f"""{{
     scouting: {{gossip: {{enabled: false}}}},

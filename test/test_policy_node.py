@@ -13,6 +13,7 @@ pytest.importorskip('rclpy', reason='rclpy is missing: the node needs ROS 2')
 import rclpy
 import ros_helpers as helpers
 from ros_helpers import Robot, picture
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
@@ -204,6 +205,10 @@ def test_late_images_and_other_joints_stop_it(cameras, make_policy):
 def test_a_stream_that_lags_or_has_another_rate_stops_it(cameras, make_policy):
     lagging = PolicyNode(cameras, make_policy()[0], stop='zero', max_lag=2.0, timeout=START)
     rated = PolicyNode(cameras, make_policy(camera_rates=(1.0,))[0], stop='zero', timeout=START)
+    simulated = PolicyNode(
+        cameras, make_policy()[0], stop='zero', max_lag=2.0, timeout=START, use_sim_time=True
+    )
+    clock = cameras.node.create_publisher(Clock, '/clock', 10)
 
     def sense(seconds):
         """Show an image that is so much later than the one before, by its stamp."""
@@ -218,8 +223,21 @@ def test_a_stream_that_lags_or_has_another_rate_stops_it(cameras, make_policy):
     lagging.until_said('s behind the quickest; allowed: max_lag, 2 s', poke=at_once)
     lagging.until_acting(a_minute)
     rated.until_acting(a_second)
-    for node in (lagging, rated):
+
+    def in_simulated_time():
+        a_second()
+        time_of = Clock()
+        time_of.clock.sec, time_of.clock.nanosec = divmod(cameras.stamp, 1_000_000_000)
+        clock.publish(time_of)
+
+    simulated.until_acting(a_second)  # of a clock that nobody has published yet
+    cameras.until(clock.get_subscription_count, 'a subscription to /clock', START)
+    for _ in range(20):
+        in_simulated_time()
+    simulated.until_acting(in_simulated_time)
+    for node in (lagging, rated, simulated):
         node.process.stop()
+    assert 'behind the quickest' not in simulated.process.output
 
 
 def test_a_policy_that_cannot_act_ends_with_a_stop(cameras, make_policy):

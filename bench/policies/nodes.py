@@ -178,7 +178,7 @@ def main() -> None:
             busy = (f'{1e3 * EVERY * each / steps:.1f}' for each in spent.values())
             rows.append([str(seed), str(success), str(steps), f'{speed:.2f}', *busy])
     header = ['seed', 'success', 'control steps', 'of real time']
-    print(table([*header, *(f'{name}, CPU ms an image pair' for name in spent)], rows))
+    print(table([*header, *(f'{name}, CPU ms per image pair' for name in spent)], rows))
     print(f'\n{successes} of {arguments.episodes} succeeded')
 
 

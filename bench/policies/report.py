@@ -31,7 +31,7 @@ from typing import Any
 from closed_loop import read_results
 from links import FIXED, SETTINGS
 from scipy.stats import binomtest, norm
-from simulation import CAMERAS, CONTROL_RATE, EVERY, HEIGHT, WIDTH
+from simulation import CAMERAS, CONTROL_RATE, EVERY, HEIGHT, TASKS, WIDTH
 
 from adaptok_ros.evaluation.markdown import MISSING, table
 
@@ -213,15 +213,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('results', type=Path)
     parser.add_argument('--plot', type=Path, help='picture to write')
+    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=TASKS)
     parser.add_argument('--by-task', action='store_true', help='success of each task, too')
     arguments = parser.parse_args()
     by_setting = defaultdict(list)
     for episode in newest(read_results(arguments.results)):
-        by_setting[episode['setting']].append(episode)
+        if episode['task'] in arguments.tasks:
+            by_setting[episode['setting']].append(episode)
     results = comparable({name: by_setting[name] for name in SETTINGS if name in by_setting})
     if not results:
         names = ' or '.join(BASELINES.values())
-        parser.error(f'{arguments.results}: no episodes of {names}, to compare with')
+        parser.error(f'{arguments.results}: no episodes of {names} to compare with')
     for cameras, baseline in BASELINES.items():
         if baseline not in results:
             continue

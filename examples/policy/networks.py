@@ -249,15 +249,14 @@ class Policy(nn.Module):
         super().__init__()
         self.description = description
         kind = EYES[description.eyes]
-        seeing = () if kind is None else description.cameras
         self.eyes = nn.ModuleDict()
         if kind is not None:
-            for name in seeing:
+            for name in description.cameras:
                 self.eyes[name] = kind(description.grid, description.channels)
         self.state_scale = Scale(description.proprioception)
         self.action_scale = Scale(description.actions)
         self._layers = [
-            nn.Linear(len(seeing) * FEATURES + description.proprioception, HIDDEN),
+            nn.Linear(len(self.eyes) * FEATURES + description.proprioception, HIDDEN),
             nn.Linear(HIDDEN, HIDDEN),
             nn.Linear(HIDDEN, description.horizon * description.actions),
         ]

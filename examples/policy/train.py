@@ -145,8 +145,8 @@ def loss_of(policy: Policy, data: Data, chosen: Tensor) -> Tensor:
         batch['proprioception'],
     )
     use = ~batch['action_is_pad']
-    scale = policy.action_scale.scale
-    loss: Tensor = (scale(found) - scale(batch['action'])).abs().mean(-1)[use].mean()
+    errors = (found - batch['action']).abs() / policy.action_scale.std
+    loss: Tensor = errors.mean(-1)[use].mean()
     return loss
 
 
