@@ -284,7 +284,8 @@ def test_settings_are_compared_with_dense_ones_of_the_same_cameras(tmp_path):
         text=True,
     )
     assert done.stderr == 'pixels: left out, no episodes in common with dense\n'
-    both, _, fixed, _ = done.stdout.strip().split('\n\n')
+    both, by_task, fixed, _ = done.stdout.strip().split('\n\n')
+    assert '| reach | 3/3 (44 to 100) | 2/3 (21 to 94) |' in by_task
     assert '| hold | 1 | 3 | 66.7 (20.8 to 93.9) | -33.3 (' in both
     assert '| 5.0 | 5.0 | 4.0 | 1.0 | 2.0 | 3.0 | 6.0 | 1.00 |' in both
     assert '| fixed, raw images | 1 | 3 | 33.3 (6.1 to 79.2) | +0.0 (' in fixed

@@ -250,11 +250,16 @@ def comparable(results: Mapping[str, Episodes]) -> dict[str, Episodes]:
 
 
 def by_task(task: str, results: Mapping[str, Episodes]) -> list[str]:
-    """Successes of one task under all settings."""
+    """Successes of one task under all settings, with Wilson's interval in percent."""
     cells = [task]
     for episodes in results.values():
-        own = [episode['success'] for episode in episodes if episode['task'] == task]
-        cells.append(f'{sum(own)}/{len(own)}' if own else '')
+        own = [episode for episode in episodes if episode['task'] == task]
+        if not own:
+            cells.append('')
+            continue
+        rate, low, high = success_rate(own)
+        wins = round(rate * len(own))
+        cells.append(f'{wins}/{len(own)} ({100 * low:.0f} to {100 * high:.0f})')
     return cells
 
 
